@@ -1,0 +1,71 @@
+"""The DVC graph as the scheduler needs it: which stage needs which, and how many GPUs each asks for."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from actionzoo.errors import UserError
+
+
+@dataclass(frozen=True)
+class Stage:
+    name: str
+    """As dvc repro takes it: `train@slowfast_r50_8x8`."""
+    gpus: int
+    """`meta.gpus` in dvc.yaml; 0 where it says nothing."""
+    needs: tuple[str, ...]
+    """Names of the stages whose outputs it reads."""
+
+
+def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]:
+    """Root of the DVC repository around the working directory, and its stages, each after those that it needs.
+
+    With targets (stage names, or names of whole groups: `train` for every `train@...`), only these and what they need.
+    Raises UserError for a target that is not there and for a dvc.yaml that DVC cannot read.
+    """
+    from dvc.exceptions import DvcException  # 0.2 s, and a helper process has no need of it
+    from dvc.repo import Repo
+
+    try:
+        with Repo() as repo:
+            root = Path(repo.root_dir)
+            needs = {
+                stage.addressing: tuple(sorted(needed.addressing for needed in repo.index.graph.successors(stage)))
+                for stage in repo.index.graph
+            }
+            gpus = {stage.addressing: _gpus(stage.addressing, stage.meta) for stage in repo.index.graph}
+            order = [stage.addressing for stage in repo.index.stages]
+    except DvcException as error:
+        raise UserError(f"DVC cannot read its graph here: {error}") from error
+
+    wanted = order if not targets else [name for target in targets for name in _expand(target, order)]
+    stages: dict[str, Stage] = {}
+
+    def add(name: str) -> None:
+        if name not in stages:
+            for needed in needs[name]:
+                add(needed)
+            stages[name] = Stage(name, gpus[name], needs[name])
+
+    for name in wanted:
+        add(name)
+    return root, list(stages.values())
+
+
+def _expand(target: str, names: list[str]) -> list[str]:
+    if target in names:
+        return [target]
+    if group := [name for name in names if name.startswith(f"{target}@")]:
+        return group
+    known = [*names, *dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)]
+    near = difflib.get_close_matches(target, known, n=3, cutoff=0.5) or [name for name in known if target in name][:3]
+    hint = f"did you mean {' or '.join(near)}?" if near else "`dvc stage list` names all."
+    raise UserError(f"dvc.yaml has no stage {target}; {hint}")
+
+
+def _gpus(name: str, meta: dict | None) -> int:
+    gpus = (meta or {}).get("gpus", 0)
+    if isinstance(gpus, int) and not isinstance(gpus, bool) and gpus >= 0:
+        return gpus
+    raise UserError(f"dvc.yaml: meta.gpus of {name} is {gpus!r}; write the number of GPUs it asks for, 0 for none.")

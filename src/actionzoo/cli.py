@@ -1,0 +1,161 @@
+"""The command `actionzoo`: what is not a stage of the pipeline."""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from .errors import UserError
+from .params import as_dict, load_params
+from .process import stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="actionzoo", description=__doc__)
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    command = _add(
+        commands,
+        "demo",
+        _demo,
+        "build the whole zoo on a made-up data set, on this machine alone",
+        "The same as `dvc repro`, followed by the table and where to look next.",
+    )
+
+    _add(commands, "rows", _rows, "list the rows of the zoo")
+
+    command = _add(commands, "params", _params, "check params.yaml; with a row: print what it really uses")
+    command.add_argument("row", nargs="?", help="a key of params.yaml's recipes")
+
+    _add(commands, "table", _table, "print the zoo table of the chosen data set, ours beside the published")
+
+    command = _add(
+        commands,
+        "states",
+        _states,
+        "count the clips of a prepared form by split and state",
+        "example: actionzoo states videos_256",
+    )
+    command.add_argument("form", help="videos_256, videos_320, frames_256 or frames_320")
+
+    command = _add(
+        commands,
+        "lists",
+        _lists,
+        "export the lists that MMAction2's users know, and the label map",
+        "example: actionzoo lists videos_256 lists/",
+    )
+    command.add_argument("form", help="videos_256, videos_320, frames_256 or frames_320")
+    command.add_argument("out", type=Path, help="folder for <split>.txt and label_map.txt")
+
+    _add(commands, "sync", _sync, "fill MLflow from the run folders: after a clone, a checkout, or with a lost store")
+
+    command = _add(commands, "ui", _ui, "open the MLflow UI on what was logged, on this machine alone")
+    command.add_argument("--port", type=int, default=5000, help="TCP port on 127.0.0.1 (default 5000)")
+
+    args = parser.parse_args()
+    with stage("actionzoo"):
+        args.run(args)
+
+
+def _add(commands, name: str, run, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog)
+    command.set_defaults(run=run)
+    return command
+
+
+def _demo(args) -> None:
+    from . import tracking
+
+    params = load_params()
+    if params.name != "demo":
+        raise UserError(
+            f"{params.path}: data.name is {params.name}, not demo; `dvc repro` builds the zoo on {params.name}"
+        )
+    _outside_git()
+    # the `python` that DVC starts has to be this one
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    status = subprocess.run([sys.executable, "-m", "dvc", "repro"], env=environment, check=False).returncode
+    if status:
+        raise UserError(f"dvc repro left with status {status}; what is finished stays, run the same command again")
+    print()
+    _table(args)
+    print(f"\nreport   {Path('report') / params.name / 'zoo.html'}\nMLflow   {tracking.ui_command()}")
+
+
+def _outside_git() -> None:
+    """A copy of the project without its history needs to tell DVC so."""
+    folder = Path.cwd()
+    if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
+        subprocess.run([sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"], check=True)
+
+
+def _rows(args) -> None:
+    print("\n".join(load_params().rows()))
+
+
+def _params(args) -> None:
+    params = load_params()
+    if args.row:
+        print(json.dumps(as_dict(params.recipe(args.row)), indent=2))
+        for override in params.overrides(args.row):
+            print(f"# datasets.{params.name} overrides {override}")
+    else:
+        print(
+            f"{params.path}: {len(params.recipes)} rows, {len(params.datasets)} data sets, data.name is {params.name}"
+        )
+
+
+def _table(args) -> None:
+    from rich.console import Console
+
+    from .report import read_report, rows_of, terminal_table
+
+    params = load_params()
+    report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=params.folder("report"))
+    Console().print(terminal_table(report))
+
+
+def _states(args) -> None:
+    from .kinetics.manifest import count_states, read_manifest
+
+    counts = count_states(read_manifest(_manifest(args.form)))
+    names = list(next(iter(counts.values()), {}))
+    print(f"{'split':8}" + "".join(f"{name:>10}" for name in names) + f"{'listed':>10}")
+    for split, states in counts.items():
+        listed = sum(count for name, count in states.items() if name != "unlisted")
+        print(f"{split:8}" + "".join(f"{states[name]:>10,}" for name in names) + f"{listed:>10,}")
+
+
+def _lists(args) -> None:
+    from .kinetics.manifest import export_lists, read_manifest
+
+    for path in export_lists(read_manifest(_manifest(args.form)), args.out):
+        print(path)
+
+
+def _manifest(form: str) -> Path:
+    return load_params().folder("data") / form / "manifest.csv"
+
+
+def _sync(args) -> None:
+    from . import tracking
+
+    for done in tracking.sync(Path()):
+        why = f" ({done.reason})" if done.reason else ""
+        print(f"{done.dataset}/{done.row}: {done.action}, {done.points} values{why}")
+
+
+def _ui(args) -> None:
+    import shlex
+
+    from . import tracking
+
+    command = tracking.ui_command(port=args.port)
+    print(command)
+    words = shlex.split(command)
+    settings = dict(word.split("=", 1) for word in words if "=" in word.split("/")[0])
+    words = words[len(settings) :]
+    os.execvpe(words[0], words, os.environ | settings)

@@ -1,0 +1,1 @@
+"""The data set as tensors: which frames, which pixels, in which order."""

@@ -1,0 +1,42 @@
+"""Which frames a clip takes. By frame number alone: the frame rate plays no part, as in the published zoo.
+
+A clip of clip_len frames, one every frame_interval video frames, counts as clip_len x frame_interval frames long:
+
+    clip_len=4, frame_interval=2  ->  f.f.f.f.   8 frames, the last of them never used
+
+Videos shorter than that start at frame 0 and wrap around:
+
+    clip_len=4, frame_interval=2, 5 frames  ->  0 2 4 1
+"""
+
+import numpy as np
+
+
+def train_frames(num_frames: int, *, clip_len: int, frame_interval: int, rng: np.random.Generator) -> np.ndarray:
+    """One clip at a random place. Returns (clip_len,) int64 frame numbers, 0-based.
+
+    All starts from 0 to num_frames - clip_len * frame_interval are equally likely.
+    """
+    span = clip_len * frame_interval
+    start = int(rng.integers(num_frames - span + 1)) if num_frames >= span else 0
+    return _clip(start, num_frames, clip_len, frame_interval)
+
+
+def view_frames(num_frames: int, *, clip_len: int, frame_interval: int, num_clips: int) -> np.ndarray:
+    """num_clips clips spread evenly, each in the middle of its share; one clip is the centred one.
+
+    Returns (num_clips, clip_len) int64 frame numbers, 0-based. Nothing is random:
+
+        10 frames, clip_len=2, frame_interval=1, num_clips=3
+        starts  |--1--|--4--|--7--|
+    """
+    span = clip_len * frame_interval
+    starts = np.zeros(num_clips, np.int64)
+    if num_frames >= span:
+        share = (num_frames - span + 1) / num_clips
+        starts = (np.arange(num_clips) * share + share / 2).astype(np.int64)
+    return np.stack([_clip(start, num_frames, clip_len, frame_interval) for start in starts])
+
+
+def _clip(start: int, num_frames: int, clip_len: int, frame_interval: int) -> np.ndarray:
+    return (start + np.arange(clip_len, dtype=np.int64) * frame_interval) % num_frames

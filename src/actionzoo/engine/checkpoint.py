@@ -1,0 +1,42 @@
+"""Checkpoint files: whole or not at all, and never more than tensors and plain values."""
+
+import hashlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from actionzoo.errors import UserError
+from actionzoo.kinetics.atomic import atomic_write
+
+
+class CheckpointError(UserError):
+    """A file that is damaged or holds more than tensors and plain values; names the file and the next step."""
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Write beside, then rename. Equal content gives equal bytes, whatever the file is called."""
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Raises CheckpointError; FileNotFoundError if there is none."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors and plain values, or is damaged; it was not loaded "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]}); delete it and run again") from None
+
+
+def md5(path: Path) -> str:
+    """Of the file's bytes: the hash DVC has for it too, and so the key that ties runs together."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()

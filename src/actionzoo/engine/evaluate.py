@@ -1,0 +1,71 @@
+"""Scores of every clip, averaged over its views."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from actionzoo.errors import UserError
+
+from .metrics import mean_class_accuracy, top_k_accuracy
+
+
+@dataclass
+class Scores:
+    """One row per clip, in the order of the loader."""
+
+    video_ids: list[str]
+    labels: Tensor
+    """(N,) int64."""
+    scores: Tensor
+    """(N, num_classes) float32, averaged over views."""
+    undecodable: list[str]
+    """One sentence for each clip that is missing here because it did not decode."""
+
+    def accuracies(self) -> dict[str, float]:
+        """top1, top5 and mean_class as fractions."""
+        top1, top5 = top_k_accuracy(self.scores, self.labels, (1, 5))
+        return {"top1": top1, "top5": top5, "mean_class": mean_class_accuracy(self.scores, self.labels)}
+
+
+def average_views(logits: Tensor, num_views: int, average_clips: Literal["prob", "score"]) -> Tensor:
+    """(N x num_views, num_classes) logits, views of a video adjacent -> (N, num_classes).
+
+    prob: softmax of each view, then their mean. score: mean of the raw scores.
+    """
+    views = logits.float().unflatten(0, (-1, num_views))
+    return (views.softmax(dim=2) if average_clips == "prob" else views).mean(dim=1)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: nn.Module,
+    loader: Iterable,
+    to_input: Callable[[Tensor], Tensor],
+    *,
+    average_clips: Literal["prob", "score"] = "prob",
+    max_views: int = 10,
+    on_batch: Callable[[int], None] = lambda done: None,
+) -> Scores:
+    """Run the model in eval mode over a loader of batches with `views` (N, V, ...), labels and video_ids.
+
+    At most max_views views pass through the network at once. Leaves the model in the mode it was in.
+    """
+    was_training, video_ids, labels, scores, undecodable = model.training, [], [], [], []
+    model.eval()
+    for batch in loader:
+        undecodable += batch.undecodable
+        if batch.video_ids:
+            num_views = batch.views.shape[1]
+            parts = batch.views.flatten(0, 1).split(max_views)
+            logits = torch.cat([model(to_input(part)).float().cpu() for part in parts])
+            scores.append(average_views(logits, num_views, average_clips))
+            labels.append(batch.labels)
+            video_ids += batch.video_ids
+        on_batch(len(video_ids) + len(undecodable))
+    model.train(was_training)
+    if not scores:
+        raise UserError("no clip decoded: " + "; ".join(undecodable[:3]))
+    return Scores(video_ids, torch.cat(labels), torch.cat(scores), undecodable)

@@ -1,0 +1,64 @@
+"""The two logs of a training: <time>.log for people, <time>.log.json for programs.
+
+The JSON one has a line per event with MMAction2's keys, so that its analysis scripts read it; its first line tells
+about the run. It is the truth of a run: curves, MLflow and reports can be made from it again.
+"""
+
+import datetime
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from actionzoo.kinetics.atomic import atomic_write
+
+
+class RunLog:
+    """Appends to both files; every line is on the disk before the call returns."""
+
+    def __init__(self, folder: Path, stamp: str):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.text_path = folder / f"{stamp}.log"
+        self.json_path = folder / f"{stamp}.log.json"
+
+    def begin(self, meta: dict[str, Any], *, finished_epochs: int) -> None:
+        """Start, or go on after `finished_epochs`: lines of epochs that will be run again are dropped."""
+        if not self.json_path.exists():
+            self._append(self.json_path, json.dumps(meta))
+            return
+        kept = [json.dumps(meta)] + [
+            json.dumps(line) for line in read_log(self.json_path) if line["epoch"] <= finished_epochs
+        ]
+        with atomic_write(self.json_path) as file:
+            file.write(("\n".join(kept) + "\n").encode())
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+        self._append(self.text_path, f"{now} - actionzoo - INFO - {text}")
+
+    def event(self, line: dict[str, Any]) -> None:
+        """A line for programs, floats rounded to 5 decimals as MMAction2 does."""
+        rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}
+        self._append(self.json_path, json.dumps(rounded))
+
+    @staticmethod
+    def _append(path: Path, line: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def read_log(path: Path) -> Iterator[dict[str, Any]]:
+    """The events of a .log.json, without its first line. A last line that a kill cut off is left out."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            return
+        if number > 0:
+            yield event
+
+
+def eta(seconds: float) -> str:
+    """`1 day, 2:03:04`."""
+    return str(datetime.timedelta(seconds=int(seconds)))

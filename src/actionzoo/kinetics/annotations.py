@@ -1,0 +1,85 @@
+"""The annotation: which clips there should be, and of which class.
+
+    label,youtube_id,time_start,time_end,split,is_cc
+    climbing a rope,--QUuC4vJs0,84,94,val,0
+
+Copies in the wild differ: times as 84.0, names in quotes, a byte order mark, a test split without labels, and class
+names in the three spellings of directories. They are all read alike here.
+"""
+
+import csv
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from actionzoo.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Annotation:
+    video_id: str
+    """The clip's file name without .mp4: <youtube id>_<start, 6 digits>_<end, 6 digits>."""
+    split: str
+    class_name: str | None
+    """None where the split has no labels."""
+
+
+def read_annotations(path: str | Path, split: str) -> list[Annotation]:
+    """Each clip that the CSV lists, once, in the file's order. Raises UserError that names file, line and value."""
+    path, clips = Path(path), {}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, skipinitialspace=True)
+            if "youtube_id" not in (rows.fieldnames or []):
+                raise UserError(
+                    f"{path} starts with {','.join(rows.fieldnames or [])!r}; a column youtube_id is needed"
+                )
+            for row in rows:
+                try:
+                    clip = Annotation(_video_id(row), split, (row.get("label") or "").strip() or None)
+                    known = clips.setdefault(clip.video_id, clip)
+                    if known != clip:
+                        raise ValueError(f"{clip.video_id} is {clip.class_name!r} here and {known.class_name!r} above")
+                except ValueError as error:
+                    raise UserError(f"{path}, line {rows.line_num}: {error}") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run the stage `download`") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV file: {error}; delete it and run the stage `download`") from None
+    return list(clips.values())
+
+
+def class_names(annotations: Iterable[Annotation]) -> list[str]:
+    """The classes by label. A label is a name's place among the sorted names; spellings of one name are one class.
+
+    On Kinetics-400 all three spellings sort alike, and give the order of all released weights.
+    """
+    spellings: dict[str, set[str]] = {}
+    for name in {clip.class_name for clip in annotations if clip.class_name is not None}:
+        spellings.setdefault(class_key(name), set()).add(name)
+    # the spelling that says most: with apostrophe and parentheses, and spaces rather than underscores
+    return sorted(max(names, key=lambda name: (len(name), name.count(" "), name)) for names in spellings.values())
+
+
+def class_key(name: str) -> str:
+    """What the three spellings of a class have in common.
+
+    massaging person's head = massaging_person's_head = massaging_persons_head
+    """
+    return re.sub(r"['\"()]", "", name).replace("_", " ").casefold().strip()
+
+
+def _video_id(row: dict[str, str | None]) -> str:
+    youtube_id = (row["youtube_id"] or "").strip()
+    # it becomes a file name, and a word in lists
+    if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", youtube_id):
+        raise ValueError(f"youtube_id is {youtube_id!r}, which cannot be a file's name")
+    times = [row.get("time_start"), row.get("time_end")]
+    if not any(times):  # one's own clips, cut already
+        return youtube_id
+    try:
+        start, end = (int(float(time or "")) for time in times)
+    except (ValueError, OverflowError):
+        raise ValueError(f"time_start, time_end are {times[0]!r}, {times[1]!r}, not seconds") from None
+    return f"{youtube_id}_{start:06d}_{end:06d}"

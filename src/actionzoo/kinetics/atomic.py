@@ -1,0 +1,48 @@
+"""Files that appear whole or not at all, whatever is pulled out of the wall meanwhile."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from actionzoo.errors import UserError
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
+    """A binary file to write; it bears the name `path` once the block has ended without an exception.
+
+    Until then it lies in `scratch` (same file system), or hidden beside `path`, under a name that the next
+    attempt takes again: a killed process leaves at most one such file and never two.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (scratch or path.parent).mkdir(parents=True, exist_ok=True)
+    partial = (scratch or path.parent) / f".{path.name}.partial"
+    try:
+        with open(partial, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def check_same_file_system(scratch: Path, folder: Path) -> None:
+    """Make both folders. Raises UserError if a file could not be renamed from one into the other."""
+    for path in (scratch, folder):
+        path.mkdir(parents=True, exist_ok=True)
+    if scratch.stat().st_dev != folder.stat().st_dev:
+        raise UserError(f"{scratch} and {folder} lie on two file systems; scratch must lie where the data lie")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

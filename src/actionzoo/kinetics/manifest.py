@@ -1,0 +1,163 @@
+"""manifest.csv: one line per clip of the annotation, also those that are not there.
+
+It is the truth for loaders, counts and reports. A line's state says what became of the clip:
+
+    ok         decoded from its part
+    replaced   decoded from the archive of replacements, because the part's clip is corrupt or not there
+    short      decodes, but to fewer frames than asked for
+    missing    listed, and in no archive
+    corrupt    there, and cannot be decoded; nothing usable replaces it
+    unlisted   in an archive, and in no annotation: not one of the annotation's clips, here so that nothing vanishes
+
+Clips that are ok, replaced or short lie in a shard. Over a split's listed lines the states add up to its annotation.
+"""
+
+import csv
+import dataclasses
+import io
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from actionzoo.errors import UserError
+
+from .atomic import atomic_write
+
+SPLITS = ("train", "val", "test")
+USABLE = ("ok", "replaced", "short")
+STATES = (*USABLE, "missing", "corrupt", "unlisted")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Clip:
+    """One line of the manifest. What is not known is None, or '' for text; in the file both are empty."""
+
+    video_id: str
+    """<11 characters of YouTube id>_<start, 6 digits>_<end, 6 digits>; ids contain '_' and '-' themselves."""
+    split: str
+    label: int
+    """-1 where the annotation has none."""
+    class_name: str
+    state: str
+    shard: str = ""
+    """Relative to the manifest's folder, e.g. val/part_007.tar."""
+    offset: int | None = None
+    """Bytes from the shard's start to the clip's first byte; frames: of its first frame."""
+    size: int | None = None
+    """Bytes; frames: to the last byte of the last frame."""
+    num_frames: int | None = None
+    """Decoded and counted, never the container's claim."""
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    """Frames per second, on average where they vary."""
+    sha256: str = ""
+    """Of the source's bytes, before it was resized."""
+    reason: str = ""
+    """A short sentence for whatever is not ok."""
+
+    @property
+    def is_usable(self) -> bool:
+        return self.state in USABLE
+
+    @property
+    def is_listed(self) -> bool:
+        return self.state != "unlisted"
+
+
+def read_manifest(path: str | Path) -> list[Clip]:
+    """Every line, in the file's order. Raises UserError that names file, line and value."""
+    path = Path(path)
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = csv.reader(file)
+            header = next(rows, [])
+            if header != _COLUMNS:
+                raise UserError(
+                    f"{path} starts with {','.join(header)!r}, expected {','.join(_COLUMNS)!r}; make it anew"
+                )
+            try:
+                return [_parse(row) for row in rows]
+            except (ValueError, csv.Error) as error:
+                raise UserError(f"{path}, line {rows.line_num}: {error}; make it anew") from None
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; the stages `resize` and `frames` make it") from None
+
+
+def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
+    """Write the lines, split by split and then by video_id: the same clips give the same bytes."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    lines.writerow(_COLUMNS)
+    for clip in sorted(clips, key=lambda clip: (SPLITS.index(clip.split), clip.video_id)):
+        lines.writerow(["" if value is None else value for value in dataclasses.astuple(clip)])
+    with atomic_write(Path(path)) as file:
+        file.write(text.getvalue().encode())
+
+
+def label_map(clips: Iterable[Clip]) -> list[str]:
+    """Class names by label. Raises UserError where label and name disagree, or a label has no name."""
+    names: dict[int, str] = {}
+    for clip in clips:
+        if clip.label >= 0 and names.setdefault(clip.label, clip.class_name) != clip.class_name:
+            raise UserError(
+                f"manifest: label {clip.label} is {names[clip.label]!r} and, at {clip.video_id}, "
+                f"{clip.class_name!r}; make the manifest anew"
+            )
+    unnamed = set(range(len(names))) - names.keys()
+    if unnamed:
+        raise UserError(
+            f"manifest: no clip has label {min(unnamed)}, yet there is {max(names)}; make the manifest anew"
+        )
+    return [names[label] for label in range(len(names))]
+
+
+def count_states(clips: Iterable[Clip]) -> dict[str, dict[str, int]]:
+    """Split -> state -> number of lines, all states named, in the order of SPLITS and STATES."""
+    clips = list(clips)
+    counts = Counter((clip.split, clip.state) for clip in clips)
+    splits = {clip.split for clip in clips}
+    return {split: {state: counts[split, state] for state in STATES} for split in SPLITS if split in splits}
+
+
+def export_lists(clips: Iterable[Clip], out: str | Path) -> list[Path]:
+    """Write what MMAction2's users know: `<split>.txt` with a line `video_id num_frames label` for each usable clip,
+    and `label_map.txt` with a class name per line, label by label. Gives the files written."""
+    clips, out = list(clips), Path(out)
+    texts = {"label_map.txt": "".join(f"{name}\n" for name in label_map(clips))}
+    for split in count_states(clips):
+        usable = [clip for clip in clips if clip.split == split and clip.is_usable]
+        texts[f"{split}.txt"] = "".join(f"{clip.video_id} {clip.num_frames} {clip.label}\n" for clip in usable)
+    for name, text in texts.items():
+        with atomic_write(out / name) as file:
+            file.write(text.encode())
+    return [out / name for name in texts]
+
+
+_COLUMNS = [field.name for field in dataclasses.fields(Clip)]
+
+
+def _parse(row: list[str]) -> Clip:
+    if len(row) != len(_COLUMNS):
+        raise ValueError(f"{len(row)} columns instead of {len(_COLUMNS)}")
+    video_id, split, label, class_name, state, shard, offset, size, num_frames, width, height, fps, sha256, reason = row
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, not one of {', '.join(SPLITS)}")
+    if state not in STATES:
+        raise ValueError(f"state is {state!r}, not one of {', '.join(STATES)}")
+    return Clip(
+        video_id=video_id,
+        split=split,
+        label=int(label),
+        class_name=class_name,
+        state=state,
+        shard=shard,
+        offset=int(offset) if offset else None,
+        size=int(size) if size else None,
+        num_frames=int(num_frames) if num_frames else None,
+        width=int(width) if width else None,
+        height=int(height) if height else None,
+        fps=float(fps) if fps else None,
+        sha256=sha256,
+        reason=reason,
+    )

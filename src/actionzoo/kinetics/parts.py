@@ -1,0 +1,89 @@
+"""Work on parts: done once, kept, and by all cores at once without changing what comes out.
+
+Beside a shard lies a record of what it was made from and what is in it:
+
+    val/part_007.tar, val/part_007.idx.npy, val/part_007.json
+
+The record is written last. A shard with a record of the same key needs no work; one without is made anew.
+"""
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from actionzoo.errors import UserError
+
+from .atomic import atomic_write
+from .shards import index_path
+from .transcode import TIMED_OUT
+
+Tag = TypeVar("Tag")
+
+
+def in_order(
+    tasks: Iterable[tuple[Tag, Callable[[], Any] | None]], pool: concurrent.futures.Executor, ahead: int
+) -> Iterator[tuple[Tag, Any]]:
+    """Do the tasks in `pool`; gives (tag, result) in the order of the tasks, whichever ends first.
+
+    No more than `ahead` tasks are taken beyond the one that is given next: their data are in memory. A task that is
+    None has the result None.
+    """
+    pending: collections.deque = collections.deque()
+
+    def next_result() -> tuple[Tag, Any]:
+        tag, future = pending.popleft()
+        return tag, future and future.result()
+
+    for tag, work in tasks:
+        pending.append((tag, work and pool.submit(work)))
+        while len(pending) > ahead:
+            yield next_result()
+    while pending:
+        yield next_result()
+
+
+def make_key(*facts: Any) -> str:
+    """One short word for everything that a shard's bytes depend on."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | None:
+    """The record of a finished shard, None if it has to be made (anew): also if clips may do better with more time."""
+    try:
+        record = json.loads(_record_path(shard).read_text())
+        is_whole = record["key"] == key and record["size"] == shard.stat().st_size and index_path(shard).is_file()
+        is_hasty = record.get("clip_timeout_seconds", clip_timeout_seconds) < clip_timeout_seconds
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+    return record if is_whole and not is_hasty else None
+
+
+def write_record(shard: Path, key: str, clip_timeout_seconds: float, clips: list[dict], **facts: Any) -> dict:
+    """Declare a shard finished; gives the record. A clip without pictures has a `fault`, which says why."""
+    record = {"key": key, "size": shard.stat().st_size, "clips": clips, **facts}
+    if any(clip.get("fault", "").startswith(TIMED_OUT) for clip in clips):
+        record["clip_timeout_seconds"] = clip_timeout_seconds
+    with atomic_write(_record_path(shard)) as file:
+        file.write((json.dumps(record, indent=0) + "\n").encode())
+    return record
+
+
+def key_of(shard: Path) -> str:
+    """The key that a shard was made with. Raises UserError if there is no such shard."""
+    try:
+        return json.loads(_record_path(shard).read_text())["key"]
+    except (FileNotFoundError, ValueError, KeyError):
+        raise UserError(f"{shard} is not finished, yet the manifest names it; run the stage `resize`") from None
+
+
+def forget_record(shard: Path) -> None:
+    """Declare a shard unfinished."""
+    _record_path(shard).unlink(missing_ok=True)
+
+
+def _record_path(shard: Path) -> Path:
+    return shard.with_suffix(".json")

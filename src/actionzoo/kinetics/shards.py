@@ -1,0 +1,109 @@
+"""Shards: plain tar files with an index beside them, so that any member is one pread away.
+
+    val/part_007.tar        members in a fixed order, uncompressed, readable by any tar tool
+    val/part_007.idx.npy    int64 (num_members, 2): byte offset of each member's data, and its size
+
+Equal members in equal order give equal bytes: no clock, user or machine is in them.
+"""
+
+import io
+import os
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from actionzoo.errors import UserError
+
+from .atomic import atomic_write
+
+
+class ShardWriter:
+    """A shard in the making. As a context manager: shard and index take their names when the block ends well.
+
+        with ShardWriter(Path("val/part_007.tar")) as shard:
+            offset, size = shard.add("abc.mp4", data)
+
+    Until then the bytes lie in `scratch` (same file system), or hidden beside `path`.
+    """
+
+    def __init__(self, path: Path, scratch: Path | None = None) -> None:
+        self.path = path
+        self._scratch = scratch
+        self._spans: list[tuple[int, int]] = []
+
+    def __enter__(self) -> "ShardWriter":
+        self._writing = atomic_write(self.path, self._scratch)
+        self._file = self._writing.__enter__()
+        return self
+
+    def add(self, name: str, data: bytes) -> tuple[int, int]:
+        """Append a member; gives its data's byte offset in the shard, and its size."""
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        # every other field at its default is the same everywhere: mode 0644, uid, gid and mtime 0
+        self._file.write(member.tobuf(tarfile.PAX_FORMAT))
+        span = (self._file.tell(), len(data))
+        self._file.write(data)
+        self._file.write(bytes(-len(data) % tarfile.BLOCKSIZE))
+        self._spans.append(span)
+        return span
+
+    def __exit__(self, *exception) -> None:
+        if exception[0] is None:
+            # two empty blocks end an archive, and tar fills its last record
+            end = self._file.tell() + 2 * tarfile.BLOCKSIZE
+            self._file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
+            # index first: who sees the shard may count on its index
+            _write_index(index_path(self.path), self._spans, self._scratch)
+        self._writing.__exit__(*exception)
+
+
+def read_member(path: str | Path, offset: int, size: int) -> bytes:
+    """The `size` bytes from `offset` on. Raises UserError if the shard is not there or ends before."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there, yet the manifest names it; run the stage that made it") from None
+    try:
+        return pread(descriptor, path, offset, size)
+    finally:
+        os.close(descriptor)
+
+
+def pread(descriptor: int, path: str | Path, offset: int, size: int) -> bytes:
+    """The same from a file that is open already; `path` is for the message."""
+    data = os.pread(descriptor, size, offset)
+    while len(data) < size:  # Linux gives at most 2 GiB at once
+        more = os.pread(descriptor, size - len(data), offset + len(data))
+        if not more:
+            raise UserError(
+                f"{path} is {os.fstat(descriptor).st_size} bytes, but the manifest puts a clip at bytes {offset} "
+                f"to {offset + size}; delete it and run the stage that made it"
+            )
+        data += more
+    return data
+
+
+def index_path(shard: str | Path) -> Path:
+    """val/part_007.tar -> val/part_007.idx.npy"""
+    return Path(shard).with_suffix(".idx.npy")
+
+
+def read_index(shard: str | Path) -> np.ndarray:
+    """int64 (num_members, 2): byte offset and size of each member's data, in the shard's order."""
+    path = index_path(shard)
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; delete {shard} and run the stage that made it") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} cannot be read ({error}); delete {shard} and run the stage that made it") from None
+
+
+def _write_index(path: Path, spans: Iterable[tuple[int, int]], scratch: Path | None) -> None:
+    array = io.BytesIO()
+    np.save(array, np.array(list(spans), dtype=np.int64).reshape(-1, 2))
+    with atomic_write(path, scratch) as file:
+        file.write(array.getvalue())

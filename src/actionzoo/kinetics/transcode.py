@@ -1,0 +1,333 @@
+"""Videos in, short-side videos or JPEGs out: the one place that runs ffmpeg.
+
+ffmpeg-python composes the commands; we run them, since it knows no time limit and keeps all of ffmpeg's complaints.
+No name from an archive ever reaches a command line: sources lie in scratch under names of ours.
+"""
+
+import contextlib
+import ctypes
+import dataclasses
+import functools
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import ffmpeg
+import numpy as np
+
+from actionzoo.errors import UserError
+
+TIMED_OUT = "timed out"
+
+
+class BadVideo(Exception):
+    """A clip that gives no picture; the message is a short reason, fit for the manifest."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encode:
+    """How H.264 is encoded; as shipped for quick decoding at any frame."""
+
+    crf: int = 22
+    preset: str = "veryfast"
+    gop: int = 16
+    """Frames from one keyframe to the next, at most."""
+    bframes: int = 0
+    tune: str = "fastdecode"
+    """`none` for x264's own choice."""
+
+
+class EncodeSettings(Protocol):
+    """Encode, or a section of params.yaml with the same fields."""
+
+    crf: int
+    preset: str
+    gop: int
+    bframes: int
+    tune: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """An mp4 file, and what is in it."""
+
+    data: bytes = dataclasses.field(repr=False)
+    num_frames: int
+    """Frames that were really decoded and encoded."""
+    width: int
+    height: int
+    fps: float
+    """Frames per second, on average where they vary."""
+    damage: str = ""
+    """What ffmpeg complained of while it decoded; '' for a clip without a fault."""
+
+
+def transcode(
+    source: bytes | Path,
+    *,
+    short_side: int,
+    encode: EncodeSettings,
+    timeout_seconds: float,
+    scratch: Path | None = None,
+) -> Encoded:
+    """Scale to `short_side` pixels, as seen: a phone's rotation is applied to the pixels first.
+
+    Never enlarges; sizes are even; every source frame is kept, with its time; sound is dropped. Equal sources give
+    equal bytes with the same ffmpeg. Raises BadVideo.
+    """
+    with _clip_folder(source, scratch) as (folder, path):
+        shown = "min(iw,ih)"
+        # both sides by one rule: scaled by min(short_side, shown) / shown, rounded to even, never above the source
+        side = f"min(2*trunc(%s/2),2*round(%s*min({short_side},{shown})/({shown})/2))"
+        video = _input(path).filter(
+            "scale", w=side.replace("%s", "iw"), h=side.replace("%s", "ih"), flags="bicubic", out_range="tv"
+        )
+        out = folder / "out.mp4"
+        complaint = _run(
+            video.output(str(out), map_metadata=-1, **_every_frame(), **_h264(encode)),
+            timeout_seconds,
+            folder,
+        )
+        if not out.is_file():
+            raise BadVideo(_reason(complaint))
+        return _describe(out.read_bytes(), damage=_reason(complaint) if complaint else "")
+
+
+def to_jpegs(source: bytes | Path, *, qscale: int, timeout_seconds: float, scratch: Path | None = None) -> list[bytes]:
+    """Every frame as a JPEG, `qscale` 2 (best) to 31. Raises BadVideo."""
+    with _clip_folder(source, scratch) as (folder, path):
+        out = folder / "out.mjpeg"
+        # JPEG means BT.601 at full range; a video says itself what it means, often BT.709 at a limited one. Converted
+        # here, so that a frame has the colours that decord gives it from the video
+        video = _input(path).filter("scale", flags="bicubic", out_color_matrix="bt601", out_range="pc")
+        jpeg = {"c:v": "mjpeg", "qscale:v": qscale, "pix_fmt": "yuvj420p", "f": "mjpeg"}
+        complaint = _run(video.output(str(out), **jpeg, **_every_frame(), **_SAME_BYTES), timeout_seconds, folder)
+        if not out.is_file():
+            raise BadVideo(_reason(complaint))
+        # within the entropy-coded data 0xff is followed by 0x00 or a restart marker: this is the seam of two files
+        files = out.read_bytes().split(_JPEG_END + _JPEG_START)
+        last = len(files) - 1
+        return [
+            (b"" if number == 0 else _JPEG_START) + data + (b"" if number == last else _JPEG_END)
+            for number, data in enumerate(files)
+        ]
+
+
+def from_frames(
+    frames: np.ndarray,
+    *,
+    fps: float,
+    encode: EncodeSettings,
+    hold_every: int = 0,
+    timeout_seconds: float = 60,
+    scratch: Path | None = None,
+) -> bytes:
+    """uint8 RGB (num_frames, height, width, 3), even sizes, as an mp4 file.
+
+    With `hold_every` every so manyeth frame stays twice as long: a variable rate, as phones film in the dark.
+    """
+    _, height, width, _ = frames.shape
+    with _clip_folder(frames.tobytes(), scratch) as (folder, path):
+        video = ffmpeg.input(str(path), f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
+        if hold_every:
+            video = video.filter("setpts", f"(N+floor(N/{hold_every}))/(FRAME_RATE*TB)")
+        out = folder / "out.mp4"
+        return _written(video.output(str(out), **_every_frame(), **_h264(encode)), out, timeout_seconds)
+
+
+def rotate(source: bytes, degrees: int) -> bytes:
+    """Mark an mp4 file as to be turned by 90, 180 or 270 degrees, counter-clockwise, as phones do.
+
+    Its pixels stay as they are: what changes is the matrix in the track's header (ISO/IEC 14496-12, 8.3.2).
+    """
+    data = bytearray(source)
+    header = _box(data, "moov", "trak", "tkhd")
+    cos, sin = {90: (0, 1), 180: (-1, 0), 270: (0, -1)}[degrees]
+    one = 1 << 16
+    # x' = a x + c y, y' = b x + d y with y pointing down; stored as a b u, c d v
+    struct.pack_into(">6i", header, 52 if header[0] == 1 else 40, cos * one, -sin * one, 0, sin * one, cos * one, 0)
+    return bytes(data)
+
+
+@functools.cache
+def find_ffmpeg() -> str:
+    """The program: from PATH if it encodes H.264, else the one of imageio-ffmpeg. Raises UserError if there is none."""
+    on_path = shutil.which("ffmpeg")
+    if on_path and _encodes_h264(on_path):
+        return on_path
+    import imageio_ffmpeg
+
+    try:
+        return imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError:
+        found = f"{on_path} has no libx264" if on_path else "there is no ffmpeg on PATH"
+        raise UserError(f"{found}, and imageio-ffmpeg carries none for this machine; install ffmpeg") from None
+
+
+@functools.cache
+def ffmpeg_version() -> str:
+    """As the program itself says: 7.1.1, n9.0.2-17-g2a571b6068, N-109468-gd39b34123d."""
+    said = subprocess.run([find_ffmpeg(), "-version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return said.split()[2]
+
+
+def _encodes_h264(program: str) -> bool:
+    said = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, timeout=60, check=False).stdout
+    return b"libx264" in said
+
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+# no version, no clock in the output
+_SAME_BYTES = {"flags": "+bitexact", "fflags": "+bitexact"}
+# a playlist that calls itself .mp4 must not make us read other files or call out
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg"
+
+
+def _input(path: Path):
+    """The first video stream that is no cover picture."""
+    source = ffmpeg.input(str(path), protocol_whitelist="file", format_whitelist=_CONTAINERS, threads=1)
+    return source["V:0"]
+
+
+def _every_frame() -> dict[str, object]:
+    """Each decoded frame once, at its own time (to 1/90000 s, the clock of MPEG), also where the rate varies."""
+    version = re.match(r"n?(\d+)\.(\d+)", ffmpeg_version())
+    is_old = version is not None and (int(version[1]), int(version[2])) < (5, 1)
+    return {"vsync" if is_old else "fps_mode": "passthrough", "enc_time_base": "1/90000"}
+
+
+def _h264(encode: EncodeSettings) -> dict[str, object]:
+    options: dict[str, object] = {
+        "c:v": "libx264",
+        "crf": encode.crf,
+        "preset": encode.preset,
+        "g": encode.gop,
+        "bf": encode.bframes,
+        "pix_fmt": "yuv420p",
+        # as many clips at once as there are cores: one thread each, and the same bytes on every machine
+        "threads": 1,
+        **_SAME_BYTES,
+    }
+    return options if encode.tune == "none" else options | {"tune": encode.tune}
+
+
+@contextlib.contextmanager
+def _clip_folder(source: bytes | Path, scratch: Path | None) -> Iterator[tuple[Path, Path]]:
+    """A folder in scratch for one clip, and its source as a file in there: mp4 cannot be read from a pipe."""
+    if len(source) == 0 if isinstance(source, bytes) else source.stat().st_size == 0:
+        raise BadVideo("zero bytes")
+    if scratch is not None:
+        scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="clip-") as name:
+        path = Path(name) / "source"
+        if isinstance(source, bytes):
+            path.write_bytes(source)
+        else:
+            path.symlink_to(source.absolute())
+        yield Path(name), path
+
+
+def _written(stream, out: Path, timeout_seconds: float) -> bytes:
+    _run(stream, timeout_seconds, out.parent)
+    return out.read_bytes()
+
+
+def _run(stream, timeout_seconds: float, folder: Path) -> str:
+    """Run one command to its end; gives the first of its complaints. Raises BadVideo if it fails or takes too long."""
+    command = ffmpeg.compile(stream, cmd=[find_ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-y"])
+    complaints = folder / "complaints"
+    # a file, not a pipe: a broken clip can complain by the megabyte
+    with open(complaints, "wb") as stderr:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, preexec_fn=_die_with_parent()
+        )
+        try:
+            status = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise BadVideo(f"{TIMED_OUT} after {timeout_seconds:g} s") from None
+        finally:
+            process.kill()
+            process.wait()
+    with open(complaints, "rb") as file:
+        complaint = file.read(4096).decode(errors="replace").replace(str(folder), "")
+    # no fault of the clip's, which must not be called corrupt for it
+    if "No space left on device" in complaint:
+        raise UserError(f"the disk of {folder.parent} is full; make room and run again")
+    if -status in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) or (status == _TOLD_TO_STOP and not complaint):
+        raise UserError(f"ffmpeg was killed from outside (status {status}), perhaps for want of memory; run again")
+    if status:
+        raise BadVideo(_reason(complaint) if complaint else f"ffmpeg ended with status {status}")
+    return complaint
+
+
+_TOLD_TO_STOP = 255  # ffmpeg's status after an interrupt, of which it says nothing
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent():
+    """For the child to call before it becomes ffmpeg: the kernel then kills it when we die, even of SIGKILL.
+
+    Between fork and exec a threaded program may do little; this is one system call, looked up beforehand.
+    """
+    if _libc is None:
+        return None
+    parent = os.getpid()
+
+    def ask_kernel() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # we died before the kernel was asked
+            os._exit(1)
+
+    return ask_kernel
+
+
+def _reason(complaint: str) -> str:
+    """The first line that says something, without addresses and paths: the same clip gives the same reason."""
+    if re.search(r"matches no streams|does not contain any stream", complaint):
+        return "no video stream"
+    if "partial file" in complaint:  # said by the demuxer, at no fixed place among what the decoder says
+        return "cut off"
+    lines = [re.sub(r"^(\[[^\]]*\] *)+|@ 0x[0-9a-f]+", "", line).strip() for line in complaint.splitlines()]
+    return next((line[:160] for line in lines if line), "no frame could be decoded")
+
+
+def _describe(data: bytes, damage: str) -> Encoded:
+    """Read size, frames and duration off an mp4 file of ours, from its own tables (ISO/IEC 14496-12)."""
+    media = ("moov", "trak", "mdia")
+    try:
+        times = _box(data, *media, "mdhd")
+        timescale, duration = struct.unpack_from(*((">IQ", times, 20) if times[0] == 1 else (">II", times, 12)))
+        # skip version, entry count and the entry's own header; then 24 bytes into a VisualSampleEntry
+        width, height = struct.unpack_from(">HH", _box(data, *media, "minf", "stbl", "stsd"), 8 + 8 + 24)
+        (num_frames,) = struct.unpack_from(">I", _box(data, *media, "minf", "stbl", "stsz"), 8)
+    except (KeyError, struct.error):
+        raise BadVideo(damage or "no frame could be decoded") from None
+    if num_frames == 0:
+        raise BadVideo(damage or "no frame could be decoded")
+    fps = round(num_frames * timescale / duration, 3) if duration else 0.0
+    return Encoded(data=data, num_frames=num_frames, width=width, height=height, fps=fps, damage=damage)
+
+
+def _box(data: bytes | bytearray | memoryview, *names: str) -> memoryview:
+    """The contents of the first box under the given path of names. Raises KeyError."""
+    if not names:
+        return memoryview(data)
+    view, start = memoryview(data), 0
+    while start + 8 <= len(view):
+        size, name = struct.unpack_from(">I4s", view, start)
+        header = 8
+        if size == 1:
+            (size,), header = struct.unpack_from(">Q", view, start + 8), 16
+        if name == names[0].encode():
+            return _box(view[start + header : start + size], *names[1:])
+        start += max(size, header)
+    raise KeyError(names[0])

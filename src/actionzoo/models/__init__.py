@@ -1,0 +1,1 @@
+"""The networks, readable beside their papers. Needs torch and nothing else."""

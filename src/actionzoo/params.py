@@ -1,0 +1,476 @@
+"""params.yaml as frozen, validated types: the only place where input is judged.
+
+Behind `load_params` nobody checks again, and functions take the values they need, never the whole of it.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from .errors import UserError
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+
+Split = Literal["train", "val", "test"]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+Rgb = tuple[float, float, float]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class SlowFastModel:
+    family: Literal["slowfast"]
+    slow_depth: Literal[50, 101, 152]
+    fast_depth: Literal[50, 101, 152]
+    alpha: Positive
+    """Frame rate of Fast over Slow; tau, Slow's stride in video frames, is alpha x frame_interval."""
+    beta: Annotated[float, Field(gt=0, le=1)]
+    """Channels of Fast over Slow, 1/8 in the paper."""
+    fusion_kernel: Positive
+    """Temporal extent of the lateral convolutions."""
+    dropout: Share
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CSNModel:
+    family: Literal["csn"]
+    depth: Literal[50, 152]
+    bottleneck: Literal["ir", "ip"]
+    """Interaction-reduced or interaction-preserved bottleneck (CSN paper, section 3)."""
+    norm_eval: bool
+    """BN uses its running statistics in training too."""
+    bn_frozen: bool
+    """With norm_eval: BN's weight and bias do not train either."""
+    dropout: Share
+
+
+Model = Annotated[SlowFastModel | CSNModel, Field(discriminator="family")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Clips:
+    form: Literal["videos", "frames"]
+    """What the row is stored as; a property of the data on disk, like short_side."""
+    short_side: Literal[256, 320]
+    clip_len: Positive
+    """Frames of a clip."""
+    frame_interval: Positive
+    """Video frames from one clip frame to the next."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Augment:
+    resize: Positive
+    """Short side in pixels that every clip gets before it is cropped."""
+    crop_size: Positive
+    area: tuple[PositiveFloat, PositiveFloat]
+    """Share of the frame that a random crop covers, uniform."""
+    aspect_ratio: tuple[PositiveFloat, PositiveFloat]
+    """Width over height of a random crop, log-uniform."""
+    flip: Share
+    """Probability of a horizontal flip."""
+    mean: Rgb
+    """RGB, on 0..255."""
+    std: Rgb
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Optim:
+    lr: PositiveFloat
+    """For the reference batch of gpus x videos_per_gpu."""
+    momentum: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: PositiveFloat
+    """L2 norm over all gradients above which they are scaled down."""
+    gpus: Positive
+    videos_per_gpu: Positive
+    scale_lr: bool
+    """Scale lr linearly from the reference batch to the batch really used (arXiv 1706.02677)."""
+
+    @property
+    def reference_batch(self) -> int:
+        return self.gpus * self.videos_per_gpu
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class CosineSchedule:
+    policy: Literal["cosine"]
+    min_lr: Annotated[float, Field(ge=0)]
+    warmup_epochs: Count
+    warmup_ratio: Share
+    """Share of the learning rate that warm-up starts from."""
+    epochs: Positive
+    val_interval: Positive
+    """Epochs from one validation to the next."""
+    checkpoint_interval: Positive
+    """Epochs from one resumable state to the next."""
+    log_interval: Positive
+    """Steps from one log line to the next."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class StepSchedule:
+    policy: Literal["step"]
+    milestones: tuple[Positive, ...]
+    """Finished epochs after which lr is multiplied by gamma."""
+    gamma: PositiveFloat
+    warmup_epochs: Count
+    warmup_ratio: Share
+    epochs: Positive
+    val_interval: Positive
+    checkpoint_interval: Positive
+    log_interval: Positive
+
+
+Schedule = Annotated[CosineSchedule | StepSchedule, Field(discriminator="policy")]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Test:
+    num_clips: Positive
+    num_crops: Literal[1, 3]
+    """Square crops side by side along the longer side; 1 = the centre."""
+    crop_size: Positive
+    average_clips: Literal["prob", "score"]
+    """What is averaged over the views: probabilities or raw scores."""
+
+    @property
+    def protocol(self) -> str:
+        return f"{self.num_clips}x{self.num_crops}"
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Published:
+    """The row as the published table prints it."""
+
+    config: str
+    gpus: str
+    """A x B: A GPUs on each of B machines."""
+    backbone: str
+    pretrained: str
+    top1: tuple[float, ...]
+    """Per cent; a second value is the imported or corrected one, see note."""
+    top5: tuple[float, ...]
+    inference: str
+    """Videos per second, and the frames of all views."""
+    gpu_mem_mb: int | None
+    ckpt: str | None
+    log: str | None
+    json: str | None
+    note: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Recipe:
+    """One row of the zoo: everything that shapes its result."""
+
+    seed: Count
+    model: Model
+    clips: Clips
+    augment: Augment
+    optim: Optim
+    schedule: Schedule
+    test: Test
+    published: Published
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Synthetic:
+    """Size of the made-up mirror: clips per class and split, parts per split."""
+
+    train_clips: Positive
+    val_clips: Positive
+    test_clips: Positive
+    parts: Positive
+    seed: Count
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Dataset:
+    source: str
+    """URL or folder of a mirror in the public layout; `synthetic:` makes one. ACTIONZOO_SOURCE overrides it."""
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    parts: str = "all"
+    """`all`, or part numbers such as `0-9` or `0,3,5-7`."""
+    max_bad_share: Share = 0.05
+    """Share of the listed clips that may be missing or corrupt before a data stage fails."""
+    synthetic: Synthetic | None = None
+    overrides: dict[Literal["slowfast", "csn"], dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    """Per family: sections of a recipe, and the values that replace the recipe's in this data set."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Encode:
+    """How short-side videos are encoded (H.264)."""
+
+    crf: Annotated[int, Field(ge=0, le=51)]
+    preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow"]
+    gop: Positive
+    """Frames from one keyframe to the next, at most."""
+    bframes: Count
+    tune: Literal["fastdecode", "film", "none"]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Jpeg:
+    qscale: Annotated[int, Field(ge=2, le=31)]
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Prepare:
+    encode: Encode
+    jpeg: Jpeg
+    min_frames: Positive
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Runtime:
+    device: Literal["auto", "cpu", "cuda"]
+    workers: Count | Literal["auto"]
+    jobs: Positive | Literal["auto"]
+    deterministic: bool
+    clip_timeout_seconds: PositiveFloat
+
+    @property
+    def num_jobs(self) -> int:
+        return _cpu_count() if self.jobs == "auto" else self.jobs
+
+    @property
+    def num_workers(self) -> int:
+        return min(_cpu_count(), 8) if self.workers == "auto" else self.workers
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Data:
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class _File:
+    data: Data
+    runtime: Runtime
+    prepare: Prepare
+    datasets: dict[str, Dataset]
+    recipes: dict[str, Recipe]
+
+
+@dataclasses.dataclass(frozen=True)
+class Params:
+    """What params.yaml says, judged."""
+
+    path: Path
+    name: str
+    """Of the chosen data set."""
+    dataset: Dataset
+    datasets: dict[str, Dataset]
+    runtime: Runtime
+    prepare: Prepare
+    recipes: dict[str, Recipe]
+    """As written, before the data set's overrides."""
+
+    def rows(self) -> list[str]:
+        """Names of all rows, in the order of the file."""
+        return list(self.recipes)
+
+    def recipe(self, row: str) -> Recipe:
+        """The recipe that `row` really uses on the chosen data set, overrides applied.
+
+        Raises UserError for an unknown row."""
+        self.check_row(row)
+        return _overridden(self.recipes[row], self.dataset)
+
+    def overrides(self, row: str) -> list[str]:
+        """What the data set changes of `row`'s recipe, as `schedule.epochs: 256 -> 10`."""
+        self.check_row(row)
+        before, after = as_dict(self.recipes[row]), as_dict(self.recipe(row))
+        return [
+            f"{section}.{key}: {_plain(before[section][key])} -> {_plain(after[section][key])}"
+            for section, values in before.items()
+            if isinstance(values, dict)
+            for key in values
+            if before[section][key] != after[section][key]
+        ]
+
+    def folder(self, kind: str, root: Path = Path()) -> Path:
+        """`root/kind/<data set>`, e.g. runs/demo."""
+        return root / kind / self.name
+
+    def check_row(self, row: str) -> None:
+        if row not in self.recipes:
+            raise UserError(
+                f"{self.path}: recipes.{row} is unknown{_near(row, self.recipes)}; "
+                f"`actionzoo rows` lists all {len(self.recipes)}"
+            )
+
+
+def load_params(path: str | Path = "params.yaml") -> Params:
+    """Read and judge the file; environment variable ACTIONZOO_SOURCE replaces the chosen data set's source.
+
+    Raises UserError that lists every fault: file, key, value, and a near miss where there is one.
+    """
+    path = Path(path)
+    file = _validated(path, _read(path))
+    name = file.data.name
+    if name not in file.datasets:
+        raise UserError(
+            f"{path}: data.name is {name!r}, which is not under datasets{_near(name, file.datasets)}; "
+            f"there are {', '.join(file.datasets)}"
+        )
+    dataset = file.datasets[name]
+    if source := os.environ.get("ACTIONZOO_SOURCE"):
+        dataset = dataclasses.replace(dataset, source=source)
+    params = Params(
+        path=path,
+        name=name,
+        dataset=dataset,
+        datasets=file.datasets,
+        runtime=file.runtime,
+        prepare=file.prepare,
+        recipes=file.recipes,
+    )
+    _check_overrides(path, file)
+    return params
+
+
+def as_dict(section: Any) -> dict[str, Any]:
+    """A section as plain dicts and lists, in the file's order."""
+    return json.loads(json.dumps(dataclasses.asdict(section)))
+
+
+def digest(*parts: Any) -> str:
+    """sha256 over plain values and sections; equal values give equal digests on every machine."""
+    plain = [as_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; run from the project's folder, where params.yaml lies") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold sections, found {type(raw).__name__}")
+    return raw
+
+
+def _validated(path: Path, raw: dict[str, Any], kind: Any = _File, where: str = "") -> Any:
+    try:
+        # by way of JSON: strict, and still lists may become tuples
+        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
+    except ValidationError as error:
+        faults = [f"{path}: {_fault(raw, where, fault)}" for fault in error.errors()]
+        raise UserError("\n".join(faults)) from None
+
+
+def _fault(raw: Any, where: str, fault: dict[str, Any]) -> str:
+    """One sentence for one of pydantic's faults. Locations name the branch of a union too: left out here."""
+    place, keys = raw, []
+    for key in fault["loc"]:
+        if (isinstance(place, dict) and key in place) or (isinstance(place, list) and isinstance(key, int)):
+            place = place[key] if isinstance(place, dict) or key < len(place) else None
+            keys.append(str(key))
+        elif fault["type"] == "missing" and key == fault["loc"][-1]:
+            keys.append(str(key))
+    name = ".".join([*([where] if where else []), *keys])
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{name} is unknown{_near(keys[-1], _siblings(fault['loc']))}"
+    if fault["type"] in ("missing", "missing_argument"):
+        return f"{name} is missing"
+    value = fault["input"]
+    hint = "; write 1.0e-4, not 1e-4" if isinstance(value, str) and _is_number(value) else ""
+    return f"{name} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}{hint}"
+
+
+def _siblings(loc: tuple[str | int, ...]) -> list[str]:
+    """Names that would be known at the place of the last key: all fields of all sections will do for a near miss."""
+    sections = (
+        _File,
+        Data,
+        Runtime,
+        Prepare,
+        Encode,
+        Jpeg,
+        Dataset,
+        Synthetic,
+        Recipe,
+        SlowFastModel,
+        CSNModel,
+        Clips,
+        Augment,
+        Optim,
+        CosineSchedule,
+        StepSchedule,
+        Test,
+        Published,
+    )
+    return sorted({field.name for section in sections for field in dataclasses.fields(section)})
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _near(word: str, words: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _overridden(recipe: Recipe, dataset: Dataset) -> Recipe:
+    changes = dataset.overrides.get(recipe.model.family, {})
+    plain = as_dict(recipe)
+    for section, values in changes.items():
+        plain[section] |= values
+    return TypeAdapter(Recipe).validate_json(json.dumps(plain))
+
+
+def _check_overrides(path: Path, file: _File) -> None:
+    """Every row must be a sound recipe on every data set, not only on the chosen one."""
+    faults: dict[str, None] = {}  # a set that keeps its order: rows of a family share most faults
+    for name, dataset in file.datasets.items():
+        for row, recipe in file.recipes.items():
+            plain, where = as_dict(recipe), f"datasets.{name}.overrides.{recipe.model.family}"
+            for section, values in dataset.overrides.get(recipe.model.family, {}).items():
+                if not isinstance(plain.get(section), dict):
+                    faults[f"{path}: {where}.{section} is unknown{_near(section, plain)}"] = None
+                    continue
+                for key in values.keys() - plain[section].keys():
+                    faults[f"{path}: {where}.{section}.{key} is unknown{_near(key, plain[section])}"] = None
+                plain[section] |= {key: value for key, value in values.items() if key in plain[section]}
+            try:
+                resolved = _validated(path, plain, Recipe, where)
+            except UserError as error:
+                faults[str(error)] = None
+                continue
+            for section in ("augment", "test"):
+                crop_size = getattr(resolved, section).crop_size
+                if crop_size > resolved.augment.resize:
+                    faults[
+                        f"{path}: on {name}, {row} crops {crop_size} pixels ({section}.crop_size) out of frames whose "
+                        f"short side is {resolved.augment.resize} (augment.resize); make the crop smaller"
+                    ] = None
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _plain(value: Any) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def _cpu_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,55 @@
+"""What a process of ours promises to whoever started it: plain words, a clean end, no orphans."""
+
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+from .errors import UserError
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[None]:
+    """The frame of every command: dies with its parent, and tells what a user can mend in a sentence, status 1."""
+    die_with_parent()
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    try:
+        yield
+    except UserError as error:
+        _leave(name, str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        place = f" at {error.filename}" if error.filename else ""
+        remedy = (
+            "free some space and run the same command again; what is finished stays"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT)
+            else "make it writable and run the same command again"
+        )
+        _leave(name, f"{error.strerror}{place}; {remedy}")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def die_with_parent() -> None:
+    """Ask Linux to end this process when its parent dies, so that a killed pipeline leaves nothing running.
+
+    Elsewhere it does nothing.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before we asked
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave(name: str, message: str) -> None:
+    print(f"{name}: error: {message}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,60 @@
+"""Progress of long work: a moving bar on a terminal, a line now and then elsewhere."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+LINE_SECONDS = 15
+
+
+@contextlib.contextmanager
+def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told (what, done, total). `unit` is `bytes` or the name of what is counted, e.g. `clips`."""
+    if sys.stderr.isatty():
+        with _bar(unit) as tell:
+            yield tell
+    else:
+        yield _lines(unit)
+
+
+@contextlib.contextmanager
+def _bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    amounts = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
+    columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        tasks = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell
+
+
+def _lines(unit: str) -> Callable[[str, int, int], None]:
+    began = shown = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if (done < total and now - shown < LINE_SECONDS) or not done:
+            return
+        shown = now
+        left = (now - began) / done * (total - done)
+        amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if unit == "bytes" else f"{done:,} of {total:,} {unit}"
+        print(f"{what}: {amount}, {left / 60:.1f} minutes left" if done < total else f"{what}: {amount}", flush=True)
+
+    return tell

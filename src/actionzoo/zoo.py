@@ -1,0 +1,58 @@
+"""Rows and their networks."""
+
+from pathlib import Path
+
+from torch import nn
+
+from .errors import UserError
+from .params import CSNModel, Params, SlowFastModel, load_params
+
+
+def rows() -> list[str]:
+    """Names of all rows of the zoo."""
+    return _params().rows()
+
+
+def create_model(row: str, num_classes: int = 400) -> nn.Module:
+    """The row's network with fresh weights: (N, 3, T, H, W) float clips -> (N, num_classes) logits.
+
+    As the recipe says, whatever data set is chosen. Raises UserError for an unknown row.
+    """
+    params = _params()
+    params.check_row(row)
+    return build_model(params.recipes[row].model, num_classes)
+
+
+def build_model(model: SlowFastModel | CSNModel, num_classes: int) -> nn.Module:
+    """The network that a recipe's model section describes."""
+    from .models.csn import CSN
+    from .models.slowfast import SlowFast
+
+    match model:
+        case SlowFastModel():
+            return SlowFast(
+                slow_depth=model.slow_depth,
+                fast_depth=model.fast_depth,
+                alpha=model.alpha,
+                beta=model.beta,
+                fusion_kernel=model.fusion_kernel,
+                num_classes=num_classes,
+                dropout=model.dropout,
+            )
+        case CSNModel():
+            return CSN(
+                depth=model.depth,
+                bottleneck=model.bottleneck,
+                norm_eval=model.norm_eval,
+                bn_frozen=model.bn_frozen,
+                num_classes=num_classes,
+                dropout=model.dropout,
+            )
+
+
+def _params() -> Params:
+    """Of the working directory, else of the checkout that this package is installed from."""
+    for folder in (Path(), Path(__file__).resolve().parents[2]):
+        if (folder / "params.yaml").is_file():
+            return load_params(folder / "params.yaml")
+    raise UserError("params.yaml is neither in the working directory nor beside the package; run from the project")

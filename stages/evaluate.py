@@ -1,0 +1,25 @@
+"""Test one row on all views of val. Reads its best.pth; writes result.json and metrics/<dataset>/<row>.json."""
+
+import argparse
+
+from actionzoo.params import load_params
+from actionzoo.pipeline import evaluate_row
+from actionzoo.process import stage
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python stages/evaluate.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+    )
+    parser.add_argument("row", help="a key of params.yaml's recipes")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with stage("evaluate"):
+        print(evaluate_row(load_params(), args.row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Make the zoo table. Reads metrics/<dataset>/ and the manifests; writes report/<dataset>/zoo.{md,zh.md,html,json}."""
+
+import argparse
+from pathlib import Path
+
+from actionzoo.kinetics.manifest import count_states, read_manifest
+from actionzoo.params import load_params
+from actionzoo.process import stage
+from actionzoo.report import read_report, rows_of, write_report
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, epilog="example: python stages/report.py").parse_args()
+    with stage("report"):
+        params = load_params()
+        data, out = params.folder("data"), params.folder("report")
+        states = {
+            form: count_states(read_manifest(data / form / "manifest.csv")) for form in ("videos_256", "videos_320")
+        }
+        report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=out, clip_states=states)
+        write_report(report, out)
+        print(f"report: {len(report.evaluated)} of {len(report.results)} rows evaluated; open {out / 'zoo.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Re-encode at a short side. Reads data/<dataset>/archive/; writes data/<dataset>/videos_<short side>/."""
+
+import argparse
+from pathlib import Path
+
+from actionzoo.kinetics.resize import resize
+from actionzoo.params import load_params
+from actionzoo.process import stage
+from actionzoo.progress import progress
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: python stages/resize.py 256")
+    parser.add_argument("short_side", type=int, choices=(256, 320), help="pixels")
+    args = parser.parse_args()
+    with stage("resize"):
+        params = load_params()
+        data = params.folder("data")
+        with progress("clips") as tell:
+            print(
+                resize(
+                    data / "archive",
+                    data / f"videos_{args.short_side}",
+                    short_side=args.short_side,
+                    encode=params.prepare.encode,
+                    jobs=params.runtime.num_jobs,
+                    scratch=Path(".scratch") / "resize" / params.name,
+                    clip_timeout_seconds=params.runtime.clip_timeout_seconds,
+                    max_bad_share=params.dataset.max_bad_share,
+                    min_frames=params.prepare.min_frames,
+                    progress=tell,
+                )
+            )
+
+
+if __name__ == "__main__":
+    main()

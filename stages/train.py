@@ -1,0 +1,25 @@
+"""Train one row. Reads its prepared clips; writes runs/<dataset>/<row>/ and its curves in metrics/<dataset>/."""
+
+import argparse
+
+from actionzoo.params import load_params
+from actionzoo.pipeline import train_row
+from actionzoo.process import stage
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: python stages/train.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+    )
+    parser.add_argument("row", help="a key of params.yaml's recipes")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with stage("train"):
+        print(train_row(load_params(), args.row))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from flows.graph import read_graph
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def build(with_server):
+    """Run the flow in a repository; gives the finished process, its output in one text."""
+
+    def run(repository: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "flows.pipeline", *arguments],
+            cwd=repository,
+            env=with_server | more,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+def dvc_status(repository: Path) -> dict:
+    said = subprocess.run(
+        [sys.executable, "-m", "dvc", "status", "--json"], cwd=repository, check=True, capture_output=True, text=True
+    )
+    return json.loads(said.stdout)
+
+
+def port(with_server: dict[str, str]) -> int:
+    return httpx.URL(with_server["PREFECT_API_URL"]).port
+
+
+CHAIN = """
+    stages:
+      resize:
+        cmd: echo resizing for $ACTIONZOO_FLOW_RUN_ID && cp in.txt resized.txt && echo resize >> ran
+        deps: [in.txt]
+        outs: [resized.txt]
+      train:
+        foreach: [a, b]
+        do:
+          cmd: cp resized.txt trained_${item}.txt && echo train@${item} >> ran
+          deps: [resized.txt]
+          outs: ["trained_${item}.txt"]
+          meta: {gpus: 1}
+    """
+
+
+@pytest.mark.slow
+def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repository, with_server):
+    repository = make_repository(CHAIN)
+    first = build(repository)
+    assert first.returncode == 0, first.stdout
+    assert "3 stages built, 0 were up to date" in first.stdout
+    assert dvc_status(repository) == {}
+
+    second = build(repository)
+    assert second.returncode == 0, second.stdout
+    assert "0 stages built, 3 were up to date" in second.stdout
+    assert sorted((repository / "ran").read_text().split()) == ["resize", "train@a", "train@b"]
+
+    api = with_server["PREFECT_API_URL"]
+    tables = httpx.post(f"{api}/artifacts/filter", json={"sort": "CREATED_DESC", "limit": 2}).json()
+    of_second, of_first = (json.loads(table["data"]) for table in tables)
+    assert {row["stage"]: row["state"] for row in of_first} == dict.fromkeys(["resize", "train@a", "train@b"], "built")
+    assert {row["state"] for row in of_second} == {"up to date"}
+
+    runs = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 2}).json()
+    assert f"resizing for {runs[1]['id']}" in first.stdout  # the stage could tag its record with it
+
+
+@pytest.mark.slow
+def test_a_failed_stage_keeps_back_what_needs_it_and_nothing_else(build, make_repository):
+    repository = make_repository(
+        """
+        stages:
+          bad:
+            cmd: echo no weights here && test -e weights && cp in.txt bad.txt
+            deps: [in.txt]
+            outs: [bad.txt]
+          after:
+            cmd: cp bad.txt after.txt
+            deps: [bad.txt]
+            outs: [after.txt]
+          apart:
+            cmd: cp in.txt apart.txt
+            deps: [in.txt]
+            outs: [apart.txt]
+        """
+    )
+    failed = build(repository)
+    assert failed.returncode == 1
+    assert "1 of 3 stages failed" in failed.stdout
+    assert "\n  bad: no weights here / ERROR: failed to reproduce 'bad'" in failed.stdout
+    assert "\n  not run, as they need these: after" in failed.stdout
+    assert "Traceback" not in failed.stdout
+    assert (repository / "apart.txt").exists() and not (repository / "after.txt").exists()
+
+    (repository / "weights").touch()
+    mended = build(repository)
+    assert mended.returncode == 0, mended.stdout
+    assert "2 stages built, 1 were up to date" in mended.stdout
+
+
+MEETING = """
+    stages:
+      left:
+        cmd: {meet} left right
+        deps: [in.txt]
+        outs: [left.txt]
+        meta: {{gpus: 1}}
+      right:
+        cmd: {meet} right left
+        deps: [in.txt]
+        outs: [right.txt]
+        meta: {{gpus: 1}}
+    """
+
+# Each says that it is there and waits for the other: one after the other, neither would end well.
+MEET = """
+import os, sys, time
+from pathlib import Path
+me, other = sys.argv[1:]
+Path(me + ".here").touch()
+deadline = time.monotonic() + 20
+while not Path(other + ".here").exists():
+    if time.monotonic() > deadline:
+        sys.exit(f"{me} waited for {other} in vain")
+    time.sleep(0.05)
+Path(me + ".txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
+"""
+
+
+def test_stages_that_do_not_need_each_other_run_at_once_each_on_its_own_gpu(build, make_repository):
+    repository = make_repository(MEETING.format(meet=f"{sys.executable} meet.py"))
+    (repository / "meet.py").write_text(MEET)
+    done = build(repository, CUDA_VISIBLE_DEVICES="5,7")
+    assert done.returncode == 0, done.stdout
+    assert {(repository / "left.txt").read_text(), (repository / "right.txt").read_text()} == {"5", "7"}
+
+
+def test_no_more_stages_run_at_once_than_there_are_slots(build, make_repository):
+    one_at_a_time = "mkdir busy && sleep 0.5 && rmdir busy && cp in.txt"  # mkdir fails if another stage is inside
+    repository = make_repository(
+        f"""
+        stages:
+          train:
+            foreach: [a, b, c]
+            do:
+              cmd: {one_at_a_time} ${{item}}.txt
+              deps: [in.txt]
+              outs: ["${{item}}.txt"]
+        """
+    )
+    done = build(repository, "--cpu-slots", "1")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_two_flows_at_once_share_the_work(make_repository, with_server):
+    repository = make_repository(CHAIN)
+    command = [sys.executable, "-m", "flows.pipeline"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    flows = [subprocess.Popen(command, cwd=repository, env=with_server, **pipes) for _ in range(2)]
+    outputs = [flow.communicate(timeout=120)[0] for flow in flows]
+    assert [flow.returncode for flow in flows] == [0, 0], "\n".join(outputs)
+    assert sorted((repository / "ran").read_text().split()) == ["resize", "train@a", "train@b"]
+
+
+def test_a_misspelt_target_is_one_sentence(build, make_repository):
+    said = build(make_repository(CHAIN), "trian@a")
+    assert (said.returncode, said.stdout) == (
+        1,
+        "dvc.yaml has no stage trian@a; did you mean train@a or train@b or train?\n",
+    )
+
+
+def test_gpus_that_are_not_there_are_told(build, make_repository):
+    said = build(make_repository(CHAIN), "--gpus", "4", CUDA_VISIBLE_DEVICES="0,1")
+    assert said.returncode == 1
+    assert "gpus names 4, and this machine shows 0, 1; leave it out to use all." in said.stdout
+    assert "Traceback" not in said.stdout
+
+
+def test_help_names_the_arguments_and_gives_an_example(build, tmp_path):
+    said = build(tmp_path, "--help")
+    assert said.returncode == 0
+    assert all(
+        word in said.stdout for word in ("targets", "--gpus", "--cpu-slots", "example: python -m flows.pipeline")
+    )
+
+
+def test_flows_know_nothing_of_the_networks(environment):
+    program = """
+import sys, flows.pipeline, flows.local, flows.runs
+print([name for name in sys.modules if name.split(".")[0] == "torch" or name.startswith("actionzoo.models")])
+"""
+    said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)
+    assert said.stdout == "[]\n"
+
+
+def test_the_graph_of_this_project_can_be_read(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    root, stages = read_graph(["evaluate@slowfast_r50_video_4x16x1_256e_kinetics400_rgb"])
+    assert root == ROOT
+    gpus = {stage.name: stage.gpus for stage in stages}
+    assert gpus["train@slowfast_r50_video_4x16x1_256e_kinetics400_rgb"] >= 1
+    assert gpus["download"] == 0
+
+
+SLOW_TRAINING = """
+    stages:
+      resize:
+        cmd: cp in.txt resized.txt
+        deps: [in.txt]
+        outs: [resized.txt]
+      train:
+        foreach: [a, b]
+        do:
+          cmd: touch ${item}.begun; sleep $(cat nap) && cp resized.txt trained_${item}.txt
+          deps: [resized.txt]
+          outs: ["trained_${item}.txt"]
+    """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_flow_that_is_stopped_leaves_nothing_running_and_can_be_started_again(
+    number, make_repository, environment, with_server, start, left_running, wait_for
+):
+    """`a` runs, `b` waits for its slot and must not get it. A server that the flow started for itself has to go too."""
+    repository = make_repository(SLOW_TRAINING)
+    (repository / "nap").write_text("600")
+    command = [sys.executable, "-m", "flows.pipeline", "--cpu-slots", "1"]
+    flow = start(
+        command,
+        cwd=repository,
+        env=with_server if number == signal.SIGKILL else environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+        process_group=0,
+    )
+    wait_for(lambda: list(repository.glob("*.begun")) or flow.poll() is not None)
+    if number == signal.SIGINT:
+        os.killpg(flow.pid, signal.SIGINT)  # Ctrl-C is for all processes of the terminal
+    else:
+        flow.send_signal(number)
+    assert flow.wait(30) != 0
+    assert left_running(apart_from=f"--port {port(with_server)}") == []
+    assert len(list(repository.glob("*.begun"))) == 1
+
+    (repository / "nap").write_text("0")
+    again = subprocess.run(command, cwd=repository, env=with_server, capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "2 stages built, 1 were up to date" in again.stdout

@@ -1,0 +1,125 @@
+"""The manifest: nothing vanishes, nothing is mangled."""
+
+import dataclasses
+
+import pytest
+
+from actionzoo.errors import UserError
+from actionzoo.kinetics.manifest import Clip, count_states, export_lists, label_map, read_manifest, write_manifest
+
+
+def clip(video_id: str = "--QUuC4vJs_000084_000094", **changes) -> Clip:
+    whole = Clip(
+        video_id=video_id,
+        split="val",
+        label=0,
+        class_name="abseiling",
+        state="ok",
+        shard="val/part_007.tar",
+        offset=512,
+        size=1000,
+        num_frames=250,
+        width=340,
+        height=256,
+        fps=29.97,
+        sha256="0" * 64,
+    )
+    return dataclasses.replace(whole, **changes)
+
+
+NASTY = [
+    clip("_-Aa_-Bb_-C_000001_000011", class_name="massaging person's head"),
+    clip("--QUuC4vJs0_000084_000094", label=1, class_name="passing American football (in game)"),
+    clip("aaaaaaaaaaa_000000_000010", label=2, class_name='comma, "quote"\nand a new line', fps=1 / 3),
+    clip("bbbbbbbbbbb_000000_000010", split="test", label=-1, class_name="", reason="中文, „quoted“"),
+]
+GONE = {"shard": "", "offset": None, "size": None, "num_frames": None, "width": None, "height": None, "fps": None}
+
+
+def test_every_field_survives_the_file(tmp_path):
+    write_manifest(tmp_path / "manifest.csv", NASTY)
+    assert sorted(read_manifest(tmp_path / "manifest.csv"), key=str) == sorted(NASTY, key=str)
+
+
+def test_the_order_given_does_not_matter(tmp_path):
+    write_manifest(tmp_path / "a.csv", NASTY)
+    write_manifest(tmp_path / "b.csv", NASTY[::-1])
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_lines_are_sorted_by_split_then_id_and_end_in_a_line_feed(tmp_path):
+    ids = ["b", "_", "-", "B"]
+    write_manifest(tmp_path / "m.csv", [clip(name, split=split) for split in ("test", "train", "val") for name in ids])
+    clips = read_manifest(tmp_path / "m.csv")
+    assert [c.split for c in clips] == ["train"] * 4 + ["val"] * 4 + ["test"] * 4
+    assert [c.video_id for c in clips[:4]] == ["-", "B", "_", "b"]
+    assert b"\r" not in (tmp_path / "m.csv").read_bytes()
+
+
+def test_a_clip_that_is_not_there_keeps_its_line(tmp_path):
+    gone = clip(state="missing", reason="listed, but in no archive", sha256="", **GONE)
+    write_manifest(tmp_path / "m.csv", [gone])
+    assert read_manifest(tmp_path / "m.csv") == [gone]
+    assert not gone.is_usable
+
+
+def test_nothing_but_the_file_is_left_in_the_folder(tmp_path):
+    write_manifest(tmp_path / "m.csv", NASTY)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.csv"]
+
+
+def test_an_unknown_state_names_file_and_line(tmp_path):
+    write_manifest(tmp_path / "m.csv", [clip("a"), clip("b", state="fine")])
+    with pytest.raises(UserError, match=r"m\.csv, line 3: state is 'fine'"):
+        read_manifest(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("text", ["", "video_id,label\n", "\0"])
+def test_another_file_is_refused(tmp_path, text):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(UserError, match=r"m\.csv starts with"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_cut_off_line_is_refused(tmp_path):
+    write_manifest(tmp_path / "m.csv", [clip()])
+    (tmp_path / "m.csv").write_bytes((tmp_path / "m.csv").read_bytes()[:-90])
+    with pytest.raises(UserError, match=r"line 2: \d+ columns instead of 14"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_a_manifest_that_is_not_there_says_who_makes_it(tmp_path):
+    with pytest.raises(UserError, match="resize"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_the_label_map_is_the_class_names_by_label():
+    assert label_map(NASTY)[:2] == ["massaging person's head", "passing American football (in game)"]
+
+
+def test_one_label_with_two_names_is_refused():
+    with pytest.raises(UserError, match="label 0 is 'abseiling' and"):
+        label_map([clip("a"), clip("b", class_name="zumba")])
+
+
+def test_a_gap_in_the_labels_is_refused():
+    with pytest.raises(UserError, match="no clip has label 0"):
+        label_map([clip(label=1)])
+
+
+def test_states_are_counted_split_by_split():
+    counts = count_states([clip("a"), clip("b", state="missing"), clip("c", split="train", state="unlisted")])
+    assert list(counts) == ["train", "val"]
+    assert counts["val"] == {"ok": 1, "replaced": 0, "short": 0, "missing": 1, "corrupt": 0, "unlisted": 0}
+
+
+def test_exported_lists_hold_the_usable_clips(tmp_path):
+    clips = [
+        clip("a"),
+        clip("b", label=1, class_name="zumba", num_frames=64, state="short"),
+        clip("c", state="missing"),
+    ]
+    written = export_lists(clips, tmp_path / "lists")
+    assert {path.name for path in written} == {"val.txt", "label_map.txt"}
+    assert (tmp_path / "lists/val.txt").read_text() == "a 250 0\nb 64 1\n"
+    assert (tmp_path / "lists/label_map.txt").read_text() == "abseiling\nzumba\n"

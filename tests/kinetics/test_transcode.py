@@ -1,0 +1,330 @@
+"""What ffmpeg makes of clips as they come."""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import ffmpeg
+import numpy as np
+import pytest
+from small_films import QUICK, film, picture
+
+from actionzoo.errors import UserError
+from actionzoo.kinetics import transcode as module
+from actionzoo.kinetics.transcode import (
+    BadVideo,
+    Encode,
+    Encoded,
+    find_ffmpeg,
+    from_frames,
+    rotate,
+    to_jpegs,
+    transcode,
+)
+
+
+def resized(source: bytes | Path, short_side: int = 64, timeout_seconds: float = 60, **options) -> Encoded:
+    return transcode(source, short_side=short_side, encode=Encode(), timeout_seconds=timeout_seconds, **options)
+
+
+def decode(data: bytes) -> np.ndarray:
+    """uint8 RGB (num_frames, height, width, 3), by decord: what the loader will see."""
+    import decord
+
+    return decord.VideoReader(io.BytesIO(data), num_threads=1)[:].asnumpy()
+
+
+def run_ffmpeg(path: Path, *arguments: str) -> bytes:
+    subprocess.run([find_ffmpeg(), "-v", "error", "-y", *arguments, str(path)], check=True)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "height, width, expected",
+    [
+        (90, 120, (64, 86)),  # 85.3 to the nearest even number
+        (120, 90, (86, 64)),
+        (90, 90, (64, 64)),
+        (66, 500, (64, 484)),
+    ],
+)
+def test_the_short_side_is_scaled_whichever_it_is(height, width, expected):
+    encoded = resized(film(height=height, width=width))
+    assert (encoded.height, encoded.width) == expected
+    assert decode(encoded.data).shape[1:3] == expected
+
+
+@pytest.mark.parametrize("short_side", [90, 92, 256])
+def test_a_small_clip_is_not_enlarged(short_side):
+    encoded = resized(film(height=90, width=120), short_side)
+    assert (encoded.height, encoded.width) == (90, 120)
+
+
+def test_an_odd_size_is_made_even_by_shrinking(tmp_path):
+    odd = run_ffmpeg(
+        tmp_path / "odd.mp4", "-f", "lavfi", "-i", "testsrc2=size=121x91:duration=1", "-pix_fmt", "yuv444p"
+    )
+    encoded = resized(odd, 256)
+    assert (encoded.height, encoded.width) == (90, 120)
+
+
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_a_turned_phones_clip_is_scaled_and_shown_upright(degrees):
+    """The phone stores the picture turned clockwise, and how to turn it back."""
+    lying = np.repeat(np.rot90(picture(120, 90), k=-degrees // 90)[None], 5, axis=0)
+    encoded = resized(rotate(from_frames(np.ascontiguousarray(lying), fps=25, encode=QUICK), degrees))
+    assert (encoded.height, encoded.width) == (86, 64)
+    seen = decode(encoded.data)[0].astype(int)
+    wanted = cv2.resize(picture(120, 90), (64, 86)).astype(int)
+    assert np.abs(seen - wanted).mean() < 8
+
+
+def test_pixels_keep_their_colours():
+    encoded = resized(film(num_frames=3))
+    seen = decode(encoded.data)[0].astype(int)
+    assert np.abs(seen - cv2.resize(picture(90, 120) // 2, (86, 64)).astype(int)).mean() < 6
+
+
+@pytest.mark.parametrize("num_frames, fps", [(1, 25), (30, 25), (77, 30), (40, 30000 / 1001)])
+def test_every_frame_is_kept_and_counted(num_frames, fps):
+    encoded = resized(film(num_frames=num_frames, fps=fps))
+    assert encoded.num_frames == len(decode(encoded.data)) == num_frames
+    assert encoded.fps == pytest.approx(fps, abs=0.001)
+
+
+def test_a_variable_frame_rate_stays_as_it_is():
+    """Every third frame lasts twice as long: 30 frames take the time of 40 (none knows how long the last one is)."""
+    import decord
+
+    source = film(num_frames=30, fps=30, hold_every=3)
+    encoded = resized(source)
+    assert encoded.num_frames == 30
+    assert encoded.fps == pytest.approx(30 * 30 / 40, rel=0.04)
+    before, after = (
+        decord.VideoReader(io.BytesIO(data)).get_frame_timestamp(range(30))[:, 0] for data in (source, encoded.data)
+    )
+    assert after == pytest.approx(before, abs=1e-4)
+
+
+def test_b_frames_and_sound_change_nothing(tmp_path):
+    source = run_ffmpeg(
+        tmp_path / "b.mp4",
+        *("-f", "lavfi", "-i", "testsrc2=size=160x120:rate=25:duration=2", "-f", "lavfi", "-i", "sine=duration=2"),
+        *("-bf", "3", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-c:a", "aac"),
+    )
+    encoded = resized(source)
+    assert encoded.num_frames == len(decode(encoded.data)) == 50
+    assert b"mp4a" in source and b"mp4a" not in encoded.data
+
+
+def test_the_time_between_keyframes_is_bounded():
+    import decord
+
+    for gop in (4, 16):
+        encoded = transcode(film(num_frames=40), short_side=64, encode=Encode(gop=gop), timeout_seconds=60)
+        keys = decord.VideoReader(io.BytesIO(encoded.data)).get_key_indices()
+        assert np.diff([*keys, 40]).max() <= gop
+
+
+def test_equal_sources_give_equal_bytes(tmp_path):
+    source = film()
+    (tmp_path / "file.mp4").write_bytes(source)
+    assert resized(source) == resized(tmp_path / "file.mp4", scratch=tmp_path / "scratch")
+
+
+def test_scratch_is_left_empty(tmp_path):
+    resized(film(), scratch=tmp_path / "scratch")
+    with pytest.raises(BadVideo):
+        resized(b"nothing", scratch=tmp_path / "scratch")
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_zero_bytes_are_called_so():
+    with pytest.raises(BadVideo, match=r"^zero bytes$"):
+        resized(b"")
+
+
+def test_a_clip_cut_off_before_its_table_of_contents_is_corrupt():
+    source = film()
+    with pytest.raises(BadVideo, match=r"^moov atom not found$"):
+        resized(source[: len(source) // 2])
+
+
+def test_a_clip_cut_off_after_its_table_of_contents_gives_what_there_is(tmp_path):
+    (tmp_path / "a.mp4").write_bytes(film(num_frames=60))
+    ahead = run_ffmpeg(tmp_path / "b.mp4", "-i", str(tmp_path / "a.mp4"), "-c", "copy", "-movflags", "+faststart")
+    encoded = resized(ahead[: len(ahead) * 3 // 4])
+    assert 0 < encoded.num_frames < 60
+    assert encoded.num_frames == len(decode(encoded.data))
+    assert encoded.damage == "cut off"
+
+
+def test_noise_is_corrupt():
+    with pytest.raises(BadVideo, match="Invalid data found"):
+        resized(np.random.default_rng(0).bytes(50_000))
+
+
+def test_sound_alone_is_no_video(tmp_path):
+    sound = run_ffmpeg(tmp_path / "s.mp4", "-f", "lavfi", "-i", "sine=duration=1")
+    with pytest.raises(BadVideo, match=r"^no video stream$"):
+        resized(sound)
+
+
+def test_a_playlist_that_calls_itself_a_video_opens_no_other_file(tmp_path):
+    (tmp_path / "secret.mp4").write_bytes(film())
+    playlist = f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.mp4\n#EXT-X-ENDLIST\n"
+    with pytest.raises(BadVideo):
+        resized(playlist.encode())
+    with pytest.raises(BadVideo):
+        resized(f"ffconcat version 1.0\nfile {tmp_path}/secret.mp4\n".encode())
+
+
+def test_a_clip_that_takes_too_long_is_given_up():
+    source = film(num_frames=200, height=480, width=640)
+    start = time.monotonic()
+    with pytest.raises(BadVideo, match=r"^timed out after 0\.05 s$"):
+        resized(source, 400, timeout_seconds=0.05)
+    assert time.monotonic() - start < 5
+
+
+def test_reasons_bear_no_paths_or_addresses(tmp_path):
+    with pytest.raises(BadVideo) as error:
+        resized(b"x" * 1000, scratch=tmp_path / "scratch")
+    assert str(tmp_path) not in str(error.value) and "0x" not in str(error.value)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent death signal is Linux's")
+def test_no_ffmpeg_outlives_its_parent(tmp_path):
+    """The parent is killed while an ffmpeg works; /proc is watched for what is left of it."""
+    (tmp_path / "long.mp4").write_bytes(film(num_frames=250, height=480, width=640))
+    program = (
+        "import sys; from pathlib import Path; from actionzoo.kinetics.transcode import Encode, transcode\n"
+        "folder, encode = Path(sys.argv[1]), Encode(preset='slow')\n"
+        "transcode(folder / 'long.mp4', short_side=400, encode=encode, timeout_seconds=60, scratch=folder)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
+
+    def children() -> list[str]:
+        found = []
+        for entry in Path("/proc").iterdir():
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                if entry.name.isdigit() and f"{tmp_path}/clip-" in (entry / "cmdline").read_text():
+                    found.append(entry.name)
+        return found
+
+    deadline = time.monotonic() + 20
+    while not children() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert children(), "no ffmpeg was ever seen"
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 5
+    while children() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert children() == []
+
+
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """Puts a program alone on PATH that answers to the name of ffmpeg."""
+
+    def put(script: str) -> str:
+        (tmp_path / "ffmpeg").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "ffmpeg").chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path))
+        return str(tmp_path / "ffmpeg")
+
+    return put
+
+
+def test_ffmpeg_on_path_is_preferred(on_path):
+    program = on_path("echo ' V....D libx264'")
+    assert find_ffmpeg.__wrapped__() == program
+
+
+def test_an_ffmpeg_that_cannot_encode_h264_is_passed_over(on_path):
+    program = on_path("echo ' V....D mpeg4'")
+    assert find_ffmpeg.__wrapped__() != program
+
+
+def test_without_any_ffmpeg_the_user_is_told(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("IMAGEIO_FFMPEG_EXE", raising=False)
+    monkeypatch.setattr("imageio_ffmpeg._utils._get_ffmpeg_exe", lambda: None)  # a machine it has no program for
+    with pytest.raises(UserError, match=r"there is no ffmpeg on PATH.*install ffmpeg"):
+        find_ffmpeg.__wrapped__()
+
+
+@pytest.mark.parametrize("script", ["kill -KILL $$", "kill -TERM $$", "exit 255"])
+def test_an_ffmpeg_that_was_killed_says_nothing_about_the_clip(on_path, monkeypatch, script):
+    source = film(num_frames=5)
+    program = on_path(script)
+    monkeypatch.setattr(module, "find_ffmpeg", lambda: program)
+    with pytest.raises(UserError, match="killed from outside"):
+        resized(source)
+
+
+def test_a_full_disk_says_nothing_about_the_clip(on_path, monkeypatch):
+    source = film(num_frames=5)
+    program = on_path("echo 'Error writing trailer: No space left on device' >&2; exit 228")
+    monkeypatch.setattr(module, "find_ffmpeg", lambda: program)
+    with pytest.raises(UserError, match="is full"):
+        resized(source)
+
+
+@pytest.mark.parametrize(
+    "version, option",
+    [
+        ("4.4.2-0ubuntu0.22.04.1", "vsync"),
+        ("5.0.1", "vsync"),
+        ("5.1", "fps_mode"),
+        ("n9.0.2-17-g2a", "fps_mode"),
+        ("N-109468-gd39", "fps_mode"),
+    ],
+)
+def test_the_option_of_old_ffmpegs_is_used_with_old_ffmpegs(monkeypatch, version, option):
+    monkeypatch.setattr(module, "ffmpeg_version", lambda: version)
+    assert module._every_frame()[option] == "passthrough"
+
+
+def test_names_never_need_a_shell():
+    """Composed commands are lists of arguments; a path is one of them, whatever it looks like."""
+    stream = ffmpeg.input("-y; rm 'x'.mp4").output("out.mp4")
+    assert "-y; rm 'x'.mp4" in ffmpeg.compile(stream)
+
+
+def test_jpegs_are_the_videos_frames():
+    encoded = resized(film(num_frames=20))
+    jpegs = to_jpegs(encoded.data, qscale=2, timeout_seconds=60)
+    assert len(jpegs) == 20
+    for jpeg, frame in zip(jpegs, decode(encoded.data), strict=True):
+        seen = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+        assert np.abs(seen - frame).mean() < 3
+
+
+@pytest.mark.parametrize("tag", ["bt709", "smpte170m"])
+def test_jpegs_have_the_colours_that_decord_gives_the_video(tmp_path, tag):
+    """Chroma far from grey, so that a wrong matrix (about 8 levels) or range (about 10) shows."""
+    source = run_ffmpeg(
+        tmp_path / "c.mp4",
+        *("-f", "lavfi", "-i", "testsrc2=size=320x240:rate=25:duration=0.4", "-vf", f"scale=out_color_matrix={tag}"),
+        *("-colorspace", tag, "-color_primaries", tag, "-color_trc", tag, "-pix_fmt", "yuv420p", "-crf", "10"),
+    )
+    encoded = resized(source, 256)
+    frame = decode(encoded.data)[5].astype(int)
+    jpeg = to_jpegs(encoded.data, qscale=2, timeout_seconds=60)[5]
+    seen = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
+    assert np.abs(seen - frame).mean() < 4
+    assert np.abs((seen - frame).mean(axis=(0, 1))).max() < 2
+
+
+def test_a_lower_quality_makes_smaller_jpegs():
+    video = resized(film(num_frames=3)).data
+    best, worst = (sum(map(len, to_jpegs(video, qscale=q, timeout_seconds=60))) for q in (2, 31))
+    assert worst < best

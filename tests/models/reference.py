@@ -1,0 +1,110 @@
+"""Where the reference numbers lie, how their networks are built, and the rule that fills weights and inputs."""
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from actionzoo.models.csn import CSN
+from actionzoo.models.slowfast import SlowFast
+
+_FOUR_BY_SIXTEEN = {"alpha": 8, "beta": 1 / 8, "fusion_kernel": 5}
+_EIGHT_BY_EIGHT = {"alpha": 4, "beta": 1 / 8, "fusion_kernel": 7}
+_TRAINED_NORM = {"norm_eval": False, "bn_frozen": False}
+_FROZEN_NORM = {"norm_eval": True, "bn_frozen": True}
+
+# Every configuration of the zoo, and the arguments its network takes.
+CONFIGS = {
+    "slowfast_r50_4x16x1_256e_kinetics400_rgb": {"slow_depth": 50, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
+    "slowfast_r50_video_4x16x1_256e_kinetics400_rgb": {"slow_depth": 50, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
+    "slowfast_r50_8x8x1_256e_kinetics400_rgb": {"slow_depth": 50, "fast_depth": 50, **_EIGHT_BY_EIGHT},
+    "slowfast_r101_r50_4x16x1_256e_kinetics400_rgb": {"slow_depth": 101, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
+    "slowfast_r101_8x8x1_256e_kinetics400_rgb": {"slow_depth": 101, "fast_depth": 101, **_EIGHT_BY_EIGHT},
+    "slowfast_r152_r50_4x16x1_256e_kinetics400_rgb": {"slow_depth": 152, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
+    "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb": {"depth": 50, "bottleneck": "ir", **_FROZEN_NORM},
+    "ircsn_ig65m_pretrained_bnfrozen_r50_32x2x1_58e_kinetics400_rgb": {
+        "depth": 50,
+        "bottleneck": "ir",
+        **_FROZEN_NORM,
+    },
+    "ircsn_bnfrozen_r152_32x2x1_180e_kinetics400_rgb": {"depth": 152, "bottleneck": "ir", **_FROZEN_NORM},
+    "ircsn_sports1m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
+        "depth": 152,
+        "bottleneck": "ir",
+        **_FROZEN_NORM,
+    },
+    "ircsn_ig65m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
+        "depth": 152,
+        "bottleneck": "ir",
+        **_FROZEN_NORM,
+    },
+    "ircsn_ig65m_pretrained_r152_32x2x1_58e_kinetics400_rgb": {"depth": 152, "bottleneck": "ir", **_TRAINED_NORM},
+    "ipcsn_bnfrozen_r152_32x2x1_180e_kinetics400_rgb": {"depth": 152, "bottleneck": "ip", **_FROZEN_NORM},
+    "ipcsn_sports1m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
+        "depth": 152,
+        "bottleneck": "ip",
+        **_FROZEN_NORM,
+    },
+    "ipcsn_ig65m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
+        "depth": 152,
+        "bottleneck": "ip",
+        **_FROZEN_NORM,
+    },
+}
+
+
+def read_reference(name: str) -> dict:
+    """A JSON file of the reference numbers; skips the test where they are not beside the repository."""
+    folder = Path(__file__).resolve().parents[2].parent / "shared" / "reference"
+    if not folder.is_dir():
+        pytest.skip(f"the reference numbers are not here ({folder})")
+    return json.loads((folder / name).read_text())
+
+
+def build(config: str, **overrides) -> nn.Module:
+    """The network of a configuration without numbers in it: on the meta device, where it costs nothing."""
+    with torch.device("meta"):
+        network = SlowFast if config.startswith("slowfast") else CSN
+        return network(**{**CONFIGS[config], **overrides})
+
+
+def build_filled(config: str, *, seed: str | None = None, **overrides) -> nn.Module:
+    """The network of a configuration with every number of its state set by the rule. `seed` stands in for the name."""
+    model = build(config, **overrides)
+    state = {key: fill(seed or config, key, tuple(tensor.shape)) for key, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    return model
+
+
+def fill(seed: str, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Numbers for one entry of a state_dict, float32: they depend on the names alone, on no machine and no torch."""
+    if key.endswith("num_batches_tracked"):
+        return torch.zeros((), dtype=torch.int64)
+    z = _normal(f"{seed}:{key}", shape)
+    if len(shape) == 5:
+        z = z * np.sqrt(2 / np.prod(shape[1:]))
+    elif len(shape) == 2:
+        z = 0.01 * z
+    elif key.endswith("running_mean"):
+        z = 0.1 * z
+    elif key.endswith("running_var"):
+        z = 0.75 + 0.5 * np.abs(z)
+    elif key.endswith(".bn.weight"):
+        z = (1 + 0.1 * z) * (0.2 if key.endswith("conv3.bn.weight") else 1)
+    else:
+        z = 0.1 * z
+    return torch.from_numpy(z.astype(np.float32))
+
+
+def clips(input_key: str, shape: tuple[int, ...]) -> Tensor:
+    """A batch for a `seed:name`; golden shapes are (batch, views, 3, T, H, W), and views become clips of the batch."""
+    values = torch.from_numpy(_normal(input_key, shape).astype(np.float32))
+    return values.flatten(0, 1) if values.ndim == 6 else values
+
+
+def _normal(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)

@@ -1,0 +1,385 @@
+import io
+import json
+import subprocess
+import sys
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+
+from actionzoo.errors import UserError
+from actionzoo.report import STATES, Row, read_report, terminal_table, wilson_interval, write_report
+
+PUBLISHED = {
+    "config": "row",
+    "gpus": "8x4",
+    "backbone": "ResNet50",
+    "pretrained": "None",
+    "top1": (82.76, 82.6),
+    "top5": (95.68, 95.3),
+    "inference": "1.6 ((32+4)x10x3 frames)",
+    "gpu_mem_mb": 6203,
+    "ckpt": "https://example.org/row.pth",
+    "log": None,
+    "json": "https://example.org/row.log.json",
+    "note": "",
+}
+
+
+def row(name="row", family="slowfast", overrides=(), **published):
+    return Row(
+        name=name,
+        family=family,
+        short_side=256,
+        published=SimpleNamespace(**PUBLISHED | published),
+        overrides=tuple(overrides),
+    )
+
+
+class Project:
+    """A project's small files, and the report made of them."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def evaluated(self, name, dataset="demo", **values):
+        values = {
+            "top1": 0.8125,
+            "top5": 1.0,
+            "mean_class": 0.81,
+            "clips": 16,
+            "missing": 2,
+            "protocol": "10x3",
+        } | values
+        self.write(f"metrics/{dataset}/{name}.json", json.dumps(values))
+
+    def write(self, path, text):
+        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / path).write_text(text)
+
+    def build(self, *rows, dataset="demo", out="report", **more):
+        self.out = self.folder / out / dataset
+        report = read_report(dataset=dataset, rows=rows, root=self.folder, out=self.out, **more)
+        write_report(report, self.out)
+        return report
+
+    def read(self, name):
+        return (self.out / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path):
+    return Project(tmp_path)
+
+
+class Page(HTMLParser):
+    """Checks that every tag is closed in its turn; collects texts of cells, links, and tag names."""
+
+    VOID = frozenset({"meta", "br", "wbr", "line", "circle", "polyline"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.names, self.links, self.rows, self.text = [], set(), [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.names.add(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "a":
+            self.links.append(dict(attributes)["href"])
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "br" and self.rows:
+            self.rows[-1][-1] += " "
+
+    def handle_startendtag(self, tag, attributes):
+        self.names.add(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if "style" in self.open:
+            return
+        self.text += data
+        if "td" in self.open or "th" in self.open:
+            self.rows[-1][-1] += data
+
+    def row(self, name):
+        (found,) = [cells for cells in self.rows if cells and cells[0] == name]
+        return [" ".join(cell.split()) for cell in found]
+
+
+def markdown_rows(text):
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines() if line.startswith("|")
+    ]
+
+
+def test_a_row_that_ran_stands_beside_the_published_and_one_that_did_not_stays_visible(project):
+    project.evaluated("ran")
+    report = project.build(row("ran"), row("waits", top1=(76.94,)))
+    assert [result.row.name for result in report.evaluated] == ["ran"]
+    page = Page(project.read("zoo.html"))
+    assert page.row("ran")[:9] == [
+        *("ran", "short side 256", "8x4", "ResNet50", "None"),
+        *("82.76/82.6", "81.25 57.0–93.4", "95.68/95.3", "100.00"),
+    ]
+    assert page.row("waits")[5:7] == ["76.94", "not run yet"]
+    assert "1 of 2 rows evaluated" in page.text
+
+
+def test_columns_are_those_of_the_published_tables_with_ours_beside(project):
+    project.build(row())
+    chinese = markdown_rows(project.read("zoo.zh.md"))
+    for column in (
+        "配置文件",
+        "分辨率",
+        "GPU 数量",
+        "主干网络",
+        "预训练",
+        "top1 准确率",
+        "top5 准确率",
+        "推理时间 video/s",
+    ):
+        assert any(title.startswith(column) for title in chinese[0]), column
+    assert chinese[0][-3:] == ["ckpt", "log", "json"]
+    assert len(chinese[0]) == len(chinese[2]) == 16
+    assert chinese[2][1] == "短边 256" and chinese[2][6] == "尚未运行"
+    english = markdown_rows(project.read("zoo.md"))
+    assert english[2][5:9] == ["82.76/82.6", "not run yet", "95.68/95.3", ""]
+
+
+def test_families_have_their_own_tables_in_the_order_of_the_rows(project):
+    project.build(row("a", "csn"), row("b", "slowfast"), row("c", "csn"))
+    text = project.read("zoo.md")
+    assert (
+        text.index("## CSN")
+        < text.index("| a |")
+        < text.index("| c |")
+        < text.index("## SlowFast")
+        < text.index("| b |")
+    )
+
+
+def test_wilson_interval_is_that_of_the_textbook():
+    assert wilson_interval(13, 16) == pytest.approx((0.5699, 0.9341), abs=1e-4)
+    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
+    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
+
+
+def test_another_data_set_is_marked_and_shows_no_difference(project):
+    project.evaluated("row")
+    report = project.build(row())
+    assert report.results[0].gap is None
+    assert "This is not Kinetics-400" in Page(project.read("zoo.html")).text
+    assert "> **⚠ This is not Kinetics-400" in project.read("zoo.md")
+    assert "> **⚠ 这不是 Kinetics-400" in project.read("zoo.zh.md")
+    assert json.loads(project.read("zoo.json"))["warnings"][0].startswith("This is not Kinetics-400")
+
+
+def test_changed_recipes_are_marked_and_listed(project):
+    project.evaluated("changed", "kinetics400", clips=19_404)
+    report = project.build(
+        row("changed", overrides=["schedule.epochs: 256 -> 10", "test.num_clips: 10 -> 2"]),
+        row("as published"),
+        dataset="kinetics400",
+    )
+    assert report.results[0].gap is None
+    for text in (Page(project.read("zoo.html")).text, project.read("zoo.md")):
+        assert "1 of 2 rows ran with a changed recipe" in text
+        assert "schedule.epochs: 256 -> 10\ntest.num_clips: 10 -> 2" in text
+
+
+def test_on_kinetics_400_as_published_the_difference_is_shown_and_nothing_is_marked(project):
+    project.evaluated("row", "kinetics400", top1=0.83, clips=19_404)
+    report = project.build(row(), dataset="kinetics400")
+    assert report.results[0].gap == pytest.approx(0.24)
+    assert Page(project.read("zoo.html")).row("row")[6].startswith("83.00 (+0.24) 82.5–83.5")
+    assert "⚠" not in project.read("zoo.html") + project.read("zoo.md") + project.read("zoo.zh.md")
+
+
+def test_a_part_of_the_validation_set_is_marked(project):
+    project.evaluated("row", "kinetics400", clips=994)
+    report = project.build(row(), dataset="kinetics400")
+    assert report.results[0].gap is None
+    assert "1 evaluated rows saw fewer than 90 % of the 19,796" in project.read("zoo.md")
+
+
+def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
+    name = "<script>alert('x')</script> & \"r|w\" *_[a](b)"
+    nasty = row(
+        name.replace("/", ""), backbone="<b>|bold|", note="5 < 6 & `code` | **not bold**", overrides=["<i>: 1 -> 2"]
+    )
+    project.build(nasty, dataset="<demo>")
+    page = Page(project.read("zoo.html"))
+    assert not {"script", "i"} & page.names
+    assert page.row(nasty.name)[3] == "<b>|bold|"
+    assert "5 < 6 & `code` | **not bold**" in page.text and "<i>: 1 -> 2" in page.text
+    text = project.read("zoo.md")
+    assert "<script>" not in text and "<b>" not in text
+    assert [len(cells) for cells in markdown_rows(text)] == [16, 16, 16]
+
+
+def test_an_address_that_is_none_of_the_web_is_no_link(project):
+    project.build(row(ckpt="javascript:alert(1)"))
+    page = Page(project.read("zoo.html"))
+    assert page.links == ["https://example.org/row.log.json"]
+    assert "javascript:alert(1)" in page.text
+
+
+def test_links_to_our_files_are_relative_and_lead_there(project):
+    project.evaluated("row")
+    project.write("runs/demo/row/best.pth", "weights")
+    project.build(row())
+    ours = [link for link in Page(project.read("zoo.html")).links if not link.startswith("https:")]
+    assert ours == ["../../runs/demo/row/best.pth", "../../metrics/demo/row.json"]
+    assert all((project.out / link).is_file() for link in ours)
+
+
+def test_page_loads_nothing_and_runs_nothing(project):
+    project.evaluated("row")
+    project.build(row())
+    page = Page(project.read("zoo.html"))
+    assert not {"script", "link", "img", "iframe", "object"} & page.names
+    assert "url(" not in project.read("zoo.html") and "@import" not in project.read("zoo.html")
+
+
+TRAIN_CURVE = """epoch,lr,loss,top1,top5
+1,0.1,3.5,0.25,0.5
+2,0.1,nan,0.5,0.75
+3,0.1,1.5,0.75,1.0
+"""
+VAL_CURVE = """epoch,top1,top5,mean_class
+1,0.2,0.5,0.2
+3,0.6,1.0,0.6
+"""
+
+
+def test_curves_are_drawn_through_every_finite_value(project):
+    project.write("metrics/demo/row.train.csv", TRAIN_CURVE)
+    project.write("metrics/demo/row.val.csv", VAL_CURVE)
+    project.build(row(), row("waits"))
+    text = project.read("zoo.html")
+    assert text.count("<svg") == 2  # loss and top1 of the row that ran
+    loss, top1 = text.split("<svg")[1:]
+
+    def points(part, split):
+        return part.split(f'<polyline class="{split}" points="')[1].split('"')[0].split()
+
+    # 360 x 180 with the axes from x 34 to 350 and y 158 to 24; the loss's axis ends at 4
+    assert points(loss, "train") == ["34.0,40.8", "350.0,107.8"]
+    assert 'class="val"' not in loss
+    assert points(top1, "train") == ["34.0,124.5", "192.0,91.0", "350.0,57.5"]
+    assert points(top1, "val") == ["34.0,131.2", "350.0,77.6"]
+
+
+def test_benchmark_stands_beside_the_published_speed_and_memory(project):
+    project.write(
+        "metrics/demo/row.benchmark.json",
+        json.dumps({"videos_per_second": 12.345, "peak_memory_mb": 2345.6, "device": "H200"}),
+    )
+    project.build(row())
+    cells = Page(project.read("zoo.html")).row("row")
+    assert cells[9:13] == ["1.6 ((32+4)x10x3 frames)", "12.35 H200", "6203", "2346"]
+    project.write(
+        "metrics/demo/row.benchmark.json", json.dumps({"videos_per_second": 0.5, "peak_memory_mb": None})
+    )  # on a CPU
+    project.build(row())
+    assert Page(project.read("zoo.html")).row("row")[9:13] == ["1.6 ((32+4)x10x3 frames)", "0.50", "6203", ""]
+
+
+def test_clips_are_counted_by_state(project):
+    states = {
+        "videos_256": {"val": {"ok": 1900, "replaced": 2, "short": 1, "missing": 30, "corrupt": 4, "unlisted": 7}}
+    }
+    project.build(row(), clip_states=states)
+    cells = Page(project.read("zoo.html")).row("videos_256")
+    assert cells == ["videos_256", "val", "1,937", "1,903", "1,900", "2", "1", "30", "4", "7"]
+    assert cells in markdown_rows(project.read("zoo.md"))
+
+
+def test_states_are_those_of_the_manifest():
+    manifest = pytest.importorskip("actionzoo.kinetics.manifest")
+    assert manifest.STATES == STATES
+
+
+def test_same_files_give_the_same_bytes_wherever_the_project_lies(project, tmp_path):
+    def build(folder):
+        there = Project(folder)
+        there.evaluated("row")
+        there.write("metrics/demo/row.train.csv", TRAIN_CURVE)
+        there.write("metrics/demo/row.val.csv", VAL_CURVE)
+        there.write("runs/demo/row/20260101_120000.log", "a log with the time in its name")
+        there.build(row(overrides=["a: 1 -> 2"]), row("waits"), clip_states={"videos_256": {"val": {"ok": 1}}})
+        return {path.name: path.read_bytes() for path in there.out.iterdir()}
+
+    first, second = build(tmp_path / "here"), build(tmp_path / "over" / "there")
+    assert sorted(first) == ["zoo.html", "zoo.json", "zoo.md", "zoo.zh.md"]
+    assert first == second
+    assert not any(str(tmp_path).encode() in text or b"20260101" in text for text in first.values())
+
+
+def test_json_holds_what_the_tables_show(project):
+    project.evaluated("row")
+    project.build(row(), row("waits"))
+    ran, waits = json.loads(project.read("zoo.json"))["rows"]
+    assert ran["ours"]["top1"] == 0.8125 and ran["published"]["top1"] == [82.76, 82.6]
+    assert ran["top1_interval"] == pytest.approx([0.5699, 0.9341], abs=1e-4)
+    assert waits["ours"] is None and waits["top1_interval"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{", "is no JSON"),
+        ("[]", "holds a list"),
+        ('{"top1": 81.25, "top5": 1.0, "clips": 16}', "top1 is 81.25, expected a share"),
+        ('{"top1": NaN, "top5": 1.0, "clips": 16}', "top1 is nan"),
+        ('{"top1": 0.5, "top5": 1.0}', "clips is None"),
+    ],
+)
+def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, text, reason):
+    project.write("metrics/demo/row.json", text)
+    with pytest.raises(UserError, match=rf"metrics/demo/row\.json.*{reason}.*dvc repro evaluate@row"):
+        project.build(row())
+
+
+def test_curves_that_cannot_be_read_are_named_with_their_line(project):
+    project.write("metrics/demo/row.train.csv", "epoch,lr,loss,top1,top5\n1,0.1,much,0.5,1.0\n")
+    with pytest.raises(UserError, match=r"row\.train\.csv, line 2: .*'much'.*dvc repro train@row"):
+        project.build(row())
+
+
+def shown(report, width):
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=width)
+    console.print(terminal_table(report))
+    return console.file.getvalue()
+
+
+def test_terminal_shows_ours_with_interval_the_published_and_why_not_to_compare(project):
+    project.evaluated("ran")
+    report = project.build(row("ran"), row("[bold]waits", top1=(76.94,)))
+    text = shown(report, 100)
+    (ran,) = [line for line in text.splitlines() if "ran " in line and "│" in line]
+    assert [cell.strip() for cell in ran.strip("│").split("│")] == ["ran", "81.25 (57.0–93.4)", "82.76/82.6", "on demo"]
+    assert "[bold]waits" in text and "not run yet" in text and "This is not Kinetics-400" in text
+
+
+def test_report_needs_neither_torch_nor_mlflow():
+    code = "import sys, actionzoo.report; sys.exit(bool({'torch', 'mlflow', 'rich', 'jinja2'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_rows_of_params_yaml_fit(project):
+    params = pytest.importorskip("actionzoo.params")
+    published = params.Published(**PUBLISHED)
+    project.build(Row(name="row", family="csn", short_side=320, published=published))
+    assert Page(project.read("zoo.html")).row("row")[5] == "82.76/82.6"
