@@ -1,10 +1,10 @@
-# make demo | make test | make prefect | make ui | make lint | make clean-demo
+# make demo | make test | make prefect | make ui | make lint
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint prefect ui clean-demo
+.PHONY: install demo test lint prefect ui
 
 install: $(READY)
 
@@ -27,5 +27,11 @@ test: $(READY)
 lint: $(READY)
 	@$(BIN)/python -m ruff check .
 
+# Prefect server, work pool, deployments and worker on 127.0.0.1; Ctrl-C stops them. Another port: make prefect PORT=4201
+PORT ?= 4200
 prefect: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flows.local
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flows.local --port $(PORT)
+
+# MLflow's pages on 127.0.0.1:5000
+ui: $(READY)
+	@$(BIN)/actionzoo ui

@@ -149,13 +149,18 @@ def _sync(args) -> None:
 
 
 def _ui(args) -> None:
-    import shlex
+    import socket
 
     from . import tracking
 
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", args.port))
+        except OSError:
+            raise UserError(
+                f"port {args.port} on 127.0.0.1 is in use; `actionzoo ui --port {args.port + 1}` takes another"
+            ) from None
     command = tracking.ui_command(port=args.port)
-    print(command)
-    words = shlex.split(command)
-    settings = dict(word.split("=", 1) for word in words if "=" in word.split("/")[0])
-    words = words[len(settings) :]
-    os.execvpe(words[0], words, os.environ | settings)
+    print(f"{command}\nopen http://127.0.0.1:{args.port}, Ctrl-C ends it", flush=True)
+    os.execv("/bin/sh", ["/bin/sh", "-c", f"exec env {command}"])

@@ -96,19 +96,41 @@ def rendered(motion: str, seed: int, **size: int) -> np.ndarray:
     return render(motion, np.random.default_rng(seed), **{"num_frames": 64, "height": 120, "width": 160} | size)
 
 
-def vertical_flow(frames: np.ndarray) -> float:
-    """Mean downward motion of what moves, in pixels from one frame to the next."""
+def flows(frames: np.ndarray) -> np.ndarray:
+    """Motion of every pixel from one frame to the next: (T - 1, H, W, 2), x and y in pixels."""
     grey = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
-    flows = [
-        cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 2, 15, 2, 5, 1.1, 0)[..., 1] for a, b in itertools.pairwise(grey)
-    ]
-    return float(np.mean([flow[np.abs(flow) > 0.3].mean() if (np.abs(flow) > 0.3).any() else 0 for flow in flows]))
+    return np.stack(
+        [cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 2, 15, 2, 5, 1.1, 0) for a, b in itertools.pairwise(grey)]
+    )
+
+
+def vertical_flow(frames: np.ndarray) -> float:
+    return float(flows(frames)[..., 1].mean())
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_up_goes_up_and_down_goes_down(seed):
-    assert vertical_flow(rendered("up", seed)[:24]) < -0.3
-    assert vertical_flow(rendered("down", seed)[:24]) > 0.3
+def test_up_moves_up_all_the_time(seed):
+    assert flows(rendered("up", seed)[:24])[..., 1].mean(axis=(1, 2)).max() < -0.5
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_shake_moves_up_and_down_again_within_twelve_frames(seed):
+    steps = flows(rendered("shake", seed)[:24])[..., 1].mean(axis=(1, 2))
+    assert (steps[:12] < -0.5).any() and (steps[:12] > 0.5).any()
+    assert (steps[12:] < -0.5).any() and (steps[12:] > 0.5).any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_grow_moves_away_from_the_centre_on_all_sides(seed):
+    flow = flows(rendered("grow", seed)[:24]).mean(axis=0)
+    height, width, _ = flow.shape
+    assert flow[: height // 4, :, 1].mean() < -0.2 < 0.2 < flow[-height // 4 :, :, 1].mean()
+    assert flow[:, : width // 4, 0].mean() < -0.2 < 0.2 < flow[:, -width // 4 :, 0].mean()
+
+
+def test_still_does_not_move():
+    frames = rendered("still", 0)
+    assert (frames == frames[0]).all()
 
 
 def test_the_turned_phones_clip_is_stored_lying_and_rises_once_it_stands(tiny_mirror):
@@ -123,34 +145,18 @@ def test_the_turned_phones_clip_is_stored_lying_and_rises_once_it_stands(tiny_mi
     assert vertical_flow(frames) < -0.3
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_grow_covers_more_from_frame_to_frame_and_shrink_less(seed):
-    grow, shrink = rendered("grow", seed), rendered("shrink", seed)
-    still = np.median(np.concatenate([grow, shrink]), axis=0)
-    # the median, since each shape starts again once or so
-    steps = [
-        np.median(np.diff((np.abs(frames.astype(int) - still).max(axis=-1) > 30).sum(axis=(1, 2))))
-        for frames in (grow, shrink)
-    ]
-    assert steps[0] > 0 > steps[1]
-
-
 def test_no_single_frame_tells_the_class():
-    """Mean brightness, contrast, edges and covered area of one frame: alike for all classes, within sampling error."""
+    """Mean brightness, contrast and edges of one frame: alike for all classes, within sampling error."""
     facts = {}
-    for motion in MOTIONS.values():
-        frames = [rendered(motion, seed, num_frames=1)[0] for seed in range(1000, 1300)]
+    for number, motion in enumerate(MOTIONS.values()):
+        seeds = range(1000 * number, 1000 * number + 300)
+        frames = [rendered(motion, seed, num_frames=40)[seed % 40] for seed in seeds]
         edges = [cv2.Canny(frame, 100, 200).mean() for frame in frames]
         facts[motion] = np.array([[f.mean(), f.std(), e] for f, e in zip(frames, edges, strict=True)])
     for one in facts.values():
         for other in facts.values():
             error = np.sqrt(one.var(axis=0) / len(one) + other.var(axis=0) / len(other))
             assert (np.abs(one.mean(axis=0) - other.mean(axis=0)) < 4 * error + 1e-9).all()
-
-
-def test_opposite_motions_start_from_the_same_picture():
-    assert (rendered("up", 0)[0] == rendered("down", 0)[0]).all()
-    assert (rendered("grow", 0)[0] == rendered("shrink", 0)[0]).all()
 
 
 @pytest.fixture
