@@ -164,3 +164,7 @@ def _ui(args) -> None:
     command = tracking.ui_command(port=args.port)
     print(f"{command}\nopen http://127.0.0.1:{args.port}, Ctrl-C ends it", flush=True)
     os.execv("/bin/sh", ["/bin/sh", "-c", f"exec env {command}"])
+
+
+if __name__ == "__main__":
+    main()

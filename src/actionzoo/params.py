@@ -202,7 +202,7 @@ class Dataset:
     splits: tuple[Split, ...] = ("train", "val", "test")
     parts: str = "all"
     """`all`, or part numbers such as `0-9` or `0,3,5-7`."""
-    max_bad_share: Share = 0.05
+    max_bad_share: Share = 0.1
     """Share of the listed clips that may be missing or corrupt before a data stage fails."""
     synthetic: Synthetic | None = None
     overrides: dict[Literal["slowfast", "csn"], dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)

@@ -1,0 +1,228 @@
+"""The whole chain by real DVC, in a workspace of its own: small sizes, real networks, nothing replaced."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from actionzoo.kinetics.manifest import count_states, read_manifest
+from actionzoo.kinetics.serve import serve
+
+PROJECT = Path(__file__).resolve().parents[1]
+SLOWFAST = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+CSN = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
+MINI = PROJECT.parent / "shared" / "k400-mini"
+
+pytestmark = pytest.mark.slow
+
+
+class Workspace:
+    """A checkout without history, with a params.yaml of its own."""
+
+    def __init__(self, root: Path, **environment: str):
+        self.root = root
+        root.mkdir(parents=True)
+        for name in ("stages", "flows", ".dvc"):
+            keep = shutil.ignore_patterns("__pycache__", "tmp", "cache")
+            shutil.copytree(PROJECT / name, root / name, ignore=keep)
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore", "prefect.yaml"):
+            shutil.copy(PROJECT / name, root / name)
+        self.params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+        self.environment = {
+            **os.environ,
+            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+            "PREFECT_HOME": str(root / ".prefect"),
+            "PYTHONUNBUFFERED": "1",
+            **environment,
+        }
+        for name in ("MLFLOW_TRACKING_URI", "ACTIONZOO_SOURCE", "PREFECT_API_URL"):
+            if name not in environment:
+                self.environment.pop(name, None)
+        subprocess.run(["git", "init", "-q", root], check=True)
+        self.save()
+
+    def save(self) -> None:
+        (self.root / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False))
+
+    def run(self, *command: str, succeeds: bool = True) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *command], cwd=self.root, env=self.environment, text=True, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        assert (done.returncode == 0) == succeeds, done.stdout[-5000:]
+        return done.stdout
+
+    def repro(self, *targets: str) -> tuple[list[str], str]:
+        """The stages that ran, and all that was printed."""
+        printed = self.run("dvc", "repro", *targets)
+        return re.findall(r"Running stage '(.+)'", printed), printed
+
+
+def small(params: dict) -> None:
+    """Sizes at which two rows take a minute: networks and code stay what they are."""
+    params["datasets"]["demo"]["synthetic"] |= {"train_clips": 3, "val_clips": 2, "test_clips": 1, "parts": 1}
+    params["datasets"]["demo"]["max_bad_share"] = 0.2
+    for dataset in ("demo", "mirror"):
+        for family in ("slowfast", "csn"):
+            params["datasets"][dataset]["overrides"][family]["schedule"] |= {"epochs": 1, "log_interval": 1}
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    workspace = Workspace(tmp_path_factory.mktemp("demo") / "actionzoo")
+    small(workspace.params)
+    workspace.save()
+    workspace.first = workspace.repro()
+    return workspace
+
+
+def test_dvc_repro_builds_every_stage_down_to_the_report(demo):
+    ran, printed = demo.first
+    stages = ["download", "resize@256", "resize@320", "frames@256", "frames@320", "report"]
+    stages += [f"{stage}@{row}" for stage in ("train", "evaluate", "benchmark") for row in (SLOWFAST, CSN)]
+    assert sorted(ran) == sorted(stages), printed[-3000:]
+    for row in (SLOWFAST, CSN):
+        assert {path.name for path in (demo.root / "runs/demo" / row).glob("*.pth")} == {"best.pth", "latest.pth"}
+    assert sorted(path.name for path in (demo.root / "report/demo").iterdir()) == [
+        "zoo.html", "zoo.json", "zoo.md", "zoo.zh.md"]  # fmt: skip
+
+
+def test_a_second_dvc_repro_runs_nothing_and_the_status_is_clean(demo):
+    ran, _ = demo.repro()
+    assert ran == []
+    assert "up to date" in demo.run("dvc", "status")
+
+
+def test_metrics_and_plots_show_both_rows(demo):
+    assert demo.run("dvc", "metrics", "show").count("top1") >= 1
+    assert SLOWFAST in demo.run("dvc", "metrics", "show")
+    assert demo.run("dvc", "plots", "show").strip().endswith(".html")
+    assert "evaluate@" in demo.run("dvc", "dag", "--mermaid")
+
+
+def test_mlflow_holds_one_run_per_row_with_curves_logs_and_checkpoints(demo):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{demo.root / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "demo"]
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    assert sorted(runs) == sorted([SLOWFAST, CSN])
+    for row, run in runs.items():
+        assert run.info.status == "FINISHED"
+        assert {"train/loss", "val/top1", "test/top1"} <= run.data.metrics.keys()
+        assert run.data.params["recipe.optim.lr"] == str(demo.params["recipes"][row]["optim"]["lr"])
+        files = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
+        assert {"best.pth", "latest.pth", "result.json"} <= set(files)
+        assert any(name.endswith(".log") for name in files) and any(name.endswith(".log.json") for name in files)
+
+
+def test_the_flow_finds_everything_up_to_date_without_a_server(demo):
+    printed = demo.run("flows.pipeline", f"evaluate@{SLOWFAST}")
+    assert f"evaluate@{SLOWFAST} is up to date" in printed
+
+
+def test_another_learning_rate_reruns_that_rows_training_evaluation_and_the_report_alone(demo):
+    demo.params["recipes"][CSN]["optim"]["lr"] *= 0.5
+    demo.save()
+    ran, _ = demo.repro()
+    assert sorted(ran) == sorted([f"train@{CSN}", f"evaluate@{CSN}", "report"])
+
+
+def test_switching_the_data_set_there_and_back_repeats_no_training_and_loses_no_file(demo):
+    demo.params["datasets"]["other"] = {**demo.params["datasets"]["demo"]}
+    demo.params["datasets"]["other"]["synthetic"] = {**demo.params["datasets"]["demo"]["synthetic"], "seed": 1}
+    kept = ("data/demo", "runs/demo", "metrics/demo")
+    before = {path: path.stat().st_mtime_ns for folder in kept for path in files(demo.root / folder)}
+
+    demo.params["data"]["name"] = "other"
+    demo.save()
+    ran, _ = demo.repro(f"evaluate@{SLOWFAST}")
+    assert f"train@{SLOWFAST}" in ran
+    assert (demo.root / "runs/other" / SLOWFAST / "best.pth").is_file()
+
+    demo.params["data"]["name"] = "demo"
+    demo.save()
+    _, printed = demo.repro()
+    assert f"{SLOWFAST} is trained already" in printed and f"{SLOWFAST} is tested already" in printed
+    assert "Epoch [" not in printed
+    after = {path: path.stat().st_mtime_ns for folder in kept for path in files(demo.root / folder)}
+    assert after == before
+    assert "up to date" in demo.run("dvc", "status")
+
+
+def files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_killed_training_goes_on_from_its_last_epoch(demo):
+    overrides = demo.params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"]
+    overrides["epochs"] = 3
+    demo.save()
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", f"train@{SLOWFAST}"], cwd=demo.root, env=demo.environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # fmt: skip
+        for line in process.stdout:
+            if line.startswith("Epoch [2]"):
+                process.kill()
+                break
+    _, printed = demo.repro(f"train@{SLOWFAST}")
+    assert "going on after epoch 1 of an interrupted training" in printed
+    epochs = [int(number) for number in re.findall(r"^Epoch \[(\d+)\]", printed, re.MULTILINE)]
+    assert sorted(set(epochs)) == [2, 3]
+
+
+def test_unknown_rows_keys_and_data_sets_are_told_in_a_sentence(demo):
+    written = (demo.root / "params.yaml").read_text()
+    try:
+        for find, put, said in [
+            ("name: demo", "name: dmeo", "data.name is 'dmeo'.*did you mean demo"),
+            ("frame_interval:", "frame_intervall:", "frame_intervall is unknown; did you mean frame_interval"),
+            ("momentum: 0.9", "momentum: high", "momentum is 'high'"),
+        ]:
+            (demo.root / "params.yaml").write_text(written.replace(find, put))
+            printed = demo.run("actionzoo.cli", "params", succeeds=False)
+            assert re.search(said, printed) and "Traceback" not in printed
+    finally:
+        (demo.root / "params.yaml").write_text(written)
+    printed = demo.run("actionzoo.cli", "params", SLOWFAST[:-1], succeeds=False)
+    assert f"did you mean {SLOWFAST}" in printed and "Traceback" not in printed
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    if not MINI.is_dir():
+        pytest.skip(f"no real footage: {MINI.name} is not in the folder shared beside the checkout")
+    with serve(MINI) as url:
+        workspace = Workspace(tmp_path_factory.mktemp("real") / "actionzoo", ACTIONZOO_SOURCE=url)
+        small(workspace.params)
+        workspace.params["data"]["name"] = "mirror"
+        workspace.save()
+        workspace.repro(f"evaluate@{SLOWFAST}", f"evaluate@{CSN}")
+        yield workspace
+
+
+def test_real_video_runs_from_archives_to_results_for_both_rows(real):
+    for row in (SLOWFAST, CSN):
+        result = yaml.safe_load((real.root / "runs/mirror" / row / "result.json").read_text())
+        assert len(result["clips"]) == result["metrics"]["clips"] == result["metrics"]["listed"] == 12
+        assert all(abs(sum(clip["scores"]) - 1) < 1e-4 for clip in result["clips"])
+
+
+@pytest.mark.parametrize("form", ["videos_256", "frames_320"])
+def test_every_flaw_of_the_real_mirror_is_in_the_manifest_with_its_reason(real, form):
+    clips = read_manifest(real.root / "data/mirror" / form / "manifest.csv")
+    by_id = {clip.video_id[:11]: clip for clip in clips}
+    assert by_id["0Hfz6CHyh9t"].state == "replaced" and by_id["0Hfz6CHyh9t"].reason
+    assert by_id["4HNUTCp2PnY"].state == "corrupt" and "zero bytes" in by_id["4HNUTCp2PnY"].reason
+    assert by_id["5_4HeUgqvfS"].state == by_id["AAAAAAAAAAA"].state == "missing"
+    assert by_id["BBBBBBBBBBB"].state == "unlisted" and by_id["BBBBBBBBBBB"].reason
+    counts = count_states(clips)
+    listed = {
+        split: sum(count for state, count in states.items() if state != "unlisted") for split, states in counts.items()
+    }
+    assert listed == {"train": 33, "val": 12, "test": 4}
+    assert (counts["train"]["ok"], counts["val"]["ok"], counts["test"]["ok"]) == (29, 12, 4)
