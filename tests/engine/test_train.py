@@ -47,7 +47,7 @@ def network():
 def run(scratch, training, epochs=4):
     events = []
     state = train(
-        network(), training, Loader(), lambda views: views.flatten(0, 1).movedim(-1, 1),
+        network(), training, Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1),
         device=torch.device("cpu"), lr_at=lambda step: 0.1, momentum=0.9, weight_decay=1e-4, max_grad_norm=40,
         epochs=epochs, val_interval=2, checkpoint_interval=1, log_interval=2, scratch=scratch,
         on_start=lambda state: None, on_event=lambda line, step: events.append((step, line)), on_text=lambda text: None,

@@ -1,6 +1,5 @@
 """How fast a network tests one video: all its views, model time alone."""
 
-import resource
 import statistics
 import time
 
@@ -18,10 +17,10 @@ def inference_speed(
     max_views: int = 10,
     warmup: int = 1,
     repeats: int = 5,
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """Videos per second on random input, one video of num_views clips (3, T, H, W) at a time; median over repeats.
 
-    Also peak_memory_mb: of the device's tensors on CUDA, of the whole process elsewhere.
+    Also peak_memory_mb of the device's tensors; None where the device is no GPU.
     """
     model = model.to(device).eval()
     views = torch.randn(num_views, *clip_shape, device=device)
@@ -36,10 +35,7 @@ def inference_speed(
         _synchronise(device)
         if repeat >= warmup:
             seconds.append(time.perf_counter() - began)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
     return {"videos_per_second": 1 / statistics.median(seconds), "peak_memory_mb": peak}
 
 
