@@ -99,7 +99,9 @@ def test_every_stage_explains_itself(script):
     assert "example: python stages/" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "rows", "params", "table", "states", "lists", "sync", "ui"])
+@pytest.mark.parametrize(
+    "command", ["demo", "rows", "params", "table", "states", "lists", "sync", "ui", "weights", "publish"]
+)
 def test_every_command_explains_itself(command):
     done = subprocess.run(
         [sys.executable, "-m", "actionzoo.cli", command, "--help"], capture_output=True, text=True, check=True

@@ -390,8 +390,8 @@ def write_run(root, row="row", dataset="demo"):
     }
     for name, lines in logs.items():
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "recipe.json").write_text(json.dumps({"optim": {"lr": 0.1}}))
-    (folder / "curves.csv").write_text("epoch,split,loss,top1,top5,lr\n")
+    (folder / "recipe.json").write_text(json.dumps({"recipe": {"optim": {"lr": 0.1}}, "fingerprint": "f0"}))
+    (folder / "latest.pth").write_bytes(b"weights of the last epoch")
     (folder / "best.pth").write_bytes(row.encode() * (1 << 20))
     metrics = root / "metrics" / dataset / f"{row}.json"
     metrics.parent.mkdir(parents=True, exist_ok=True)
@@ -410,9 +410,9 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     assert history(client, done.run_id, "memory_mb") == [(6, 6203.0)]
     assert history(client, done.run_id, "test/top1") == [(tracking.TEST_STEP, 0.8)]
     assert found.info.status == "FINISHED" and found.info.run_name == "row"
-    assert found.data.params == {"optim.lr": "0.1"}
+    assert found.data.params == {"recipe.optim.lr": "0.1"}
     assert found.data.tags["checkpoint.md5"] == tracking.checkpoint_md5(folder / "best.pth")
-    files = ["20260101_120000.log.json", "20260102_120000.log.json", "best.pth", "curves.csv", "recipe.json"]
+    files = ["20260101_120000.log.json", "20260102_120000.log.json", "best.pth", "latest.pth", "recipe.json"]
     assert sorted(item.path for item in client.list_artifacts(done.run_id)) == files
 
 

@@ -52,6 +52,28 @@ def main() -> None:
 
     _add(commands, "sync", _sync, "fill MLflow from the run folders: after a clone, a checkout, or with a lost store")
 
+    command = _add(
+        commands,
+        "weights",
+        _weights,
+        "fetch somebody's weights for a row, check them, say what fits, and make a checkpoint of them",
+        "example: actionzoo weights slowfast_r50_video_4x16x1_256e_kinetics400_rgb",
+    )
+    command.add_argument("row", help="a key of params.yaml's recipes")
+    command.add_argument("source", nargs="?", help="file or URL; without it the row's published checkpoint")
+    command.add_argument("--out", type=Path, help="the checkpoint to write; without it weights/<row>.pth")
+    command.add_argument("--num-classes", type=int, help="of the head; without it as many as the file's has")
+
+    command = _add(
+        commands,
+        "publish",
+        _publish,
+        "write a tested run's weights and what they were made of as .pth and .safetensors, named by their hashes",
+        "example: actionzoo publish runs/demo/slowfast_r50_video_4x16x1_256e_kinetics400_rgb",
+    )
+    command.add_argument("folder", type=Path, help="the run's: runs/<dataset>/<row>")
+    command.add_argument("--out", type=Path, help="folder for both files; without it the run's")
+
     command = _add(commands, "ui", _ui, "open the MLflow UI on what was logged, on this machine alone")
     command.add_argument("--port", type=int, default=5000, help="TCP port on 127.0.0.1 (default 5000)")
 
@@ -146,6 +168,22 @@ def _sync(args) -> None:
     for done in tracking.sync(Path()):
         why = f" ({done.reason})" if done.reason else ""
         print(f"{done.dataset}/{done.row}: {done.action}, {done.points} values{why}")
+
+
+def _weights(args) -> None:
+    from .progress import progress
+    from .weights import import_weights
+
+    with progress("bytes") as tell:
+        out, report = import_weights(args.row, args.source, out=args.out, num_classes=args.num_classes, tell=tell)
+    print(f"{report.text()}\nweights: {args.row} in {out}")
+
+
+def _publish(args) -> None:
+    from .publish import publish_run
+
+    for path in publish_run(args.folder, args.out):
+        print(path)
 
 
 def _ui(args) -> None:

@@ -155,7 +155,7 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
         experiment=params.name,
         name=row,
         phase="train",
-        params=_logged_params(made),
+        params=tracking.run_params(made),
         tags={"recipe": row, "dataset": params.name, "manifest.sha256": manifest_sha256},
         run_id=memory.run_id,
     ) as record:
@@ -206,9 +206,9 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{row}` makes it")
 
-    from .engine.checkpoint import load_checkpoint, md5
+    from .engine.checkpoint import load_checkpoint
 
-    checkpoint_md5 = md5(files.best)
+    checkpoint_md5 = tracking.checkpoint_md5(files.best)
     fingerprint = digest(
         recipe.model, recipe.clips, recipe.augment, recipe.test, _sha256(folder / "manifest.csv"), checkpoint_md5
     )
@@ -283,7 +283,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
         name=row,
         phase="evaluate",
         run_id=run_id,
-        params=_logged_params(made),
+        params=tracking.run_params(made),
         tags={
             "recipe": row,
             "dataset": params.name,
@@ -350,11 +350,9 @@ def _finished_training(files: RowFiles, fingerprint: str) -> dict[str, Any] | No
     made = _read_json(files.recipe)
     if made.get("fingerprint") != fingerprint:
         return None
-    from .engine.checkpoint import md5
-
     for name, known in made["files"].items():
         path = files.run / name if name.endswith(".pth") else files.metrics().parent / name
-        if not path.is_file() or path.stat().st_size != known["size"] or md5(path) != known["md5"]:
+        if not path.is_file() or path.stat().st_size != known["size"] or tracking.checkpoint_md5(path) != known["md5"]:
             return None
     return made
 
@@ -362,14 +360,12 @@ def _finished_training(files: RowFiles, fingerprint: str) -> dict[str, Any] | No
 def _publish_training(files: RowFiles, scratch: Path, made: dict[str, Any], state) -> None:
     """Put the finished files in their places, recipe.json last. Killed in between, the next run does it again: the
     scratch folder keeps its own links."""
-    from .engine.checkpoint import md5
-
     for name in ("best.pth", "latest.pth"):
         _link(scratch / name, files.run / name)
     _write_csv(files.metrics("train.csv"), state.train_curve)
     _write_csv(files.metrics("val.csv"), state.val_curve)
     paths = (files.best, files.latest, files.metrics("train.csv"), files.metrics("val.csv"))
-    made["files"] = {path.name: {"md5": md5(path), "size": path.stat().st_size} for path in paths}
+    made["files"] = {path.name: {"md5": tracking.checkpoint_md5(path), "size": path.stat().st_size} for path in paths}
     _write_json(files.recipe, made)
 
 
@@ -422,24 +418,6 @@ def _start_table(model, made: dict[str, Any], device) -> list[str]:
         lines.append(f"overrides  of datasets.{made['dataset']}, so this is no result to compare:")
         lines += [f"           {override}" for override in made["overrides"]]
     return lines
-
-
-def _logged_params(made: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: made[key]
-        for key in (
-            "dataset",
-            "recipe",
-            "batch",
-            "lr",
-            "overrides",
-            "train_clips",
-            "val_clips",
-            "protocol",
-            "average_clips",
-        )
-        if key in made
-    }
 
 
 def _training_summary(made: dict[str, Any]) -> str:

@@ -14,8 +14,9 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """The frame of every command: dies with its parent, and tells what a user can mend in a sentence, status 1."""
-    die_with_parent()
+    """The frame of every command: tells what a user can mend in a sentence, status 1; under DVC it dies with DVC."""
+    if "DVC_STAGE" in os.environ:  # not when started by hand: a training may outlive its terminal
+        die_with_parent()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         yield

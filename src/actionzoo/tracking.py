@@ -56,6 +56,9 @@ METRIC_NAMES = {
 """Mode of a line -> its key -> the name in MLflow. `train` and `val` are lines of log.json, `test` is
 metrics/<dataset>/<row>.json. MLflow's pages group by what stands before the slash."""
 
+RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "val_clips")
+"""Keys of recipe.json that become a run's parameters; hashes and class names do not."""
+
 TEST_STEP = 0
 """Evaluations have no course; all of them stand at this step, and the newest is the one that counts."""
 
@@ -76,6 +79,11 @@ def to_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of one line, named as in MLflow. Keys that are no metrics, and lines of no known mode, give none."""
     names = METRIC_NAMES.get(line.get("mode", ""), {})
     return {names[key]: float(value) for key, value in line.items() if key in names and value is not None}
+
+
+def run_params(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe.json, or of what will be one, is recorded as parameters."""
+    return {key: recipe[key] for key in RUN_PARAMS if key in recipe}
 
 
 def global_step(line: Mapping[str, Any], iters_per_epoch: int) -> int:
@@ -311,7 +319,8 @@ def _sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: s
     points = _points_of_logs(logs)
     recipe, results = _read_json(folder / "recipe.json"), _read_json(root / "metrics" / dataset / f"{row}.json")
     md5 = checkpoint_md5(folder / checkpoint)
-    files = [folder / checkpoint, folder / "recipe.json", folder / "curves.csv", *logs, *sorted(folder.glob("*.log"))]
+    names = (checkpoint, "latest.pth", "recipe.json", "result.json")
+    files = [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]
 
     client, experiment_id, keeps_files = _connect_or_explain(dataset, root)
     run_id = _find(client, experiment_id, row, md5)
@@ -320,7 +329,7 @@ def _sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: s
         started, ended = _course(folder, logs, checkpoint)
         tags = {"recipe": row, "phase": "train", "checkpoint.md5": md5, "train.recorded_by": "sync"}
         run_id = client.create_run(experiment_id, started, tags, row).info.run_id
-        _log_params(client, run_id, recipe)
+        _log_params(client, run_id, run_params(recipe))
     info = client.get_run(run_id)
     sent = _send_missing(client, run_id, info.data.metrics, points, to_metrics({"mode": "test", **results}))
 

@@ -1,6 +1,5 @@
 """Checkpoint files: whole or not at all, and never more than tensors and plain values."""
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,3 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]}); delete it and run again") from None
-
-
-def md5(path: Path) -> str:
-    """Of the file's bytes: the hash DVC has for it too, and so the key that ties runs together."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()

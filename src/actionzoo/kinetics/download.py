@@ -13,7 +13,6 @@ on where it ended, if the source still has the same version of it.
 import concurrent.futures
 import contextlib
 import dataclasses
-import email.utils
 import functools
 import hashlib
 import itertools
@@ -28,13 +27,12 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import httpx
-
 from actionzoo.errors import UserError
 
 from .archives import BrokenArchive, check_archive
 from .atomic import atomic_write, check_same_file_system, sync_folder
 from .manifest import SPLITS
+from .transfer import Failed, Gone, Patience, Remote, Web, discard
 
 TERMS = (
     "Kinetics' annotations are CC BY 4.0 (Google). The videos belong to those who put them on YouTube, and CVDF passes "
@@ -79,7 +77,7 @@ def download(
     numbers = parse_parts(parts)
     check_same_file_system(scratch, archive)
     stop = threading.Event()
-    with _open(source, splits[0], _Patience(retries, backoff_seconds, stop)) as mirror:
+    with _open(source, splits[0], Patience(retries, backoff_seconds, stop)) as mirror:
         listed = {split: _listed_parts(mirror, split) for split in splits}
         chosen = {split: _choose(mirror, split, listed[split], numbers) for split in splits}
         names = [name for split in splits for name in chosen[split].values()]
@@ -90,7 +88,7 @@ def download(
         with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
             try:
                 looks = dict(zip(names, pool.map(functools.partial(_look, mirror), names), strict=True))
-                seen = {name: found for name, found in looks.items() if isinstance(found, _Remote)}
+                seen = {name: found for name, found in looks.items() if isinstance(found, Remote)}
                 records = _Records(archive, scratch)
                 todo = [name for name in seen if not records.hold(name, seen[name])]
                 _check_space(mirror, scratch, {name: seen[name] for name in todo})
@@ -100,7 +98,7 @@ def download(
                 tally = _Tally(sum(seen[name].size for name in todo), progress)
                 fetches = {
                     name: pool.submit(
-                        _fetch, mirror, name, seen[name], archive, scratch, records, functools.partial(tally.tell, name)
+                        _fetch, mirror, name, archive, scratch, records, functools.partial(tally.tell, name)
                     )
                     for name in todo
                 }
@@ -152,200 +150,49 @@ def parse_parts(text: str) -> set[int] | None:
     return numbers
 
 
-@dataclasses.dataclass(frozen=True)
-class _Remote:
-    """One version of a file at the source."""
-
-    size: int
-    etag: str = ""
-    modified: str = ""
-    """Last-Modified; of a file in a folder, its time of change in nanoseconds."""
-
-    @property
-    def validator(self) -> str:
-        """What If-Range takes: a strong ETag, or a date. '' if there is none, and a transfer cannot be resumed."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
-
-
-class _Gone(Exception):
-    """The source says that it has no such file."""
-
-
-class _Failed(Exception):
-    """An attempt that may be worth another."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Patience:
-    """How often and how soon to try again."""
-
-    retries: int
-    backoff_seconds: float
-    stop: threading.Event
-
-    def attempt(self, action: Callable[[], object], measure: Callable[[], int] = lambda: 0) -> object:
-        """Repeat `action` until it does not raise _Failed. What `measure` gives grows as long as there is progress."""
-        failures, reached = 0, measure()
-        while True:
-            try:
-                return action()
-            except _Failed:
-                now = measure()
-                failures = 1 if now > reached else failures + 1
-                reached = now
-                if failures > self.retries or self.stop.is_set():
-                    raise
-                self.stop.wait(min(self.backoff_seconds * 2 ** (failures - 1), 60))
-
-
-class _Web:
-    """A mirror behind http(s)."""
-
-    copies = True
-
-    def __init__(self, root: str, patience: _Patience) -> None:
-        self.root = root.rstrip("/")
-        self.patience = patience
-        # TLS is verified: httpx's default, and no way here to switch it off
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(60, connect=20),
-            follow_redirects=True,
-            # archives as they are: some servers call .tar.gz an encoding of .tar
-            headers={"Accept-Encoding": "identity"},
-            limits=httpx.Limits(max_connections=None),
-        )
-
-    def close(self) -> None:
-        self._client.close()
-
-    def look(self, name: str) -> _Remote | None:
-        """Size and version of a file, None if there is no such file. Raises _Failed."""
-
-        def ask() -> _Remote:
-            with self._stream("HEAD", name) as response:
-                if response.status_code not in (405, 501):
-                    self._judge(response)
-                    return _remote(response)
-            with self._stream("GET", name) as response:
-                self._judge(response)
-                return _remote(response)
-
-        try:
-            return self.patience.attempt(ask)
-        except _Gone:
-            return None
-
-    def read(self, name: str) -> bytes | None:
-        """A small file's contents, None if there is no such file. Raises _Failed."""
-
-        def ask() -> bytes:
-            with self._stream("GET", name) as response:
-                self._judge(response)
-                return b"".join(response.iter_raw())
-
-        try:
-            return self.patience.attempt(ask)
-        except _Gone:
-            return None
-
-    def fetch(self, name: str, remote: _Remote, partial: Path, tell: Callable[[int], None]) -> _Remote:
-        """Complete `partial`; gives the version that it is of now. `tell` hears how many bytes are here.
-
-        Raises _Gone or _Failed."""
-
-        def go_on() -> _Remote:
-            version = _partial_version(partial)
-            if version is None or not version.validator:
-                # nothing, or nothing that could be told from another version's bytes
-                _discard(partial)
-                version = None
-            start = partial.stat().st_size if version and partial.exists() else 0
-            tell(start)
-            if version and start == version.size > 0:
-                return version
-            headers = {"Range": f"bytes={start}-", "If-Range": version.validator} if version and start else {}
-            with self._stream("GET", name, headers) as response:
-                self._judge(response)
-                if response.status_code == 206:
-                    if not _continues(response, start, version):
-                        _discard(partial)
-                        raise _Failed("the answer does not continue what is here; starting over")
-                else:
-                    # the whole file: asked for, or since the source has another version now
-                    _discard(partial)
-                    version = _remote(response)
-                    _write_json(_version_file(partial), dataclasses.asdict(version))
-                with open(partial, "ab") as file:
-                    for chunk in response.iter_raw():  # as they come: what is here is never fetched again
-                        file.write(chunk)
-                        tell(file.tell())
-                        if self.patience.stop.is_set():
-                            raise _Failed("stopped")
-            size = partial.stat().st_size
-            if version.size and size != version.size:
-                raise _Failed(f"{size} of {version.size} bytes came")
-            return version
-
-        return self.patience.attempt(go_on, lambda: partial.stat().st_size if partial.exists() else 0)
-
-    @contextlib.contextmanager
-    def _stream(self, method: str, name: str, headers: dict[str, str] | None = None):
-        try:
-            with self._client.stream(method, f"{self.root}/{urllib.parse.quote(name)}", headers=headers) as response:
-                yield response
-        except (httpx.TransportError, httpx.TooManyRedirects) as error:
-            raise _Failed(str(error) or type(error).__name__) from None
-
-    @staticmethod
-    def _judge(response: httpx.Response) -> None:
-        status = f"{response.status_code} {response.reason_phrase}"
-        # S3 says 403 instead of 404 to those who may not list a folder
-        if response.status_code in (401, 403, 404, 410):
-            raise _Gone(status)
-        if response.status_code not in (200, 206):
-            raise _Failed(status)
-
-
 class _Folder:
     """A mirror that lies in a folder, perhaps mounted."""
 
     copies = False
 
-    def __init__(self, root: Path, patience: _Patience) -> None:
+    def __init__(self, root: Path, patience: Patience) -> None:
         self.root = root
         self.patience = patience
 
     def close(self) -> None:
         pass
 
-    def look(self, name: str) -> _Remote | None:
+    def look(self, name: str) -> Remote | None:
         path = self.root / name
         if not path.is_file():
             return None
         status = path.stat()
-        return _Remote(size=status.st_size, modified=str(status.st_mtime_ns))
+        return Remote(size=status.st_size, modified=str(status.st_mtime_ns))
 
     def read(self, name: str) -> bytes | None:
         path = self.root / name
         return path.read_bytes() if path.is_file() else None
 
-    def fetch(self, name: str, remote: _Remote, partial: Path, tell: Callable[[int], None]) -> _Remote:
-        _discard(partial)
+    def fetch(self, name: str, partial: Path, tell: Callable[[int], None]) -> Remote:
+        discard(partial)
+        version = self.look(name)
+        if version is None:
+            raise Gone("it is not there any more")
         try:
             # one file under two names: half a terabyte need not lie here twice. We replace files, never write into one
             os.link(self.root / name, partial)
         except OSError:
             shutil.copyfile(self.root / name, partial)
-        tell(remote.size)
-        return remote
+        tell(version.size)
+        return version
 
 
 @contextlib.contextmanager
-def _open(source: str, split: str, patience: _Patience):
+def _open(source: str, split: str, patience: Patience):
     """The mirror, whether `source` is its root or its folder `400`."""
     url = urllib.parse.urlsplit(source)
     if url.scheme in ("http", "https"):
-        root, mirror_at = source.rstrip("/"), lambda root: _Web(root, patience)
+        root, mirror_at = source.rstrip("/"), lambda root: Web(root, patience)
     else:
         folder = urllib.request.url2pathname(url.path) if url.scheme == "file" else source
         root, mirror_at = folder, lambda root: _Folder(Path(root), patience)
@@ -364,20 +211,20 @@ def _open(source: str, split: str, patience: _Patience):
     raise UserError(f"data source {source} has neither 400/{name} nor {name}; it must be a mirror in the public layout")
 
 
-def _look(mirror: _Web | _Folder, name: str) -> _Remote | str | None:
+def _look(mirror: Web | _Folder, name: str) -> Remote | str | None:
     """The file's version, None if there is none, or the reason why that cannot be told."""
     try:
         return mirror.look(name)
-    except _Failed as error:
+    except Failed as error:
         return str(error)
 
 
-def _listed_parts(mirror: _Web | _Folder, split: str) -> dict[int, str]:
+def _listed_parts(mirror: Web | _Folder, split: str) -> dict[int, str]:
     """Part number -> its path at the source, from the split's list. Its URLs' host does not count: `source` does."""
     name = f"{split}/k400_{split}_path.txt"
     try:
         text = mirror.read(name)
-    except _Failed as error:
+    except Failed as error:
         raise UserError(f"{mirror.root}/{name}: {error}; check the network, then run again") from None
     if text is None:
         raise UserError(f"{mirror.root}/{name} is not there; without it nobody knows the parts of {split}")
@@ -392,7 +239,7 @@ def _listed_parts(mirror: _Web | _Folder, split: str) -> dict[int, str]:
     return parts
 
 
-def _choose(mirror: _Web | _Folder, split: str, listed: dict[int, str], numbers: set[int] | None) -> dict[int, str]:
+def _choose(mirror: Web | _Folder, split: str, listed: dict[int, str], numbers: set[int] | None) -> dict[int, str]:
     chosen = {number: name for number, name in listed.items() if numbers is None or number in numbers}
     if not chosen:
         raise UserError(f"none of the parts asked for is among the {len(listed)} of {split} at {mirror.root}")
@@ -400,9 +247,8 @@ def _choose(mirror: _Web | _Folder, split: str, listed: dict[int, str], numbers:
 
 
 def _fetch(
-    mirror: _Web | _Folder,
+    mirror: Web | _Folder,
     name: str,
-    remote: _Remote,
     archive: Path,
     scratch: Path,
     records: "_Records",
@@ -413,21 +259,21 @@ def _fetch(
     partial.parent.mkdir(parents=True, exist_ok=True)
     for attempt in itertools.count(1):
         try:
-            version = mirror.fetch(name, remote, partial, tell)
+            version = mirror.fetch(name, partial, tell)
             facts = _check(partial)
             break
         except BrokenArchive as error:
-            _discard(partial)
+            discard(partial)
             if attempt == 2:
                 return f"not a whole archive, fetched twice: {error.fault}"
-        except (_Gone, _Failed) as error:
+        except (Gone, Failed) as error:
             return str(error)
     records.forget(name)
     (archive / name).parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, archive / name)
     sync_folder((archive / name).parent)
     records.keep(name, facts | dataclasses.asdict(version) | {"size": (archive / name).stat().st_size})
-    _discard(partial)  # its version; and itself, for renaming one of two names of a file to the other does nothing
+    discard(partial)  # its version; and itself, for renaming one of two names of a file to the other does nothing
     return ""
 
 
@@ -451,7 +297,7 @@ class _Records:
         except UserError:
             self._inventory = {}
 
-    def hold(self, name: str, remote: _Remote) -> bool:
+    def hold(self, name: str, remote: Remote) -> bool:
         """Whether the file in its place is this version."""
         record, path = self._get(name), self._archive / name
         if record is None or not path.is_file() or path.stat().st_size != record["size"]:
@@ -505,42 +351,7 @@ class _Tally:
                 self._progress("download, bytes", done, self._total)
 
 
-def _remote(response: httpx.Response) -> _Remote:
-    modified = response.headers.get("Last-Modified", "")
-    return _Remote(
-        size=int(response.headers.get("Content-Length", 0)),
-        etag=response.headers.get("ETag", ""),
-        modified=modified if email.utils.parsedate(modified) else "",
-    )
-
-
-def _continues(response: httpx.Response, start: int, version: _Remote | None) -> bool:
-    """Whether a partial answer is the rest, from `start` on, of the version that is here."""
-    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    return (
-        version is not None
-        and content_range is not None
-        and (int(content_range[1]), int(content_range[2])) == (start, version.size)
-        and response.headers.get("ETag", version.etag) == version.etag
-    )
-
-
-def _version_file(partial: Path) -> Path:
-    return partial.with_name(partial.name + ".version")
-
-
-def _partial_version(partial: Path) -> _Remote | None:
-    """The version that a partial file's bytes are of, None if unknown."""
-    said = _read_json(_version_file(partial))
-    return _Remote(**said) if said else None
-
-
-def _discard(partial: Path) -> None:
-    partial.unlink(missing_ok=True)
-    _version_file(partial).unlink(missing_ok=True)
-
-
-def _check_space(mirror: _Web | _Folder, scratch: Path, todo: dict[str, _Remote]) -> None:
+def _check_space(mirror: Web | _Folder, scratch: Path, todo: dict[str, Remote]) -> None:
     if not mirror.copies:
         return
     here = sum(path.stat().st_size for name in todo if (path := scratch / name.replace("/", "_")).exists())

@@ -1,0 +1,215 @@
+"""One file from a web server, whole: a broken transfer goes on where it ended, if the server still has that version."""
+
+import contextlib
+import dataclasses
+import email.utils
+import json
+import logging
+import re
+import threading
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+from .atomic import atomic_write
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Remote:
+    """One version of a file at the source."""
+
+    size: int
+    etag: str = ""
+    modified: str = ""
+    """Last-Modified; of a file in a folder, its time of change in nanoseconds."""
+
+    @property
+    def validator(self) -> str:
+        """What If-Range takes: a strong ETag, or a date. '' if there is none, and a transfer cannot be resumed."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+
+class Gone(Exception):
+    """The source says that it has no such file."""
+
+
+class Failed(Exception):
+    """An attempt that may be worth another."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """How often and how soon to try again."""
+
+    retries: int
+    backoff_seconds: float
+    stop: threading.Event
+
+    def attempt(self, action: Callable[[], object], measure: Callable[[], int] = lambda: 0) -> object:
+        """Repeat `action` until it does not raise Failed. What `measure` gives grows as long as there is progress."""
+        failures, reached = 0, measure()
+        while True:
+            try:
+                return action()
+            except Failed as failure:
+                now = measure()
+                failures = 1 if now > reached else failures + 1
+                reached = now
+                if failures > self.retries or self.stop.is_set():
+                    raise
+                pause = min(self.backoff_seconds * 2 ** (failures - 1), 60)
+                _log.warning("%s; attempt %d of %d in %.0f s", failure, failures, self.retries, pause)
+                self.stop.wait(pause)
+
+
+class Web:
+    """Files behind http(s), below `root`; `query` follows every file's name."""
+
+    copies = True
+
+    def __init__(self, root: str, patience: Patience, query: str = "") -> None:
+        self.root = root.rstrip("/")
+        self.patience = patience
+        self._query = f"?{query}" if query else ""
+        # TLS is verified: httpx's default, and no way here to switch it off
+        self._client = httpx.Client(
+            timeout=httpx.Timeout(60, connect=20),
+            follow_redirects=True,
+            # archives as they are: some servers call .tar.gz an encoding of .tar
+            headers={"Accept-Encoding": "identity"},
+            limits=httpx.Limits(max_connections=None),
+        )
+
+    def close(self) -> None:
+        self._client.close()
+
+    def look(self, name: str) -> Remote | None:
+        """Size and version of a file, None if there is no such file. Raises Failed."""
+
+        def ask() -> Remote:
+            with self._stream("HEAD", name) as response:
+                if response.status_code not in (405, 501):
+                    self._judge(response)
+                    return _remote(response)
+            with self._stream("GET", name) as response:
+                self._judge(response)
+                return _remote(response)
+
+        try:
+            return self.patience.attempt(ask)
+        except Gone:
+            return None
+
+    def read(self, name: str) -> bytes | None:
+        """A small file's contents, None if there is no such file. Raises Failed."""
+
+        def ask() -> bytes:
+            with self._stream("GET", name) as response:
+                self._judge(response)
+                return b"".join(response.iter_raw())
+
+        try:
+            return self.patience.attempt(ask)
+        except Gone:
+            return None
+
+    def fetch(self, name: str, partial: Path, tell: Callable[[int], None]) -> Remote:
+        """Complete `partial`; gives the version that it is of now. `tell` hears how many bytes are here.
+
+        Raises Gone or Failed."""
+
+        def go_on() -> Remote:
+            version = partial_version(partial)
+            if version is None or not version.validator:
+                # nothing, or nothing that could be told from another version's bytes
+                discard(partial)
+                version = None
+            start = partial.stat().st_size if version and partial.exists() else 0
+            tell(start)
+            if version and start == version.size > 0:
+                return version
+            headers = {"Range": f"bytes={start}-", "If-Range": version.validator} if version and start else {}
+            with self._stream("GET", name, headers) as response:
+                self._judge(response)
+                if response.status_code == 206:
+                    if not _continues(response, start, version):
+                        discard(partial)
+                        raise Failed("the answer does not continue what is here; starting over")
+                else:
+                    # the whole file: asked for, or since the source has another version now
+                    discard(partial)
+                    version = _remote(response)
+                    with atomic_write(_version_file(partial)) as file:
+                        file.write(json.dumps(dataclasses.asdict(version)).encode())
+                with open(partial, "ab") as file:
+                    for chunk in response.iter_raw():  # as they come: what is here is never fetched again
+                        file.write(chunk)
+                        tell(file.tell())
+                        if self.patience.stop.is_set():
+                            raise Failed("stopped")
+            size = partial.stat().st_size
+            if version.size and size != version.size:
+                raise Failed(f"{size} of {version.size} bytes came")
+            return version
+
+        return self.patience.attempt(go_on, lambda: partial.stat().st_size if partial.exists() else 0)
+
+    @contextlib.contextmanager
+    def _stream(self, method: str, name: str, headers: dict[str, str] | None = None):
+        url = f"{self.root}/{urllib.parse.quote(name)}{self._query}"
+        try:
+            with self._client.stream(method, url, headers=headers) as response:
+                yield response
+        except (httpx.TransportError, httpx.TooManyRedirects) as error:
+            raise Failed(str(error) or type(error).__name__) from None
+
+    @staticmethod
+    def _judge(response: httpx.Response) -> None:
+        status = f"{response.status_code} {response.reason_phrase}"
+        # S3 says 403 instead of 404 to those who may not list a folder
+        if response.status_code in (401, 403, 404, 410):
+            raise Gone(status)
+        if response.status_code not in (200, 206):
+            raise Failed(status)
+
+
+def partial_version(partial: Path) -> Remote | None:
+    """The version that a partial file's bytes are of, None if unknown."""
+    try:
+        return Remote(**json.loads(_version_file(partial).read_text()))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def discard(partial: Path) -> None:
+    """Forget an unfinished file and its version."""
+    partial.unlink(missing_ok=True)
+    _version_file(partial).unlink(missing_ok=True)
+
+
+def _remote(response: httpx.Response) -> Remote:
+    modified = response.headers.get("Last-Modified", "")
+    return Remote(
+        size=int(response.headers.get("Content-Length", 0)),
+        etag=response.headers.get("ETag", ""),
+        modified=modified if email.utils.parsedate(modified) else "",
+    )
+
+
+def _continues(response: httpx.Response, start: int, version: Remote | None) -> bool:
+    """Whether a partial answer is the rest, from `start` on, of the version that is here."""
+    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    return (
+        version is not None
+        and content_range is not None
+        and (int(content_range[1]), int(content_range[2])) == (start, version.size)
+        and response.headers.get("ETag", version.etag) == version.etag
+    )
+
+
+def _version_file(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".version")

@@ -1,0 +1,97 @@
+"""A finished run as two files for others: the weights of its best epoch, and what they are and were made of.
+
+    runs/<dataset>/<row>/best.pth      ->  <row>-<sha256[:8]>.pth           for torch
+    runs/<dataset>/<row>/recipe.json       <row>-<sha256[:8]>.safetensors   the same, metadata as texts
+    metrics/<dataset>/<row>.json
+
+Each name carries the hash of its own file's bytes. No clock time in them: published again, a run gives the same files.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .engine.checkpoint import load_checkpoint
+from .errors import UserError
+from .kinetics.atomic import atomic_write
+from .pipeline import RowFiles
+from .tracking import checkpoint_md5
+
+
+def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
+    """Write both files into `out`, or into the run's folder if None; gives the .pth and the .safetensors.
+
+    Raises UserError if the run is not finished or not tested, or its files are not of one training.
+    """
+    made = _read_json(run / "recipe.json", "it is written when a training ends; give a folder runs/<dataset>/<row>")
+    files = RowFiles(run.resolve().parents[2], made["dataset"], made["row"])
+    if files.run != run.resolve():
+        raise UserError(
+            f"{run}/recipe.json is of {made['row']} on {made['dataset']}, whose folder is {files.run}; publish that one"
+        )
+    if not files.best.is_file():
+        raise UserError(f"{files.best} is not there; `dvc repro train@{files.row}` makes it")
+    if checkpoint_md5(files.best) != made["files"]["best.pth"]["md5"]:
+        raise UserError(f"{files.best} is not the file that {files.recipe} is of; train the row again")
+    checkpoint = load_checkpoint(files.best)
+    meta = {key: made[key] for key in ("row", "dataset", "recipe", "overrides", "classes", "manifest_sha256")} | {
+        "epoch": checkpoint["meta"]["epoch"],
+        "val_top1": checkpoint["meta"]["val_top1"],
+        "metrics": _metrics(files, checkpoint["meta"]["epoch"]),
+        "versions": {"actionzoo": importlib.metadata.version("actionzoo"), "torch": str(torch.__version__)},
+    }
+    # copies: a view would bring all of its storage along
+    state = {name: tensor.clone().contiguous() for name, tensor in checkpoint["state_dict"].items()}
+
+    content = io.BytesIO()
+    torch.save({"meta": meta, "state_dict": state}, content)
+    folder = out or run
+    pth = _write(folder, files.row, "pth", content.getvalue())
+    return pth, _write(folder, files.row, "safetensors", _safetensors(state, meta))
+
+
+def _metrics(files: RowFiles, epoch: int) -> dict[str, Any]:
+    """Of the test of this very checkpoint."""
+    again = f"`dvc repro evaluate@{files.row}` makes it"
+    metrics = _read_json(files.metrics(), again)
+    tested = _read_json(files.result, again)["checkpoint_md5"] if files.result.is_file() else None
+    if metrics.get("epoch", epoch) != epoch or tested not in (None, checkpoint_md5(files.best)):
+        raise UserError(f"{files.metrics()} is of another checkpoint than {files.best}; {again} anew")
+    return metrics
+
+
+def _safetensors(state: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    from safetensors.torch import save
+
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in meta.items()}
+    data = save(state, {"format": "pt"} | texts)
+    # The package writes metadata in an order that changes from call to call. Sorted they take the same room.
+    (size,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + size])
+    header = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data[8 + size :]
+
+
+def _write(folder: Path, row: str, suffix: str, content: bytes) -> Path:
+    path = folder / f"{row}-{hashlib.sha256(content).hexdigest()[:8]}.{suffix}"
+    with atomic_write(path) as file:
+        file.write(content)
+    return path
+
+
+def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; {remedy}") from None
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); {remedy}") from None
