@@ -94,6 +94,9 @@ class Optim:
     """L2 norm over all gradients above which they are scaled down."""
     gpus: Positive
     videos_per_gpu: Positive
+    """Clips of a batch: what batch norm sees, and with gpus the reference batch."""
+    accumulate: Positive
+    """Batches whose gradients make one step."""
     scale_lr: bool
     """Scale lr linearly from the reference batch to the batch really used (arXiv 1706.02677)."""
 

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import io
 import json
+import math
 import os
 import platform
 import shutil
@@ -94,14 +95,16 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     model = build_model(recipe.model, len(classes))
-    batch = recipe.optim.videos_per_gpu
+    batch = recipe.optim.videos_per_gpu * recipe.optim.accumulate
     reference = params.recipes[row].optim.reference_batch
     lr = (
         scaled_lr(recipe.optim.lr, batch=batch, reference_batch=reference) if recipe.optim.scale_lr else recipe.optim.lr
     )
     loading = {"workers": params.runtime.num_workers, "timeout_seconds": params.runtime.clip_timeout_seconds}
-    training = train_loader(folder, recipe.clips, recipe.augment, batch_size=batch, seed=recipe.seed, **loading)
-    validation = view_loader(folder, recipe.clips, recipe.augment, split="val", batch_size=batch, **loading)
+    loading["batch_size"] = recipe.optim.videos_per_gpu
+    training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
+    validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)
+    steps_per_epoch = math.ceil(len(training) / recipe.optim.accumulate)
     schedule = {
         key: value
         for key, value in vars(recipe.schedule).items()
@@ -142,7 +145,7 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
             "work_dir": str(files.run),
             "exp_name": row,
             "hook_msgs": {},
-            "iters_per_epoch": len(training),
+            "iters_per_epoch": steps_per_epoch,
             "dataset": params.name,
         }
         log.begin(meta, finished_epochs=state.finished_epochs)
@@ -171,10 +174,11 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
             validation,
             partial(to_input, mean=recipe.augment.mean, std=recipe.augment.std, device=device),
             device=device,
-            lr_at=lambda step: learning_rate(step, len(training), **(schedule | {"lr": lr})),
+            lr_at=lambda step: learning_rate(step, steps_per_epoch, **(schedule | {"lr": lr})),
             momentum=recipe.optim.momentum,
             weight_decay=recipe.optim.weight_decay,
             max_grad_norm=recipe.optim.max_grad_norm,
+            accumulate=recipe.optim.accumulate,
             epochs=recipe.schedule.epochs,
             val_interval=recipe.schedule.val_interval,
             checkpoint_interval=recipe.schedule.checkpoint_interval,

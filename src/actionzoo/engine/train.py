@@ -1,9 +1,10 @@
 """The training loop: SGD, clipped gradients, validation, and a state on the disk from which a killed run goes on."""
 
+import itertools
 import math
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ def train(
     momentum: float,
     weight_decay: float,
     max_grad_norm: float,
+    accumulate: int,
     epochs: int,
     val_interval: int,
     checkpoint_interval: int,
@@ -62,7 +64,8 @@ def train(
     """Train to the last epoch and leave `scratch` with best.pth and latest.pth: weights, epoch, top1.
 
     train_loader yields batches with `views` (N, 1, T, H, W, 3), labels, video_ids and undecodable, anew after
-    set_epoch(epoch). lr_at gives the learning rate of a 0-based global step. If scratch holds the state of an
+    set_epoch(epoch). Each step takes `accumulate` of them, as if they were one; only batch norm sees them one by one.
+    lr_at gives the learning rate of a 0-based global step. If scratch holds the state of an
     interrupted run, it goes on after that run's last saved epoch. on_start hears the state once it is known; on_event
     gets each event of the log with its global step; on_text lines for people.
 
@@ -72,36 +75,33 @@ def train(
     optimizer = torch.optim.SGD(model.parameters(), lr=lr_at(0), momentum=momentum, weight_decay=weight_decay)
     state = _resume(scratch, model, optimizer, device)
     on_start(state)
-    steps_per_epoch = len(train_loader)
-    meter = _Meter()
+    steps_per_epoch = math.ceil(len(train_loader) / accumulate)
     for epoch in range(state.finished_epochs, epochs):
         train_loader.set_epoch(epoch)
         model.train()
-        totals = _Meter()
+        meter, totals = _Meter(), _Meter()
         began = time.perf_counter()
-        for number, batch in enumerate(train_loader):
-            _note_undecodable(batch, state, on_text)
-            if not batch.video_ids:
+        for number, batches in enumerate(_groups(train_loader, accumulate)):
+            _note_undecodable(batches, state, on_text)
+            batches = [batch for batch in batches if batch.video_ids]
+            if not batches:
                 continue
             step = epoch * steps_per_epoch + number
             data_time = time.perf_counter() - began
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step)
-            logits = model(to_input(batch.views))
-            labels = batch.labels.to(device, non_blocking=True)
-            loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            value, logits, labels = _accumulate_gradients(model, batches, to_input, device)
             grad_norm = nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-            value = loss.item()
             if not math.isfinite(value):
+                names = [name for batch in batches for name in batch.video_ids]
                 raise NonFiniteLoss(
                     f"loss is {value} at epoch {epoch + 1}, step {number + 1}, lr {lr_at(step):.3g}, clips "
-                    f"{', '.join(batch.video_ids)}; the state after epoch {state.finished_epochs} is kept. Lower "
+                    f"{', '.join(names)}; the state after epoch {state.finished_epochs} is kept. Lower "
                     "optim.lr or max_grad_norm, or lengthen schedule.warmup_epochs"
                 )
             optimizer.step()
-            top1, top5 = top_k_accuracy(logits.detach().float().cpu(), batch.labels, (1, 5))
+            top1, top5 = top_k_accuracy(logits, labels, (1, 5))
             now = time.perf_counter()
             values = {
                 "data_time": data_time,
@@ -219,8 +219,30 @@ def _resume(scratch: Path, model: nn.Module, optimizer: torch.optim.Optimizer, d
     return state
 
 
-def _note_undecodable(batch, state: State, on_text) -> None:
-    for reason in batch.undecodable:
+def _groups(loader, size: int) -> Iterator[list]:
+    """Lists of `size` batches, the last one of what is left."""
+    batches = iter(loader)
+    while group := list(itertools.islice(batches, size)):
+        yield group
+
+
+def _accumulate_gradients(
+    model: nn.Module, batches: list, to_input: Callable[[Tensor], Tensor], device: torch.device
+) -> tuple[float, Tensor, Tensor]:
+    """Gradients of the mean loss over all clips of the batches; gives that loss, and logits and labels on the CPU."""
+    labels = torch.cat([batch.labels for batch in batches])
+    value, logits = 0.0, []
+    for batch in batches:
+        scores = model(to_input(batch.views))
+        loss = F.cross_entropy(scores, batch.labels.to(device, non_blocking=True)) * (len(batch.labels) / len(labels))
+        loss.backward()
+        value += loss.item()
+        logits.append(scores.detach().float().cpu())
+    return value, torch.cat(logits), labels
+
+
+def _note_undecodable(batches: list, state: State, on_text) -> None:
+    for reason in (reason for batch in batches for reason in batch.undecodable):
         if reason not in state.undecodable:
             state.undecodable.append(reason)
             on_text(f"left out, does not decode: {reason}")
