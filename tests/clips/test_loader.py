@@ -2,13 +2,16 @@
 
 import dataclasses
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from actionzoo.clips.loader import EpochBatches, train_loader, view_loader
+from actionzoo.clips.loader import EpochBatches, Loader, train_loader, view_loader
 from actionzoo.clips.readers import open_clip
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import download
@@ -106,6 +109,23 @@ def test_a_clip_that_does_not_decode_is_named_and_left_out(data, tmp_path):
     assert (
         broken.video_id not in seen and len(seen) == sum(clip.split == "val" and clip.is_usable for clip in clips) - 1
     )
+
+
+class _Hanging:
+    """A decoder that never comes back."""
+
+    clips: ClassVar = [SimpleNamespace(split="train")]
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, number):
+        time.sleep(3600)
+
+
+def test_a_decoder_that_hangs_ends_in_a_sentence_and_not_never():
+    with pytest.raises(UserError, match="no batch of train clips came within 1 s: a decoder hangs"):
+        list(Loader(_Hanging(), workers=1, timeout_seconds=1))
 
 
 def test_a_split_without_usable_clips_is_told(data, tmp_path):

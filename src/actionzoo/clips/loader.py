@@ -74,7 +74,17 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        """Raises UserError when no batch comes within the time limit: some decoder hangs."""
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "timed out" not in str(error):
+                raise
+            raise UserError(
+                f"no batch of {self.clips[0].split} clips came within {self._loader.timeout:g} s: a decoder hangs, or "
+                "the disk is slow. What is finished is kept; raise runtime.clip_timeout_seconds in params.yaml, or "
+                "find the clip with runtime.workers: 0"
+            ) from None
 
     def set_epoch(self, epoch: int) -> None:
         self._sampler.epoch = epoch
