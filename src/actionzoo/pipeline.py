@@ -79,14 +79,15 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
     clips = read_manifest(folder / "manifest.csv")
     classes = label_map(clips)
     manifest_sha256 = _sha256(folder / "manifest.csv")
-    fingerprint = digest(*_training_sections(recipe), manifest_sha256)
+    fingerprint = training_fingerprint(params, row, manifest_sha256)
     if (made := _finished_training(files, fingerprint)) is not None:
         return f"train: {row} is trained already, by this very recipe on these very clips; {_training_summary(made)}"
 
     import torch
 
     from .clips.loader import to_input, train_loader, view_loader
-    from .engine.schedule import learning_rate, scaled_lr
+    from .engine.logs import RunLog
+    from .engine.schedule import learning_rate
     from .engine.train import State, train
 
     device = _device(params)
@@ -95,13 +96,12 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     model = build_model(recipe.model, len(classes))
-    batch = recipe.optim.videos_per_gpu * recipe.optim.accumulate
-    reference = params.recipes[row].optim.reference_batch
-    lr = (
-        scaled_lr(recipe.optim.lr, batch=batch, reference_batch=reference) if recipe.optim.scale_lr else recipe.optim.lr
-    )
-    loading = {"workers": params.runtime.num_workers, "timeout_seconds": params.runtime.clip_timeout_seconds}
-    loading["batch_size"] = recipe.optim.videos_per_gpu
+    batch, reference, lr = _batch_and_lr(params, row)
+    loading = {
+        "batch_size": recipe.optim.videos_per_gpu,
+        "workers": params.runtime.num_workers,
+        "timeout_seconds": params.runtime.clip_timeout_seconds,
+    }
     training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
     validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)
     steps_per_epoch = math.ceil(len(training) / recipe.optim.accumulate)
@@ -114,8 +114,6 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
     scratch = files.scratch(fingerprint)
     scratch.mkdir(parents=True, exist_ok=True)
     memory = _RunMemory(scratch / "run.json")
-    from .engine.logs import RunLog
-
     log = RunLog(files.run, memory.stamp)
 
     def say(text: str) -> None:
@@ -334,8 +332,25 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
     )
 
 
-def _training_sections(recipe: Recipe) -> tuple[Any, ...]:
-    return recipe.seed, recipe.model, recipe.clips, recipe.augment, recipe.optim, recipe.schedule
+def training_fingerprint(params: Params, row: str, manifest_sha256: str) -> str:
+    """Equal for trainings that would end the same.
+
+    The learning rate stands in it beside the recipe as used: the reference batch it is scaled from is that of the
+    recipe as written, which a data set's overrides can hide.
+    """
+    recipe = params.recipe(row)
+    sections = (recipe.seed, recipe.model, recipe.clips, recipe.augment, recipe.optim, recipe.schedule)
+    return digest(*sections, _batch_and_lr(params, row), manifest_sha256)
+
+
+def _batch_and_lr(params: Params, row: str) -> tuple[int, int, float]:
+    """Clips of one step, clips of the reference batch, and the learning rate for the former."""
+    from .engine.schedule import scaled_lr
+
+    optim, reference = params.recipe(row).optim, params.recipes[row].optim.reference_batch
+    batch = optim.videos_per_gpu * optim.accumulate
+    lr = scaled_lr(optim.lr, batch=batch, reference_batch=reference) if optim.scale_lr else optim.lr
+    return batch, reference, lr
 
 
 def _device(params: Params):
