@@ -1,11 +1,13 @@
 """Rows and their networks."""
 
 from pathlib import Path
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from .errors import UserError
 from .params import CSNModel, Params, SlowFastModel, load_params
+
+if TYPE_CHECKING:
+    from torch import nn  # seconds to import, and a stage that finds its work done does without
 
 
 def rows() -> list[str]:
@@ -13,7 +15,7 @@ def rows() -> list[str]:
     return _params().rows()
 
 
-def create_model(row: str, num_classes: int = 400) -> nn.Module:
+def create_model(row: str, num_classes: int = 400) -> "nn.Module":
     """The row's network with fresh weights: (N, 3, T, H, W) float clips -> (N, num_classes) logits.
 
     As the recipe says, whatever data set is chosen. Raises UserError for an unknown row.
@@ -23,7 +25,7 @@ def create_model(row: str, num_classes: int = 400) -> nn.Module:
     return build_model(params.recipes[row].model, num_classes)
 
 
-def build_model(model: SlowFastModel | CSNModel, num_classes: int) -> nn.Module:
+def build_model(model: SlowFastModel | CSNModel, num_classes: int) -> "nn.Module":
     """The network that a recipe's model section describes."""
     from .models.csn import CSN
     from .models.slowfast import SlowFast
