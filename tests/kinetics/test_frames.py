@@ -9,7 +9,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from small_films import film
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import download
@@ -18,6 +17,7 @@ from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter, read_index, read_member
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.small_films import film
 
 
 def extracted(videos: Path, name: str = "frames_64", **options) -> Path:

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 
 import pytest
-from small_films import film
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.archives import read_archive
@@ -24,6 +23,7 @@ from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import read_index, read_member
 from actionzoo.kinetics.synthetic import MOTIONS, write_archive
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.small_films import film
 
 QUICK = Encode(preset="ultrafast", crf=30)
 

@@ -13,7 +13,6 @@ import cv2
 import ffmpeg
 import numpy as np
 import pytest
-from small_films import QUICK, film, picture
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics import transcode as module
@@ -27,6 +26,7 @@ from actionzoo.kinetics.transcode import (
     to_jpegs,
     transcode,
 )
+from tests.kinetics.small_films import QUICK, film, picture
 
 
 def resized(source: bytes | Path, short_side: int = 64, timeout_seconds: float = 60, **options) -> Encoded:
