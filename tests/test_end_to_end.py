@@ -34,6 +34,7 @@ class Workspace:
         for name in ("dvc.yaml", ".dvcignore", ".gitignore", "prefect.yaml"):
             shutil.copy(PROJECT / name, root / name)
         self.params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+        self.params["recipes"] = {row: self.params["recipes"][row] for row in (SLOWFAST, CSN)}
         self.environment = {
             **os.environ,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -70,6 +71,8 @@ def small(params: dict) -> None:
     for dataset in ("demo", "mirror"):
         for family in ("slowfast", "csn"):
             params["datasets"][dataset]["overrides"][family]["schedule"] |= {"epochs": 1, "log_interval": 1}
+    for row in (SLOWFAST, CSN):
+        del params["datasets"]["demo"]["overrides"][row]
 
 
 @pytest.fixture(scope="module")

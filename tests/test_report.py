@@ -20,6 +20,8 @@ PUBLISHED = {
     "inference": "1.6 ((32+4)x10x3 frames)",
     "gpu_mem_mb": 6203,
     "ckpt": "https://example.org/row.pth",
+    "ckpt_model": {},
+    "infer_ckpt": None,
     "log": None,
     "json": "https://example.org/row.log.json",
     "note": "",

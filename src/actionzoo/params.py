@@ -58,6 +58,12 @@ Model = Annotated[SlowFastModel | CSNModel, Field(discriminator="family")]
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class Init:
+    weights: str | None
+    """URL or file that training starts from: its backbone, and its head where the classes are as many; null: none."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Clips:
     form: Literal["videos", "frames"]
     """What the row is stored as; a property of the data on disk, like short_side."""
@@ -168,6 +174,10 @@ class Published:
     """Videos per second, and the frames of all views."""
     gpu_mem_mb: int | None
     ckpt: str | None
+    ckpt_model: dict[str, Any]
+    """What of `model` is otherwise in the network that ckpt was trained with."""
+    infer_ckpt: str | None
+    """Weights imported from VMZ rather than trained; beside a ckpt, the second numbers are theirs."""
     log: str | None
     json: str | None
     note: str
@@ -179,6 +189,7 @@ class Recipe:
 
     seed: Count
     model: Model
+    init: Init
     clips: Clips
     augment: Augment
     optim: Optim
@@ -208,8 +219,10 @@ class Dataset:
     max_bad_share: Share = 0.1
     """Share of the listed clips that may be missing or corrupt before a data stage fails."""
     synthetic: Synthetic | None = None
-    overrides: dict[Literal["slowfast", "csn"], dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    """Per family: sections of a recipe, and the values that replace the recipe's in this data set."""
+    tour: tuple[str, ...] = ()
+    """Rows that `actionzoo demo` builds."""
+    overrides: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    """Family, or name of a row (which goes last): sections of a recipe, and the values that replace the recipe's."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -290,7 +303,8 @@ class Params:
 
         Raises UserError for an unknown row."""
         self.check_row(row)
-        return _overridden(self.recipes[row], self.dataset)
+        plain = _overridden(row, self.recipes[row], self.dataset)
+        return TypeAdapter(Recipe).validate_json(json.dumps(plain))
 
     def overrides(self, row: str) -> list[str]:
         """What the data set changes of `row`'s recipe, as `schedule.epochs: 256 -> 10`."""
@@ -341,7 +355,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         prepare=file.prepare,
         recipes=file.recipes,
     )
-    _check_overrides(path, file)
+    _check_datasets(path, file)
     return params
 
 
@@ -410,6 +424,7 @@ def _siblings(loc: tuple[str | int, ...]) -> list[str]:
         Recipe,
         SlowFastModel,
         CSNModel,
+        Init,
         Clips,
         Augment,
         Optim,
@@ -434,41 +449,65 @@ def _near(word: str, words: Any) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _overridden(recipe: Recipe, dataset: Dataset) -> Recipe:
-    changes = dataset.overrides.get(recipe.model.family, {})
+def _overridden(row: str, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     plain = as_dict(recipe)
-    for section, values in changes.items():
-        plain[section] |= values
-    return TypeAdapter(Recipe).validate_json(json.dumps(plain))
+    for key in (recipe.model.family, row):
+        for section, values in dataset.overrides.get(key, {}).items():
+            plain[section] |= values
+    return plain
 
 
-def _check_overrides(path: Path, file: _File) -> None:
+def _check_datasets(path: Path, file: _File) -> None:
     """Every row must be a sound recipe on every data set, not only on the chosen one."""
     faults: dict[str, None] = {}  # a set that keeps its order: rows of a family share most faults
+    families = {recipe.model.family for recipe in file.recipes.values()}
     for name, dataset in file.datasets.items():
-        for row, recipe in file.recipes.items():
-            plain, where = as_dict(recipe), f"datasets.{name}.overrides.{recipe.model.family}"
-            for section, values in dataset.overrides.get(recipe.model.family, {}).items():
-                if not isinstance(plain.get(section), dict):
-                    faults[f"{path}: {where}.{section} is unknown{_near(section, plain)}"] = None
-                    continue
-                for key in values.keys() - plain[section].keys():
-                    faults[f"{path}: {where}.{section}.{key} is unknown{_near(key, plain[section])}"] = None
-                plain[section] |= {key: value for key, value in values.items() if key in plain[section]}
-            try:
-                resolved = _validated(path, plain, Recipe, where)
-            except UserError as error:
-                faults[str(error)] = None
-                continue
-            for section in ("augment", "test"):
-                crop_size = getattr(resolved, section).crop_size
-                if crop_size > resolved.augment.resize:
-                    faults[
-                        f"{path}: on {name}, {row} crops {crop_size} pixels ({section}.crop_size) out of frames whose "
-                        f"short side is {resolved.augment.resize} (augment.resize); make the crop smaller"
-                    ] = None
+        for row in dataset.tour:
+            if row not in file.recipes:
+                faults[f"{path}: datasets.{name}.tour names {row}, which is unknown{_near(row, file.recipes)}"] = None
+        for key, sections in dataset.overrides.items():
+            where = f"datasets.{name}.overrides.{key}"
+            rows = [row for row, recipe in file.recipes.items() if key in (row, recipe.model.family)]
+            if not rows:
+                faults[f"{path}: {where} is unknown{_near(key, [*families, *file.recipes])}"] = None
+            for row in rows:
+                for fault in _unknown_overrides(sections, as_dict(file.recipes[row])):
+                    faults[f"{path}: {where}.{fault}"] = None
+    for row, recipe in file.recipes.items():
+        for fault in _unknown_overrides({"model": recipe.published.ckpt_model}, as_dict(recipe)):
+            faults[f"{path}: recipes.{row}.published.ckpt_{fault}"] = None
+    if not faults:
+        for name, dataset in file.datasets.items():
+            for row, recipe in file.recipes.items():
+                for fault in _faults_on(path, name, dataset, row, recipe):
+                    faults[fault] = None
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
+    faults = []
+    for section, values in sections.items():
+        if not isinstance(recipe.get(section), dict):
+            faults.append(f"{section} is unknown{_near(section, recipe)}")
+        else:
+            unknown = [key for key in values if key not in recipe[section]]
+            faults += [f"{section}.{key} is unknown{_near(key, recipe[section])}" for key in unknown]
+    return faults
+
+
+def _faults_on(path: Path, name: str, dataset: Dataset, row: str, recipe: Recipe) -> list[str]:
+    plain = _overridden(row, recipe, dataset)
+    try:
+        resolved = _validated(path, plain, Recipe, f"datasets.{name}.overrides.{recipe.model.family}")
+    except UserError as error:
+        return [str(error)]
+    return [
+        f"{path}: on {name}, {row} crops {crop_size} pixels ({section}.crop_size) out of frames whose short side is "
+        f"{resolved.augment.resize} (augment.resize); make the crop smaller"
+        for section, crop_size in (("augment", resolved.augment.crop_size), ("test", resolved.test.crop_size))
+        if crop_size > resolved.augment.resize
+    ]
 
 
 def _plain(value: Any) -> str:

@@ -113,6 +113,7 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
 
     scratch = files.scratch(fingerprint)
     scratch.mkdir(parents=True, exist_ok=True)
+    init = None if (scratch / "state.pth").exists() else _load_init(model, params, row, root)
     memory = _RunMemory(scratch / "run.json")
     log = RunLog(files.run, memory.stamp)
 
@@ -149,6 +150,8 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
         log.begin(meta, finished_epochs=state.finished_epochs)
         if state.finished_epochs:
             say(f"going on after epoch {state.finished_epochs} of an interrupted training")
+        elif init:
+            say(init.text())
         for line in _start_table(model, made, device):
             say(line)
 
@@ -339,8 +342,26 @@ def training_fingerprint(params: Params, row: str, manifest_sha256: str) -> str:
     recipe as written, which a data set's overrides can hide.
     """
     recipe = params.recipe(row)
-    sections = (recipe.seed, recipe.model, recipe.clips, recipe.augment, recipe.optim, recipe.schedule)
+    sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, recipe.optim, recipe.schedule)
     return digest(*sections, _batch_and_lr(params, row), manifest_sha256)
+
+
+def _load_init(model, params: Params, row: str, root: Path):
+    """Load what the recipe starts from, if it names something; gives weights.Report, or None."""
+    from .progress import progress
+    from .weights import CACHE, load_weights
+
+    source = params.recipe(row).init.weights
+    if source is None:
+        return None
+    try:
+        with progress("bytes") as tell:
+            return load_weights(model, source, cache=root / CACHE, tell=tell)
+    except UserError as error:
+        raise UserError(
+            f"{row} starts from recipes.{row}.init.weights, and they are not to be had: {error}\n"
+            "Set that key to a file or URL that is, or to null to start from random weights"
+        ) from None
 
 
 def _batch_and_lr(params: Params, row: str) -> tuple[int, int, float]:
@@ -433,6 +454,8 @@ def _start_table(model, made: dict[str, Any], device) -> list[str]:
         f"{evaluating} with stored statistics, {frozen} frozen",
         f"learning   lr {made['lr']:.6g} ({why}), batch {made['batch']} on {device}",
     ]
+    if frozen and made["recipe"]["init"]["weights"] is None:
+        lines.append("warning    batch norm is frozen and there are no weights to start from: nothing normalises")
     if made["overrides"]:
         lines.append(f"overrides  of datasets.{made['dataset']}, so this is no result to compare:")
         lines += [f"           {override}" for override in made["overrides"]]

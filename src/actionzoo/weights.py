@@ -77,14 +77,20 @@ class Report:
         return "\n".join(lines)
 
 
-def load_weights(model: nn.Module, source: str | Path, *, cache: Path = CACHE) -> Report:
-    """Load a file, given by path or URL, into one of the zoo's networks.
+def load_weights(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    cache: Path = CACHE,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> Report:
+    """Load a file, given by path or URL, into one of the zoo's networks; `tell` hears of the download.
 
     Every tensor of the backbone comes from the file. The head does too if it has the network's number of classes, else
     the network keeps the one it was made with. Raises UserError, and leaves the network as it was, if the file cannot
     be had, holds code, or is of another network.
     """
-    return _load(model, _read(fetch_weights(source, cache)))
+    return _load(model, _read(fetch_weights(source, cache, tell=tell)))
 
 
 def import_weights(
