@@ -9,10 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
-from actionzoo.kinetics.manifest import count_states, read_manifest
+from actionzoo.kinetics.labels import kinetics400
+from actionzoo.kinetics.manifest import count_states, label_map, read_manifest
 from actionzoo.kinetics.serve import serve
+from actionzoo.params import load_params
+from actionzoo.zoo import build_model
 
 PROJECT = Path(__file__).resolve().parents[1]
 SLOWFAST = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
@@ -28,8 +32,8 @@ class Workspace:
     def __init__(self, root: Path, **environment: str):
         self.root = root
         root.mkdir(parents=True)
-        for name in ("stages", "flows", ".dvc"):
-            keep = shutil.ignore_patterns("__pycache__", "tmp", "cache")
+        for name in ("stages", "flows", "released", ".dvc"):
+            keep = shutil.ignore_patterns("__pycache__", "tmp", "cache", "dvc.lock", "results", "metrics", "report")
             shutil.copytree(PROJECT / name, root / name, ignore=keep)
         for name in ("dvc.yaml", ".dvcignore", ".gitignore", "prefect.yaml"):
             shutil.copy(PROJECT / name, root / name)
@@ -196,6 +200,66 @@ def test_unknown_rows_keys_and_data_sets_are_told_in_a_sentence(demo):
         (demo.root / "params.yaml").write_text(written)
     printed = demo.run("actionzoo.cli", "params", SLOWFAST[:-1], succeeds=False)
     assert f"did you mean {SLOWFAST}" in printed and "Traceback" not in printed
+
+
+def test_a_training_starts_from_the_weights_that_its_recipe_names(demo, tmp_path):
+    model = build_model(load_params(demo.root / "params.yaml").recipes[CSN].model, 4)
+    state = {name.removeprefix("backbone."): tensor for name, tensor in model.state_dict().items() if "fc" not in name}
+    path = saved(tmp_path, "ircsn_from_scratch_r50", {"state_dict": state})
+    init = demo.params["datasets"]["demo"]["overrides"]["csn"]["init"]
+    with serve(tmp_path) as url:
+        init["weights"] = f"{url}/{path.name}"
+        demo.save()
+        ran, printed = demo.repro(f"train@{CSN}")
+    assert ran == [f"train@{CSN}"] and "backbone weights" in printed
+    assert f"matched    {len(state)} of" in printed and "head       fresh, for 4 classes" in printed
+
+    init["weights"] = str(tmp_path / "nowhere.pth")
+    demo.save()
+    printed = demo.run("dvc", "repro", f"train@{CSN}", succeeds=False)
+    assert f"recipes.{CSN}.init.weights" in printed and "nowhere.pth is no file" in printed
+    init["weights"] = None
+    demo.save()
+
+
+def test_published_weights_are_tested_by_a_graph_of_their_own(demo, tmp_path):
+    """A network of Kinetics-400's classes that sees the same one in every clip: right where its clips are."""
+    model = build_model(load_params(demo.root / "params.yaml").recipes[SLOWFAST].model, 400)
+    with torch.no_grad():
+        model.cls_head.fc_cls.weight.zero_()
+        model.cls_head.fc_cls.bias.zero_()[kinetics400().index("climbing a rope")] = 1
+    path = saved(tmp_path, "slowfast", {"meta": {"epoch": 256}, "state_dict": model.state_dict()})
+    written = (demo.root / "params.yaml").read_text()
+    with serve(tmp_path) as url:
+        demo.params["recipes"][SLOWFAST]["published"]["ckpt"] = f"{url}/{path.name}"
+        demo.save()
+        printed = demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
+    assert "different data" in printed
+    made = yaml.safe_load((demo.root / "released/metrics/demo" / f"{SLOWFAST}.json").read_text())["ckpt"]
+    clips = yaml.safe_load((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())["clips"]
+    assert made["clips"] == len(clips) and made["published_top1"] == 73.95
+    label = label_map(read_manifest(demo.root / "data/demo/videos_256/manifest.csv")).index("climbing a rope")
+    assert made["top1"] == sum(clip["label"] == label for clip in clips) / len(clips) > 0
+    assert made["top1_low"] < made["top1"] < made["top1_high"]
+    assert made["file"] == path.name and made["sha256"][:8] == path.stem[-8:]
+
+    # again: the server is gone, and nothing is asked of it
+    assert "didn't change" in demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
+    demo.run("dvc", "--cd", "released", "repro", "-s", "report")
+    table = (demo.root / "released/report/demo/released.md").read_text()
+    assert "demo is not Kinetics-400" in table and table.count("not run yet") == 1
+    assert path.name in (demo.root / "released/report/demo/released.html").read_text()
+    (demo.root / "params.yaml").write_text(written)
+    demo.params = yaml.safe_load(written)
+    demo.repro()
+    assert "up to date" in demo.run("dvc", "status")
+
+
+def saved(folder: Path, name: str, content: dict) -> Path:
+    """A checkpoint with its hash in its name, as they are published."""
+    torch.save(content, folder / name)
+    digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+    return (folder / name).rename(folder / f"{name}_20200826-{digest[:8]}.pth")
 
 
 @pytest.fixture(scope="module")

@@ -93,10 +93,13 @@ def test_dvc_stages_are_the_scripts_in_stages():
         assert stage.get("do", stage)["cmd"].startswith(f"python stages/{name}.py")
 
 
-@pytest.mark.parametrize("script", sorted((PROJECT / "stages").glob("*.py")), ids=lambda path: path.stem)
+SCRIPTS = [path for folder in ("stages", "released") for path in sorted((PROJECT / folder).glob("*.py"))]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_stage_explains_itself(script):
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
-    assert "example: python stages/" in done.stdout
+    assert f"example: python {script.parent.name}/{script.name}" in done.stdout
 
 
 @pytest.mark.parametrize(

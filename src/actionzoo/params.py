@@ -182,6 +182,16 @@ class Published:
     json: str | None
     note: str
 
+    @property
+    def released(self) -> dict[str, tuple[str, float, float]]:
+        """ckpt, infer_ckpt, as far as there are: address, and top1 and top5 that hold for that file, in per cent.
+
+        With one file, a second number is the correction of the first; with two, it belongs to infer_ckpt."""
+        addresses = {"ckpt": self.ckpt, "infer_ckpt": self.infer_ckpt}
+        there = {kind: address for kind, address in addresses.items() if address}
+        which = {"ckpt": 0 if len(there) == 2 else -1, "infer_ckpt": -1}
+        return {kind: (address, self.top1[which[kind]], self.top5[which[kind]]) for kind, address in there.items()}
+
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Recipe:
@@ -256,6 +266,13 @@ class Runtime:
     jobs: Positive | Literal["auto"]
     deterministic: bool
     clip_timeout_seconds: PositiveFloat
+    scheduler: str | None
+    """Address of a Dask scheduler whose workers prepare the data, tcp://10.0.0.1:8786; null: this machine alone."""
+
+    @property
+    def scheduler_address(self) -> str | None:
+        """DASK_SCHEDULER_ADDRESS where it is set, also if to nothing; else as written."""
+        return os.environ.get("DASK_SCHEDULER_ADDRESS", self.scheduler) or None
 
     @property
     def num_jobs(self) -> int:

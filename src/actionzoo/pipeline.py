@@ -8,11 +8,11 @@ import csv
 import datetime
 import hashlib
 import io
-import json
 import math
 import os
 import platform
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any
 
 from . import tracking
 from .errors import UserError
+from .json_files import read_json, write_json
 from .kinetics.atomic import atomic_write
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, Recipe, as_dict, digest
@@ -217,69 +218,26 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     fingerprint = digest(
         recipe.model, recipe.clips, recipe.augment, recipe.test, _sha256(folder / "manifest.csv"), checkpoint_md5
     )
-    made = _read_json(files.result)
-    if made.get("fingerprint") == fingerprint and _read_json(files.metrics()).get("top1") == made["metrics"]["top1"]:
+    made = read_json(files.result)
+    if made.get("fingerprint") == fingerprint and read_json(files.metrics()).get("top1") == made["metrics"]["top1"]:
         return f"evaluate: {row} is tested already, this very checkpoint on these very clips; {_test_summary(made)}"
 
-    from .clips.loader import to_input, view_loader
-    from .engine.evaluate import evaluate
-
-    device = _device(params)
     checkpoint = load_checkpoint(files.best)
     model = build_model(recipe.model, len(classes))
     model.load_state_dict(checkpoint["state_dict"])
-    model.to(device)
-    loader = view_loader(
-        folder,
-        recipe.clips,
-        recipe.augment,
-        split="val",
-        num_clips=recipe.test.num_clips,
-        num_crops=recipe.test.num_crops,
-        crop_size=recipe.test.crop_size,
-        batch_size=1,
-        workers=params.runtime.num_workers,
-        timeout_seconds=params.runtime.clip_timeout_seconds,
-    )
-    listed = sum(clip.split == "val" and clip.is_listed for clip in clips)
-    print(
-        f"{row}: {len(loader.clips)} clips, {recipe.test.protocol} views of {recipe.test.crop_size} pixels, {device}",
-        flush=True,
-    )
-    scores = evaluate(
-        model,
-        loader,
-        partial(to_input, mean=recipe.augment.mean, std=recipe.augment.std, device=device),
-        average_clips=recipe.test.average_clips,
-        on_batch=_progress("evaluate", len(loader.clips)),
-    )
-    metrics = scores.accuracies() | {
-        "clips": len(scores.video_ids),
-        "missing": listed - len(loader.clips),
-        "undecodable": len(scores.undecodable),
-        "listed": listed,
-        "protocol": recipe.test.protocol,
-        "epoch": checkpoint["meta"]["epoch"],
-    }
+    tested = run_test(params, row, model, root)
+    metrics = tested["metrics"] | {"epoch": checkpoint["meta"]["epoch"]}
     made = {
         "row": row,
         "dataset": params.name,
         "fingerprint": fingerprint,
         "checkpoint_md5": checkpoint_md5,
-        "protocol": recipe.test.protocol,
-        "average_clips": recipe.test.average_clips,
+        **tested,
         "metrics": metrics,
-        "undecodable": scores.undecodable,
         "classes": classes,
-        "clips": [
-            {"video_id": video_id, "label": label, "scores": row_scores}
-            for video_id, label, row_scores in zip(
-                scores.video_ids, scores.labels.tolist(), scores.scores.tolist(), strict=True
-            )
-        ],
     }
-    _write_json(files.metrics(), metrics)
-    _write_json(files.result, made, indent=None)
+    write_json(files.metrics(), metrics)
+    write_json(files.result, made, indent=None)
 
     published = params.recipes[row].published.top1[0] / 100
     run_id = tracking.find_run(params.name, row, checkpoint_md5)
@@ -302,11 +260,74 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     return f"evaluate: {_test_summary(made)}; scores in {files.result}"
 
 
+def run_test(
+    params: Params, row: str, model, root: Path = Path(), label_places: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """All views of the row's val clips through `model`, as the row's test says.
+
+    `label_places` says which of the network's classes each label of the data set is, if it is not the same number.
+    Gives protocol, average_clips, metrics (top1, top5, mean_class; how many clips were evaluated, missing, undecodable,
+    listed), undecodable (a sentence each) and clips (video_id, label, scores). Raises UserError.
+    """
+    import torch
+
+    from .clips.loader import to_input, view_loader
+    from .engine.evaluate import evaluate
+
+    recipe, device = params.recipe(row), _device(params)
+    folder = data_folder(params, recipe, root)
+    listed = sum(clip.split == "val" and clip.is_listed for clip in read_manifest(folder / "manifest.csv"))
+    loader = view_loader(
+        folder,
+        recipe.clips,
+        recipe.augment,
+        split="val",
+        num_clips=recipe.test.num_clips,
+        num_crops=recipe.test.num_crops,
+        crop_size=recipe.test.crop_size,
+        batch_size=1,
+        workers=params.runtime.num_workers,
+        timeout_seconds=params.runtime.clip_timeout_seconds,
+    )
+    print(
+        f"{row}: {len(loader.clips)} clips, {recipe.test.protocol} views of {recipe.test.crop_size} pixels, {device}",
+        flush=True,
+    )
+    scores = evaluate(
+        model.to(device),
+        loader,
+        partial(to_input, mean=recipe.augment.mean, std=recipe.augment.std, device=device),
+        average_clips=recipe.test.average_clips,
+        on_batch=_progress("evaluate", len(loader.clips)),
+    )
+    if label_places is not None:
+        scores.labels = torch.tensor(label_places)[scores.labels]
+    metrics = scores.accuracies() | {
+        "clips": len(scores.video_ids),
+        "missing": listed - len(loader.clips),
+        "undecodable": len(scores.undecodable),
+        "listed": listed,
+        "protocol": recipe.test.protocol,
+    }
+    return {
+        "protocol": recipe.test.protocol,
+        "average_clips": recipe.test.average_clips,
+        "metrics": metrics,
+        "undecodable": scores.undecodable,
+        "clips": [
+            {"video_id": video_id, "label": label, "scores": row_scores}
+            for video_id, label, row_scores in zip(
+                scores.video_ids, scores.labels.tolist(), scores.scores.tolist(), strict=True
+            )
+        ],
+    }
+
+
 def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
     """Time the network of `row` on random input of its test's shape; gives the last line to print."""
     recipe, files = params.recipe(row), RowFiles(root, params.name, row)
     fingerprint = digest(recipe.model, recipe.clips, recipe.test)
-    made = _read_json(files.metrics("benchmark.json"))
+    made = read_json(files.metrics("benchmark.json"))
     if made.get("fingerprint") != fingerprint:
         import torch
 
@@ -327,7 +348,7 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
             "threads": torch.get_num_threads(),
             "fingerprint": fingerprint,
         }
-        _write_json(files.metrics("benchmark.json"), made)
+        write_json(files.metrics("benchmark.json"), made)
     return (
         f"benchmark: {row}: {made['videos_per_second']:.2f} videos/s of {made['frames']} at {made['crop_size']} "
         f"pixels on {made['device']}, {made['parameters'] / 1e6:.2f} M parameters, "
@@ -387,7 +408,7 @@ def _device(params: Params):
 
 
 def _finished_training(files: RowFiles, fingerprint: str) -> dict[str, Any] | None:
-    made = _read_json(files.recipe)
+    made = read_json(files.recipe)
     if made.get("fingerprint") != fingerprint:
         return None
     for name, known in made["files"].items():
@@ -406,7 +427,7 @@ def _publish_training(files: RowFiles, scratch: Path, made: dict[str, Any], stat
     _write_csv(files.metrics("val.csv"), state.val_curve)
     paths = (files.best, files.latest, files.metrics("train.csv"), files.metrics("val.csv"))
     made["files"] = {path.name: {"md5": tracking.checkpoint_md5(path), "size": path.stat().st_size} for path in paths}
-    _write_json(files.recipe, made)
+    write_json(files.recipe, made)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -424,13 +445,13 @@ class _RunMemory:
 
     def __init__(self, path: Path):
         self.path = path
-        known = _read_json(path)
+        known = read_json(path)
         self.stamp: str = known.get("stamp") or datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
         self.run_id: str | None = known.get("run_id")
 
     def remember(self, run_id: str | None) -> None:
         self.run_id = run_id
-        _write_json(self.path, {"stamp": self.stamp, "run_id": run_id})
+        write_json(self.path, {"stamp": self.stamp, "run_id": run_id})
 
 
 def _start_table(model, made: dict[str, Any], device) -> list[str]:
@@ -510,19 +531,6 @@ def _progress(what: str, total: int):
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Empty where there is none, or none that is whole."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
-        return {}
-
-
-def _write_json(path: Path, content: Any, indent: int | None = 2) -> None:
-    with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode())
 
 
 def _write_csv(path: Path, lines: list[dict[str, float]]) -> None:

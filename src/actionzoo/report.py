@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from actionzoo.errors import UserError
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from rich.table import Table
 
     from actionzoo.params import Params, Published
@@ -165,6 +166,19 @@ def terminal_table(report: Report) -> "Table":
         cells = (result.row.name, top1, _numbers(result.row.published.top1), note)
         table.add_row(*(escape(cell) for cell in cells))
     return table
+
+
+def page_templates() -> "Environment":
+    """The package's templates. What comes into them is escaped, and a name that is not given is an error."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
+        loader=PackageLoader("actionzoo"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -370,7 +384,18 @@ def _as_json(report: Report) -> dict[str, Any]:
     rows = []
     for result in report.results:
         published = result.row.published
-        keys = ("gpus", "backbone", "pretrained", "inference", "gpu_mem_mb", "ckpt", "log", "json", "note")
+        keys = (
+            "gpus",
+            "backbone",
+            "pretrained",
+            "inference",
+            "gpu_mem_mb",
+            "ckpt",
+            "infer_ckpt",
+            "log",
+            "json",
+            "note",
+        )
         rows.append(
             {
                 "name": result.row.name,
@@ -448,8 +473,9 @@ def _markdown_row(result: Result, text: dict[str, Any]) -> list[str]:
         speed += f" ({device})"
 
     def links(kind: str) -> str:
-        address = getattr(published, kind)
-        links = [f"[{kind}](<{_md_address(address)}>)"] if address else []
+        names = ("ckpt", "infer_ckpt") if kind == "ckpt" else (kind,)
+        addresses = {name: getattr(published, name) for name in names}
+        links = [f"[{name}](<{_md_address(address)}>)" for name, address in addresses.items() if address]
         if kind in result.files:
             links.append(f"[{text['ours']}](<{result.files[kind]}>)")
         return " / ".join(links)
@@ -490,15 +516,7 @@ def _md_address(address: str) -> str:
 
 
 def _html(report: Report) -> str:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    jinja = Environment(
-        loader=PackageLoader("actionzoo"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    jinja = page_templates()
     jinja.filters |= {
         "numbers": _numbers,
         "percent": _percent,

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from .engine.checkpoint import save_checkpoint
 from .errors import UserError
+from .kinetics.labels import kinetics400
 from .kinetics.transfer import Failed, Gone, Patience, Web, discard, partial_version
-from .params import Params, load_params
+from .params import CSNModel, Params, SlowFastModel, load_params
 from .zoo import build_model
 
 CACHE = Path("weights")
@@ -91,6 +92,33 @@ def load_weights(
     be had, holds code, or is of another network.
     """
     return _load(model, _read(fetch_weights(source, cache, tell=tell)))
+
+
+def open_model(
+    model: SlowFastModel | CSNModel,
+    source: str | Path,
+    *,
+    cache: Path = CACHE,
+    tell: Callable[[str, int, int], None] | None = None,
+) -> tuple[nn.Module, Report, list[str]]:
+    """The network that a recipe's section describes with all its weights from a file, its head included.
+
+    Gives the names of its classes too: those that the file has in its metadata, Kinetics-400's where there are none and
+    the classes are 400, else no names. Raises UserError, also for a file without a head for this network.
+    """
+    weights = _read(fetch_weights(source, cache, tell=tell))
+    head = weights.state.get(HEAD[0])
+    if head is None or head.ndim != 2:
+        raise UserError(f"{weights.path} ({weights.kind}) has no classifier; it is for training, not for testing")
+    num_classes = head.shape[0]
+    network = build_model(model, num_classes)
+    report = _load(network, weights)
+    if report.head != "loaded":
+        raise UserError(f"{weights.path}: the head would be {report.head}; it is for training, not for testing")
+    classes = weights.meta.get("classes")
+    if not isinstance(classes, list) or len(classes) != num_classes or not all(isinstance(c, str) for c in classes):
+        classes = kinetics400() if num_classes == 400 else []
+    return network, report, classes
 
 
 def import_weights(

@@ -1,0 +1,26 @@
+"""Test the published weights of one row. Fetches them; writes released/metrics/<dataset>/<row>.json and results/."""
+
+import argparse
+
+from actionzoo.params import load_params
+from actionzoo.process import stage
+from actionzoo.released import evaluate_released
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="example: python released/evaluate.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb",
+    )
+    parser.add_argument("row", help="a key of params.yaml's recipes")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    with stage("released"):
+        print(evaluate_released(load_params(), args.row))
+
+
+if __name__ == "__main__":
+    main()

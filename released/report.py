@@ -1,0 +1,17 @@
+"""Make the table of published weights. Reads released/metrics/<dataset>/; writes released/report/<dataset>/."""
+
+import argparse
+
+from actionzoo.params import load_params
+from actionzoo.process import stage
+from actionzoo.released import write_released_report
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, epilog="example: python released/report.py").parse_args()
+    with stage("released"):
+        print(write_released_report(load_params()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""Kinetics-400's classes, and where the classes of some data set stand among those that a network knows."""
+
+from collections.abc import Sequence
+from importlib.resources import files
+
+from actionzoo.errors import UserError
+
+from .annotations import class_key
+
+
+def kinetics400() -> list[str]:
+    """The 400 names in the order of all released weights: sorted, which is their label."""
+    return files(__package__).joinpath("k400_classes.txt").read_text(encoding="utf-8").splitlines()
+
+
+def places(classes: Sequence[str], known: Sequence[str]) -> list[int]:
+    """Where each of `classes` stands among `known`, whichever way both are spelt.
+
+    Raises UserError that names those which stand nowhere.
+    """
+    place = {class_key(name): number for number, name in enumerate(known)}
+    strange = [name for name in classes if class_key(name) not in place]
+    if strange:
+        raise UserError(
+            f"{len(strange)} of {len(classes)} classes are none of the {len(known)} that the network knows: "
+            f"{', '.join(repr(name) for name in strange[:5])}{', …' if len(strange) > 5 else ''}"
+        )
+    return [place[class_key(name)] for name in classes]

@@ -1,0 +1,227 @@
+"""Published weights, tested on the clips at hand: measured beside published, with a verdict.
+
+weights/<file>                                 as fetched, its hash checked
+released/results/<dataset>/<row>/<kind>.json   scores of every clip; kind is ckpt or infer_ckpt
+released/metrics/<dataset>/<row>.json          kind -> accuracies, 95 % intervals, published numbers, verdict
+released/report/<dataset>/released.*           the table of all rows, as .md, .html and .json
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from . import tracking
+from .errors import UserError
+from .json_files import read_json, write_json
+from .kinetics.atomic import atomic_write
+from .kinetics.labels import places
+from .kinetics.manifest import label_map, read_manifest
+from .params import Params, digest
+from .pipeline import data_folder, run_test
+from .report import KINETICS400, PUBLISHED_CLIPS, page_templates, wilson_interval
+
+REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
+
+
+def evaluate_released(params: Params, row: str, root: Path = Path()) -> str:
+    """Test what was published for `row` on all views of the val split; gives the last line to print.
+
+    A file that was tested by the same protocol on the same clips is not tested again. Raises UserError.
+    """
+    recipe = params.recipe(row)
+    manifest = data_folder(params, recipe, root) / "manifest.csv"
+    if not manifest.is_file():
+        stage = f"{'resize' if recipe.clips.form == 'videos' else 'frames'}@{recipe.clips.short_side}"
+        raise UserError(f"{manifest} is not there; `dvc repro {stage}` makes it")
+    classes = label_map(read_manifest(manifest))
+    metrics = {
+        kind: _evaluate(params, row, kind, address, classes, manifest, root)
+        for kind, (address, _, _) in recipe.published.released.items()
+    }
+    path = root / "released" / "metrics" / params.name / f"{row}.json"
+    write_json(path, metrics)
+    said = [
+        f"{kind} top-1 {100 * made['top1']:.2f} ({100 * made['top1_low']:.2f}-{100 * made['top1_high']:.2f}), "
+        f"published {made['published_top1']}: {made['verdict']}"
+        for kind, made in metrics.items()
+    ]
+    return f"released: {row}: {'; '.join(said)} ({path})"
+
+
+def judge(params: Params, row: str, metrics: dict[str, Any], published_top1: float) -> tuple[str, str]:
+    """A verdict on a measured top-1, and its reason.
+
+    Reproduced: the published number lies in the 95 % interval that the clips evaluated leave. It is another question
+    where the data set is not Kinetics-400, its overrides change the row, or the clips are a tenth fewer or more.
+    """
+    if params.name != KINETICS400:
+        return DIFFERENT_DATA, f"this is {params.name}"
+    if overrides := params.overrides(row):
+        return DIFFERENT_DATA, f"changed recipe: {', '.join(overrides)}"
+    if not 0.9 * PUBLISHED_CLIPS <= metrics["clips"] <= 1.1 * PUBLISHED_CLIPS:
+        return DIFFERENT_DATA, f"{metrics['clips']:,} clips, published {PUBLISHED_CLIPS:,}"
+    low, high = (100 * bound for bound in _interval(metrics["top1"], metrics["clips"]))
+    gap = f"{100 * metrics['top1'] - published_top1:+.2f} points"
+    return (REPRODUCED if low <= published_top1 <= high else NOT_REPRODUCED), gap
+
+
+def write_released_report(params: Params, root: Path = Path()) -> str:
+    """The table of all rows as released.md, .html and .json; gives the last line to print. What is not tested yet stays
+    visible as such."""
+    lines, tested = [], 0
+    for row, recipe in params.recipes.items():
+        measured = read_json(root / "released" / "metrics" / params.name / f"{row}.json")
+        for kind, (address, top1, top5) in recipe.published.released.items():
+            tested += kind in measured
+            numbers = {"published_top1": top1, "published_top5": top5}
+            lines.append({"row": row, "kind": kind, "address": address, **numbers, **measured.get(kind, {})})
+    out = root / "released" / "report" / params.name
+    warning = "" if params.name == KINETICS400 else f"{params.name} is not Kinetics-400: nothing here can be compared."
+    write_json(out / "released.json", {"dataset": params.name, "files": lines})
+    for name, text in {
+        "released.md": _markdown(params, lines, warning),
+        "released.html": _html(params, lines, warning),
+    }.items():
+        with atomic_write(out / name) as file:
+            file.write(text.encode())
+    return f"released: {tested} of {len(lines)} published files tested; open {out / 'released.html'}"
+
+
+def _evaluate(
+    params: Params, row: str, kind: str, address: str, classes: list[str], manifest: Path, root: Path
+) -> dict[str, Any]:
+    """Metrics of one published file."""
+    from .progress import progress
+    from .weights import CACHE, fetch_weights, open_model
+
+    recipe, published = params.recipe(row), params.recipe(row).published
+    model_section = dataclasses.replace(recipe.model, **(published.ckpt_model if kind == "ckpt" else {}))
+    with progress("bytes") as tell:
+        file = fetch_weights(address, root / CACHE, tell=tell)
+    checkpoint_md5 = tracking.checkpoint_md5(file)
+    sections = (model_section, recipe.clips, recipe.augment, recipe.test)
+    fingerprint = digest(*sections, manifest.read_text(encoding="utf-8"), checkpoint_md5)
+    path = root / "released" / "results" / params.name / row / f"{kind}.json"
+    made = read_json(path)
+    if made.get("fingerprint") != fingerprint:
+        model, report, known = open_model(model_section, file, cache=root / CACHE)
+        print(report.text(), flush=True)
+        made = {
+            "row": row,
+            "dataset": params.name,
+            "fingerprint": fingerprint,
+            "file": file.name,
+            "sha256": report.sha256,
+            **run_test(params, row, model, root, _label_places(file, classes, known, model)),
+        }
+        write_json(path, made, indent=None)
+        _record(params, row, kind, made, checkpoint_md5, path)
+    _, top1, top5 = published.released[kind]
+    metrics = made["metrics"]
+    verdict, why = judge(params, row, metrics, top1)
+    bounds = {}
+    for name in ("top1", "top5"):
+        bounds[f"{name}_low"], bounds[f"{name}_high"] = _interval(metrics[name], metrics["clips"])
+    numbers = {"published_top1": top1, "published_top5": top5}
+    return metrics | bounds | numbers | {"verdict": verdict, "why": why, "file": made["file"], "sha256": made["sha256"]}
+
+
+def _label_places(file: Path, classes: list[str], known: list[str], model) -> list[int] | None:
+    """Which class of the network each label of the data set is."""
+    if known:
+        try:
+            return places(classes, known)
+        except UserError as error:
+            raise UserError(f"{file} cannot be tested on this data set: {error}") from None
+    num_classes = model.state_dict()["cls_head.fc_cls.weight"].shape[0]
+    if num_classes != len(classes):
+        raise UserError(
+            f"{file} knows {num_classes} classes without naming them, and the data set has {len(classes)}; test it on "
+            "the data set that it was trained on"
+        )
+    print(f"warning: {file} names no classes; they are taken to be the data set's, in its order", flush=True)
+    return None
+
+
+def _record(params: Params, row: str, kind: str, made: dict[str, Any], checkpoint_md5: str, path: Path) -> None:
+    """In an experiment of its own: these runs trained nothing."""
+    with tracking.run(
+        experiment=f"{params.name}-released",
+        name=f"{row} {kind}",
+        phase="evaluate",
+        params={"row": row, "kind": kind, "file": made["file"], "sha256": made["sha256"], "test": made["protocol"]},
+        tags={"recipe": row, "dataset": params.name, "checkpoint.md5": checkpoint_md5},
+    ) as record:
+        record.log(tracking.TEST_STEP, tracking.to_metrics(made["metrics"] | {"mode": "test"}))
+        record.artifact(path)
+
+
+def _interval(share: float, clips: int) -> tuple[float, float]:
+    return wilson_interval(round(share * clips), clips)
+
+
+_COLUMNS = (
+    "row",
+    "file",
+    "top1 published",
+    "top1 here (95 %)",
+    "top5 published",
+    "top5 here (95 %)",
+    "clips",
+    "verdict",
+)
+
+
+def _cells(line: dict[str, Any]) -> tuple[str, ...]:
+    """One line of the table, as texts in the order of _COLUMNS."""
+    published = f"{line['published_top1']:.2f}", f"{line['published_top5']:.2f}"
+    if "verdict" not in line:
+        return line["row"], line["kind"], published[0], "not run yet", published[1], "", "", ""
+    here = [
+        f"{100 * line[name]:.2f} ({100 * line[f'{name}_low']:.2f}–{100 * line[f'{name}_high']:.2f})"
+        for name in ("top1", "top5")
+    ]
+    clips = f"{line['clips']:,} of {line['listed']:,}, {line['protocol']} views"
+    return line["row"], line["kind"], published[0], here[0], published[1], here[1], clips, _said(line)
+
+
+def _said(line: dict[str, Any]) -> str:
+    return f"{line['verdict']} ({line['why']})"
+
+
+_READING = (
+    "Reproduced: the published top-1 lies in the 95 % interval (Wilson) of the clips that were evaluated here; not "
+    "reproduced: it lies outside. Different data: the question cannot be asked, for the reason that is named. The "
+    "interval knows the number of clips alone; copies of Kinetics-400 differ in their clips as well."
+)
+
+
+def _markdown(params: Params, lines: list[dict[str, Any]], warning: str) -> str:
+    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
+    for line in lines:
+        name, kind, *others = _cells(line)
+        rows.append((f"`{name}`", f"[{kind}]({line['address']})", *others))
+    table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
+    return (
+        "\n\n".join(
+            part
+            for part in (f"# Published weights on {params.name}", warning and f"**{warning}**", table, _READING)
+            if part
+        )
+        + "\n"
+    )
+
+
+def _html(params: Params, lines: list[dict[str, Any]], warning: str) -> str:
+    return (
+        page_templates()
+        .get_template("released.html.j2")
+        .render(
+            dataset=params.name,
+            columns=_COLUMNS,
+            rows=[(line, _cells(line)) for line in lines],
+            warning=warning,
+            reading=_READING,
+            is_web=lambda address: address.startswith(("https://", "http://")),
+        )
+    )
