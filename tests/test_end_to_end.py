@@ -79,10 +79,21 @@ def small(params: dict) -> None:
         del params["datasets"]["demo"]["overrides"][row]
 
 
+def a_rope_in_every_clip(workspace: Workspace) -> Path:
+    """Weights of Kinetics-400's classes that give every clip the same one."""
+    model = build_model(load_params(workspace.root / "params.yaml").recipes[SLOWFAST].model, 400)
+    with torch.no_grad():
+        model.cls_head.fc_cls.weight.zero_()
+        model.cls_head.fc_cls.bias.zero_()[kinetics400().index("climbing a rope")] = 1
+    return saved(workspace.root.parent, "slowfast", {"meta": {"epoch": 256}, "state_dict": model.state_dict()})
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     workspace = Workspace(tmp_path_factory.mktemp("demo") / "actionzoo")
     small(workspace.params)
+    workspace.released = a_rope_in_every_clip(workspace)
+    workspace.params["recipes"][SLOWFAST]["published"]["ckpt"] = str(workspace.released)
     workspace.save()
     workspace.first = workspace.repro()
     return workspace
@@ -103,6 +114,23 @@ def test_a_second_dvc_repro_runs_nothing_and_the_status_is_clean(demo):
     ran, _ = demo.repro()
     assert ran == []
     assert "up to date" in demo.run("dvc", "status")
+
+
+def test_published_weights_are_tested_by_a_graph_of_their_own(demo):
+    demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
+    made = yaml.safe_load((demo.root / "released/metrics/demo" / f"{SLOWFAST}.json").read_text())["ckpt"]
+    clips = yaml.safe_load((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())["clips"]
+    assert made["verdict"] == "different data" and made["clips"] == len(clips) and made["published_top1"] == 73.95
+    label = label_map(read_manifest(demo.root / "data/demo/videos_256/manifest.csv")).index("climbing a rope")
+    assert made["top1"] == sum(clip["label"] == label for clip in clips) / len(clips) > 0
+    assert made["top1_low"] < made["top1"] < made["top1_high"]
+    assert made["file"] == demo.released.name and made["sha256"][:8] == demo.released.stem[-8:]
+
+    assert "didn't change" in demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
+    demo.run("dvc", "--cd", "released", "repro", "-s", "report")
+    table = (demo.root / "released/report/demo/released.md").read_text()
+    assert "demo is not Kinetics-400" in table and table.count("not run yet") == 1
+    assert "up to date" in demo.run("dvc", "status")  # that graph is not this one
 
 
 def test_metrics_and_plots_show_both_rows(demo):
@@ -211,7 +239,7 @@ def test_a_training_starts_from_the_weights_that_its_recipe_names(demo, tmp_path
         init["weights"] = f"{url}/{path.name}"
         demo.save()
         ran, printed = demo.repro(f"train@{CSN}")
-    assert ran == [f"train@{CSN}"] and "backbone weights" in printed
+    assert f"train@{CSN}" in ran and "backbone weights" in printed
     assert f"matched    {len(state)} of" in printed and "head       fresh, for 4 classes" in printed
 
     init["weights"] = str(tmp_path / "nowhere.pth")
@@ -220,39 +248,6 @@ def test_a_training_starts_from_the_weights_that_its_recipe_names(demo, tmp_path
     assert f"recipes.{CSN}.init.weights" in printed and "nowhere.pth is no file" in printed
     init["weights"] = None
     demo.save()
-
-
-def test_published_weights_are_tested_by_a_graph_of_their_own(demo, tmp_path):
-    """A network of Kinetics-400's classes that sees the same one in every clip: right where its clips are."""
-    model = build_model(load_params(demo.root / "params.yaml").recipes[SLOWFAST].model, 400)
-    with torch.no_grad():
-        model.cls_head.fc_cls.weight.zero_()
-        model.cls_head.fc_cls.bias.zero_()[kinetics400().index("climbing a rope")] = 1
-    path = saved(tmp_path, "slowfast", {"meta": {"epoch": 256}, "state_dict": model.state_dict()})
-    written = (demo.root / "params.yaml").read_text()
-    with serve(tmp_path) as url:
-        demo.params["recipes"][SLOWFAST]["published"]["ckpt"] = f"{url}/{path.name}"
-        demo.save()
-        printed = demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
-    assert "different data" in printed
-    made = yaml.safe_load((demo.root / "released/metrics/demo" / f"{SLOWFAST}.json").read_text())["ckpt"]
-    clips = yaml.safe_load((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())["clips"]
-    assert made["clips"] == len(clips) and made["published_top1"] == 73.95
-    label = label_map(read_manifest(demo.root / "data/demo/videos_256/manifest.csv")).index("climbing a rope")
-    assert made["top1"] == sum(clip["label"] == label for clip in clips) / len(clips) > 0
-    assert made["top1_low"] < made["top1"] < made["top1_high"]
-    assert made["file"] == path.name and made["sha256"][:8] == path.stem[-8:]
-
-    # again: the server is gone, and nothing is asked of it
-    assert "didn't change" in demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
-    demo.run("dvc", "--cd", "released", "repro", "-s", "report")
-    table = (demo.root / "released/report/demo/released.md").read_text()
-    assert "demo is not Kinetics-400" in table and table.count("not run yet") == 1
-    assert path.name in (demo.root / "released/report/demo/released.html").read_text()
-    (demo.root / "params.yaml").write_text(written)
-    demo.params = yaml.safe_load(written)
-    demo.repro()
-    assert "up to date" in demo.run("dvc", "status")
 
 
 def saved(folder: Path, name: str, content: dict) -> Path:
