@@ -86,7 +86,8 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
 
     import torch
 
-    from .clips.loader import to_input, train_loader, view_loader
+    from .clips.inputs import to_input
+    from .clips.loader import train_loader, view_loader
     from .engine.logs import RunLog
     from .engine.schedule import learning_rate
     from .engine.train import State, train
@@ -102,6 +103,8 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
         "batch_size": recipe.optim.videos_per_gpu,
         "workers": params.runtime.num_workers,
         "timeout_seconds": params.runtime.clip_timeout_seconds,
+        "device": device,
+        "quarantine": files.scratch(fingerprint) / "quarantine.json",
     }
     training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
     validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)
@@ -155,6 +158,7 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
             say(init.text())
         for line in _start_table(model, made, device):
             say(line)
+        say(f"clips      {training.text()}")
 
     with tracking.run(
         experiment=params.name,
@@ -189,6 +193,7 @@ def train_row(params: Params, row: str, root: Path = Path()) -> str:
             on_start=start,
             on_event=event,
             on_text=say,
+            data_advice=training.advice(),
         )
 
         made |= {"best_epoch": state.best_epoch, "best_val_top1": state.best_top1, "undecodable": state.undecodable}
@@ -271,7 +276,8 @@ def run_test(
     """
     import torch
 
-    from .clips.loader import to_input, view_loader
+    from .clips.inputs import to_input
+    from .clips.loader import view_loader
     from .engine.evaluate import evaluate
 
     recipe, device = params.recipe(row), _device(params)
@@ -288,9 +294,11 @@ def run_test(
         batch_size=1,
         workers=params.runtime.num_workers,
         timeout_seconds=params.runtime.clip_timeout_seconds,
+        device=device,
     )
     print(
-        f"{row}: {len(loader.clips)} clips, {recipe.test.protocol} views of {recipe.test.crop_size} pixels, {device}",
+        f"{row}: {len(loader.clips)} clips, {recipe.test.protocol} views of {recipe.test.crop_size} pixels, {device}; "
+        f"{loader.text()}",
         flush=True,
     )
     scores = evaluate(

@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,9 @@ from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from .evaluate import evaluate
 from .logs import eta
 from .metrics import top_k_accuracy
+
+MAX_WAITING = 0.2
+"""Share of an epoch's time that may go by waiting for clips before the log says what to change."""
 
 
 class NonFiniteLoss(UserError):
@@ -44,7 +47,7 @@ def train(
     model: nn.Module,
     train_loader,
     val_loader,
-    to_input: Callable[[Tensor], Tensor],
+    to_input: Callable[[Sequence], Tensor],
     *,
     device: torch.device,
     lr_at: Callable[[int], float],
@@ -60,14 +63,17 @@ def train(
     on_start: Callable[[State], None],
     on_event: Callable[[dict[str, Any], int], None],
     on_text: Callable[[str], None],
+    data_advice: str = "",
 ) -> State:
     """Train to the last epoch and leave `scratch` with best.pth and latest.pth: weights, epoch, top1.
 
-    train_loader yields batches with `views` (N, 1, T, H, W, 3), labels, video_ids and undecodable, anew after
-    set_epoch(epoch). Each step takes `accumulate` of them, as if they were one; only batch norm sees them one by one.
+    train_loader yields batches with `views` (N of them, which to_input takes), labels, video_ids and undecodable, anew
+    after set_epoch(epoch). Each step takes `accumulate` of them, as if they were one; only batch norm sees them one by
+    one.
     lr_at gives the learning rate of a 0-based global step. If scratch holds the state of an
     interrupted run, it goes on after that run's last saved epoch. on_start hears the state once it is known; on_event
-    gets each event of the log with its global step; on_text lines for people.
+    gets each event of the log with its global step; on_text lines for people, with data_advice where an epoch waited
+    for clips too long.
 
     Raises NonFiniteLoss; CheckpointError if the saved state is damaged.
     """
@@ -126,6 +132,7 @@ def train(
         if not totals.count:
             raise UserError("no training clip decoded: " + "; ".join(state.undecodable[:3]))
         means = totals.means()
+        on_text(_waiting_text(epoch + 1, means, data_advice))
         state.train_curve.append(
             {
                 "epoch": epoch + 1,
@@ -227,7 +234,7 @@ def _groups(loader, size: int) -> Iterator[list]:
 
 
 def _accumulate_gradients(
-    model: nn.Module, batches: list, to_input: Callable[[Tensor], Tensor], device: torch.device
+    model: nn.Module, batches: list, to_input: Callable[[Sequence], Tensor], device: torch.device
 ) -> tuple[float, Tensor, Tensor]:
     """Gradients of the mean loss over all clips of the batches; gives that loss, and logits and labels on the CPU."""
     labels = torch.cat([batch.labels for batch in batches])
@@ -256,6 +263,12 @@ def _train_text(line: dict[str, Any], means: dict[str, float], steps_per_epoch: 
         f"top1_acc: {means['top1_acc']:.4f}, top5_acc: {means['top5_acc']:.4f}, "
         f"loss_cls: {means['loss_cls']:.4f}, loss: {means['loss']:.4f}, grad_norm: {means['grad_norm']:.4f}"
     )
+
+
+def _waiting_text(epoch: int, means: dict[str, float], advice: str) -> str:
+    share = means["data_time"] / means["time"]
+    text = f"Epoch [{epoch}]\twaited for clips {share:.1%} of the time"
+    return f"{text}; {advice}" if advice and share > MAX_WAITING else text
 
 
 class _Meter:
