@@ -37,7 +37,7 @@ def changed(file: Path, find: str, put: str) -> Path:
         ("alpha: 8", "alpha: 8.5", r"model\.alpha is 8\.5"),
         ("momentum: 0.9, ", "", r"optim\.momentum is missing"),
         ("family: csn", "family: cns", r"model is .*'cns'"),
-        ("crf: 22", "crf: 99", r"prepare\.encode\.crf is 99"),
+        ("crf: 21", "crf: 99", r"prepare\.encode\.crf is 99"),
         ("name: demo", "name: dmeo", r"data\.name is 'dmeo'.*did you mean demo"),
         ("test: {num_clips: 2", "test: {num_clip: 2", r"overrides\.slowfast\.test\.num_clip is unknown; did you mean"),
         (
@@ -56,7 +56,7 @@ def test_a_fault_is_told_with_file_key_and_value(file, find, put, said):
 def test_all_faults_come_in_one_report(file):
     changed(file, "alpha: 8", "alpha: none")
     with pytest.raises(UserError) as caught:
-        load_params(changed(file, "crf: 22", "crf: 99"))
+        load_params(changed(file, "crf: 21", "crf: 99"))
     assert "alpha" in str(caught.value) and "crf" in str(caught.value)
 
 

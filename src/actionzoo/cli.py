@@ -11,6 +11,8 @@ from .errors import UserError
 from .params import as_dict, load_params
 from .process import stage
 
+FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="actionzoo", description=__doc__)
@@ -49,6 +51,19 @@ def main() -> None:
     )
     command.add_argument("form", help="videos_256, videos_320, frames_256 or frames_320")
     command.add_argument("out", type=Path, help="folder for <split>.txt and label_map.txt")
+
+    about = "look at the chosen data set"
+    group = commands.add_parser("data", help=about, description=about[0].upper() + about[1:] + ".")
+    command = _add(
+        group.add_subparsers(title="commands", required=True, metavar="COMMAND"),
+        "report",
+        _data_report,
+        "write a page with counts, doubles, leaks, lists and pictures of a prepared form, and say the gist of it",
+        "example: actionzoo data report videos_256",
+    )
+    command.add_argument("form", nargs="?", choices=FORMS, help="without it the first of these that is there")
+    command.add_argument("--out", type=Path, help="folder; without it report/<dataset>")
+    command.add_argument("--pictures", type=int, default=12, help="clips shown of each class, 0 for none (default 12)")
 
     _add(commands, "sync", _sync, "fill MLflow from the run folders: after a clone, a checkout, or with a lost store")
 
@@ -162,6 +177,23 @@ def _lists(args) -> None:
 
     for path in export_lists(read_manifest(_manifest(args.form)), args.out):
         print(path)
+
+
+def _data_report(args) -> None:
+    from .data_report import write_data_report
+    from .kinetics.overview import summary
+    from .progress import progress
+
+    params = load_params()
+    data, out = params.folder("data"), args.out or params.folder("report")
+    form = args.form or next((form for form in FORMS if (data / form / "manifest.csv").is_file()), None)
+    if form is None:
+        raise UserError(f"{data} has none of {', '.join(FORMS)} yet; run `dvc repro resize@256`, or another of them")
+    with progress("clips") as tell:
+        overview = write_data_report(
+            data, form, out, pictures=max(0, args.pictures), jobs=params.runtime.num_jobs, progress=tell
+        )
+    print(f"{summary(overview)}\n{out / 'data.html'}")
 
 
 def _manifest(form: str) -> Path:

@@ -3,6 +3,7 @@
 import subprocess
 import tarfile
 
+import numpy as np
 import pytest
 
 from actionzoo.errors import UserError
@@ -26,6 +27,13 @@ def test_the_index_holds_every_members_span_in_order(tmp_path):
     index = read_index(tmp_path / "part_000.tar")
     assert index.dtype == "int64"
     assert index.tolist() == [list(span) for span in spans]
+
+
+def test_an_index_stays_on_the_disk_and_cannot_be_written(tmp_path):
+    """Else every process of a loader would hold all of it: 5 MB for a part's frames."""
+    write(tmp_path / "part_000.tar")
+    index = read_index(tmp_path / "part_000.tar")
+    assert isinstance(index, np.memmap) and not index.flags.writeable
 
 
 def test_any_tar_tool_reads_a_shard(tmp_path):

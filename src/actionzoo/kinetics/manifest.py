@@ -15,6 +15,8 @@ Clips that are ok, replaced or short lie in a shard. Over a split's listed lines
 import csv
 import dataclasses
 import io
+import operator
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,8 +91,12 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(_COLUMNS)
+    # a lone \r in a name goes unquoted in Python 3.11, and then nobody can read the line
+    quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    values = operator.attrgetter(*_COLUMNS)
     for clip in sorted(clips, key=lambda clip: (SPLITS.index(clip.split), clip.video_id)):
-        lines.writerow(["" if value is None else value for value in dataclasses.astuple(clip)])
+        is_odd = "\r" in clip.video_id or "\r" in clip.class_name or "\r" in clip.reason
+        (quoted if is_odd else lines).writerow(values(clip))  # None becomes '', too
     with atomic_write(Path(path)) as file:
         file.write(text.getvalue().encode())
 
@@ -147,11 +153,12 @@ def _parse(row: list[str]) -> Clip:
         raise ValueError(f"state is {state!r}, not one of {', '.join(STATES)}")
     return Clip(
         video_id=video_id,
-        split=split,
+        # words that 300,000 lines share are kept once
+        split=sys.intern(split),
         label=int(label),
-        class_name=class_name,
-        state=state,
-        shard=shard,
+        class_name=sys.intern(class_name),
+        state=sys.intern(state),
+        shard=sys.intern(shard),
         offset=int(offset) if offset else None,
         size=int(size) if size else None,
         num_frames=int(num_frames) if num_frames else None,

@@ -92,10 +92,14 @@ def index_path(shard: str | Path) -> Path:
 
 
 def read_index(shard: str | Path) -> np.ndarray:
-    """int64 (num_members, 2): byte offset and size of each member's data, in the shard's order."""
+    """int64 (num_members, 2), read-only: byte offset and size of each member's data, in the shard's order.
+
+    It stays on the disk and is shared by all who read it: a part's frames are 300,000 members, 5 MB, and each process
+    of a loader keeps many parts at hand.
+    """
     path = index_path(shard)
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(path, allow_pickle=False, mmap_mode="r")
     except FileNotFoundError:
         raise UserError(f"{path} is not there; delete {shard} and run the stage that made it") from None
     except (ValueError, EOFError) as error:

@@ -1,0 +1,409 @@
+"""What a prepared data set is, beside what it should be: counts, doubles, leaks, and which known copy it looks like."""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from actionzoo.errors import UserError
+
+from .annotations import read_annotations
+from .download import read_inventory
+from .labels import kinetics400, places
+from .manifest import SPLITS, STATES, Clip, count_states, label_map
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KnownCopy:
+    """A Kinetics-400 that people train and test on. Accuracies on two of them differ."""
+
+    name: str
+    counts: str
+    """Which of our numbers stands beside: listed, archived or usable."""
+    splits: Mapping[str, tuple[int, int]]
+    """Split -> fewest and most clips that are told of it."""
+    source: str
+
+
+KNOWN_COPIES = (
+    KnownCopy(
+        name="annotation",
+        counts="listed",
+        splits={"train": (246_534, 246_534), "val": (19_906, 19_906), "test": (39_805, 39_805)},
+        source="lines of the CSV files on the public mirror: cvdfoundation/kinetics-dataset, arrange_by_classes.py",
+    ),
+    KnownCopy(
+        name="public mirror",
+        counts="archived",
+        splits={"train": (241_258, 241_258), "val": (19_881, 19_881), "test": (38_685, 38_685)},
+        source="different files in the parts, counted by a user: cvdfoundation/kinetics-dataset issue 51",
+    ),
+    KnownCopy(
+        name="MMAction2",
+        counts="usable",
+        splits={"train": (240_436, 240_436), "val": (19_796, 19_796)},
+        source="open-mmlab/mmaction2 0.x, tools/data/kinetics/README.md; all published rows of this zoo",
+    ),
+    KnownCopy(
+        name="Academic Torrents",
+        counts="usable",
+        splits={"train": (240_618, 240_618), "val": (19_404, 19_404)},
+        source="dmlc/gluon-cv issue 1578",
+    ),
+    KnownCopy(
+        name="Non-local, PySlowFast",
+        counts="usable",
+        splits={"train": (234_619, 234_643), "val": (19_760, 19_761)},
+        source="facebookresearch/SlowFast issues 197 and 255, PaddleVideo docs/zh-CN/dataset/k400.md",
+    ),
+    KnownCopy(
+        name="DeepMind's later list",
+        counts="usable",
+        splits={"train": (222_580, 222_580), "val": (17_747, 18_291)},
+        source="open-mmlab/mmaction issue 144 (2020), MCG-NJU/VideoMAE issue 94 (2023)",
+    ),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """A split in numbers."""
+
+    states: dict[str, int]
+    listed: int
+    """Lines of the annotation, by the manifest."""
+    archived: int
+    """Different clips that the archives' parts hold, also damaged and unlisted ones."""
+    usable: int
+    num_frames: int
+    """Of the usable clips; likewise the next two."""
+    hours: float
+    size_bytes: int
+    parts: list[int] | None
+    """Parts fetched, and parts that the mirror lists; None if that is not known."""
+    annotated: int | None
+    """Lines of archive/annotations/<split>.csv as it is now; None if it is not there."""
+    not_in_manifest: list[str]
+    """Clips of that file which the manifest does not list; and the other way round:"""
+    not_in_annotation: list[str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Clips that should not be two."""
+
+    shared: str
+    """What they have in common: the YouTube id, or the sha256 of the source."""
+    clips: list[Clip]
+    overlap: bool
+    """By their names, some of them show the same seconds of one video."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+    copy: KnownCopy
+    off: dict[str, int]
+    """Split -> ours minus theirs; 0 inside their range. Only splits that both have."""
+
+    @property
+    def distance(self) -> int:
+        return sum(map(abs, self.off.values()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Overview:
+    dataset: str
+    form: str
+    classes: list[str]
+    """Names by label."""
+    splits: dict[str, Split]
+    class_states: list[dict[str, dict[str, int]]]
+    """By label: split -> state -> listed clips. After the last label, those without one, if there are any."""
+    reasons: list[tuple[str, str, int]]
+    """State, reason, clips: of what is not plainly ok, the most frequent first."""
+    comparisons: list[Comparison] | None
+    """None if the classes are not Kinetics-400's."""
+    doubles: dict[str, list[Group]]
+    """Split -> videos with more than one listed clip in it."""
+    same_bytes: dict[str, list[Group]]
+    """Split -> usable clips whose sources are equal byte by byte."""
+    leaks: dict[str, list[Group]]
+    """`train, val` -> videos with listed clips in both; likewise for the other pairs of splits."""
+    leaked_bytes: dict[str, list[Group]]
+    """`train, val` -> usable clips in both whose sources are equal."""
+    hashes: dict[str, str]
+    """manifest.csv and the exported lists -> sha256."""
+    lists: list[str]
+    """Exported files, relative to the report."""
+
+    @property
+    def matches(self) -> list[Comparison]:
+        """Copies that have just our counts."""
+        return [comparison for comparison in self.comparisons or [] if comparison.off and not comparison.distance]
+
+    @property
+    def nearest(self) -> Comparison | None:
+        """Of copies counted as ours would be used; None without a split in common."""
+        usable = [comparison for comparison in self.comparisons or [] if comparison.off]
+        usable = [comparison for comparison in usable if comparison.copy.counts == "usable"]
+        return min(usable, key=lambda comparison: comparison.distance, default=None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What somebody who publishes a number on this data set has to know."""
+        return list(_warnings(self))
+
+
+def survey(data: Path, form: str, clips: Sequence[Clip], lists: Iterable[Path]) -> Overview:
+    """All there is to say of data/<dataset>/<form>, of which `clips` is the manifest; `lists` are the exported files.
+
+    Raises UserError if labels and names do not fit, or an annotation cannot be read.
+    """
+    classes = label_map(clips)
+    states = count_states(clips)
+    splits = {
+        split: _split(data, split, [clip for clip in clips if clip.split == split], states[split]) for split in states
+    }
+    by_video = _by(clips, lambda clip: _moment(clip.video_id)[0] if clip.is_listed else "")
+    by_bytes = _by(clips, lambda clip: clip.sha256 if clip.is_usable else "")
+    pairs = [(first, second) for n, first in enumerate(SPLITS) for second in SPLITS[n + 1 :]]
+    pairs = [(first, second) for first, second in pairs if {first, second} <= states.keys()]
+    manifest = data / form / "manifest.csv"
+    return Overview(
+        dataset=data.name,
+        form=form,
+        classes=classes,
+        splits=splits,
+        class_states=_class_states(clips, len(classes)),
+        reasons=_reasons(clips),
+        comparisons=_compare(splits) if _is_kinetics400(classes) else None,
+        doubles={split: _groups(by_video, split, split) for split in states},
+        same_bytes={split: _groups(by_bytes, split, split) for split in states},
+        leaks={f"{first}, {second}": _groups(by_video, first, second) for first, second in pairs},
+        leaked_bytes={f"{first}, {second}": _groups(by_bytes, first, second) for first, second in pairs},
+        hashes={path.name: _sha256(path) for path in (manifest, *lists)},
+        lists=[path.name for path in lists],
+    )
+
+
+def as_json(overview: Overview) -> str:
+    """The whole of it, the same text for the same data. Of enumerations the first SHOWN, and how many there are."""
+
+    def group(group: Group) -> dict[str, Any]:
+        clips = [
+            {"video_id": clip.video_id, "split": clip.split, "class_name": clip.class_name, "state": clip.state}
+            for clip in group.clips[:SHOWN]
+        ]
+        return {"shared": group.shared, "overlap": group.overlap, "count": len(group.clips), "clips": clips}
+
+    def groups(groups: dict[str, list[Group]]) -> dict[str, Any]:
+        return {
+            where: {"count": len(found), "first": [group(one) for one in found[:SHOWN]]}
+            for where, found in groups.items()
+        }
+
+    def split(split: Split) -> dict[str, Any]:
+        facts = dataclasses.asdict(split)
+        for key in ("not_in_manifest", "not_in_annotation"):
+            facts[key] = {"count": len(facts[key]), "first": facts[key][:SHOWN]}
+        return facts
+
+    comparisons = overview.comparisons
+    names = [*overview.classes, ""]
+    said = {
+        "dataset": overview.dataset,
+        "form": overview.form,
+        "warnings": overview.warnings,
+        "splits": {name: split(one) for name, one in overview.splits.items()},
+        "known_copies": comparisons
+        and [dataclasses.asdict(comparison.copy) | {"off": comparison.off} for comparison in comparisons],
+        "doubles": groups(overview.doubles),
+        "same_bytes": groups(overview.same_bytes),
+        "leaks": groups(overview.leaks),
+        "leaked_bytes": groups(overview.leaked_bytes),
+        "sha256": overview.hashes,
+        "reasons": [{"state": state, "reason": reason, "clips": count} for state, reason, count in overview.reasons],
+        "classes": [
+            {"label": label if label < len(overview.classes) else -1, "class_name": names[label], "states": states}
+            for label, states in enumerate(overview.class_states)
+        ],
+    }
+    return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+
+
+SHOWN = 100
+"""Of an enumeration that could have 300,000 entries."""
+
+
+def summary(overview: Overview) -> str:
+    """What fits on a terminal."""
+    lines = [f"{overview.dataset}/{overview.form}: {len(overview.classes)} classes"]
+    lines.append(f"{'split':8}" + "".join(f"{name:>10}" for name in (*STATES, "listed", "usable", "hours")))
+    for name, split in overview.splits.items():
+        counts = [*(split.states[state] for state in STATES), split.listed, split.usable]
+        lines.append(f"{name:8}" + "".join(f"{count:>10,}" for count in counts) + f"{split.hours:>10,.2f}")
+    if overview.comparisons is None:
+        lines.append("not compared with the known copies of Kinetics-400: the classes are others")
+    else:
+        for comparison in overview.comparisons:
+            lines.append(f"{comparison.copy.name} ({comparison.copy.counts}): {difference(comparison)}")
+    lines += [f"warning: {warning}" for warning in overview.warnings]
+    lines += [f"{sha256}  {name}" for name, sha256 in overview.hashes.items()]
+    return "\n".join(lines)
+
+
+def difference(comparison: Comparison) -> str:
+    """train the same, val -115"""
+    if not comparison.off:
+        return "no split in common"
+    return ", ".join(f"{split} {f'{off:+,}' if off else 'the same'}" for split, off in comparison.off.items())
+
+
+def _split(data: Path, name: str, clips: list[Clip], states: dict[str, int]) -> Split:
+    listed, usable = [clip for clip in clips if clip.is_listed], [clip for clip in clips if clip.is_usable]
+    annotation = data / "archive" / "annotations" / f"{name}.csv"
+    annotated = {clip.video_id for clip in read_annotations(annotation, name)} if annotation.is_file() else None
+    here = {clip.video_id for clip in listed}
+    return Split(
+        states=states,
+        listed=len(listed),
+        # a replacement may stand for a clip that no part has
+        archived=sum(clip.state != "missing" and _NOWHERE not in clip.reason for clip in clips),
+        usable=len(usable),
+        num_frames=sum(clip.num_frames or 0 for clip in usable),
+        hours=round(sum(clip.num_frames / clip.fps for clip in usable if clip.num_frames and clip.fps) / 3600, 3),
+        size_bytes=sum(clip.size or 0 for clip in usable),
+        parts=_parts(data / "archive", name),
+        annotated=None if annotated is None else len(annotated),
+        not_in_manifest=[] if annotated is None else sorted(annotated - here),
+        not_in_annotation=[] if annotated is None else sorted(here - annotated),
+    )
+
+
+_NOWHERE = "in no part"  # as `resize` says it
+
+
+def _parts(archive: Path, split: str) -> list[int] | None:
+    try:
+        of = read_inventory(archive).splits.get(split)
+    except UserError:  # the archives are gone, or being fetched anew
+        return None
+    return of and [len(of["parts"]), of["listed"]]
+
+
+def _class_states(clips: Iterable[Clip], num_classes: int) -> list[dict[str, dict[str, int]]]:
+    counts: dict[int, dict[str, collections.Counter]] = collections.defaultdict(
+        lambda: collections.defaultdict(collections.Counter)
+    )
+    for clip in clips:
+        if clip.is_listed:
+            counts[clip.label][clip.split][clip.state] += 1
+    labels = [*range(num_classes), *([-1] if -1 in counts else [])]
+    return [
+        {split: {state: counts[label][split][state] for state in STATES} for split in SPLITS if split in counts[label]}
+        for label in labels
+    ]
+
+
+def _reasons(clips: Iterable[Clip]) -> list[tuple[str, str, int]]:
+    counts = collections.Counter((clip.state, clip.reason) for clip in clips if clip.reason)
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], STATES.index(item[0][0]), item[0][1]))
+    return [(state, reason, count) for (state, reason), count in ordered[:SHOWN]]
+
+
+def _is_kinetics400(classes: Sequence[str]) -> bool:
+    known = kinetics400()
+    try:
+        return len(classes) == len(known) and len(set(places(classes, known))) == len(known)
+    except UserError:
+        return False
+
+
+def _compare(splits: Mapping[str, Split]) -> list[Comparison]:
+    comparisons = []
+    for copy in KNOWN_COPIES:
+        off = {}
+        for name, (fewest, most) in copy.splits.items():
+            if name in splits:
+                count = getattr(splits[name], copy.counts)
+                off[name] = count - max(fewest, min(count, most))
+        comparisons.append(Comparison(copy=copy, off=off))
+    return comparisons
+
+
+def _by(clips: Iterable[Clip], key: Callable[[Clip], str]) -> dict[str, list[Clip]]:
+    """Clips by what they share, where at least two do; those whose key is '' stand apart."""
+    found: dict[str, list[Clip]] = collections.defaultdict(list)
+    for clip in clips:
+        found[key(clip)].append(clip)
+    return {shared: of for shared, of in sorted(found.items()) if shared and len(of) > 1}
+
+
+def _groups(by: Mapping[str, list[Clip]], first: str, second: str) -> list[Group]:
+    """The groups with clips in both splits; if it is one split, with two clips in it."""
+    groups = []
+    for shared, clips in by.items():
+        here = [clip for clip in clips if clip.split in (first, second)]
+        is_group = len(here) > 1 if first == second else {clip.split for clip in here} == {first, second}
+        if is_group:
+            groups.append(Group(shared=shared, clips=here, overlap=_overlap(here)))
+    return groups
+
+
+def _overlap(clips: Iterable[Clip]) -> bool:
+    """Whether two of the clips have some seconds of one video in common."""
+    reached: dict[str, float] = {}
+    for youtube_id, start, end in sorted(_moment(clip.video_id) for clip in clips):
+        if start < reached.get(youtube_id, -1.0):
+            return True
+        reached[youtube_id] = max(reached.get(youtube_id, -1.0), end)
+    return False
+
+
+def _moment(video_id: str) -> tuple[str, float, float]:
+    """YouTube id, start, end in seconds. A name without times is the whole of its video."""
+    cut = re.fullmatch(r"(.+)_(\d{6,})_(\d{6,})", video_id, re.DOTALL)
+    return (cut[1], float(cut[2]), float(cut[3])) if cut else (video_id, 0.0, float("inf"))
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _warnings(overview: Overview) -> Iterable[str]:
+    for name, split in overview.splits.items():
+        if split.parts and split.parts[0] < split.parts[1]:
+            yield f"{name}: {split.parts[0]} of {split.parts[1]} parts fetched"
+        if split.not_in_manifest or split.not_in_annotation:
+            yield (
+                f"{name}: the annotation has changed since the manifest was made, {len(split.not_in_manifest)} clips "
+                f"more and {len(split.not_in_annotation)} fewer; run the stage `resize`"
+            )
+    for where, groups in overview.leaks.items():
+        if groups:
+            first, second = where.split(", ")
+            same = sum(group.overlap for group in groups)
+            yield f"{_videos(groups)} with clips in {first} and in {second}, {same} of them with the same seconds"
+    for where, groups in overview.leaked_bytes.items():
+        if groups:
+            yield f"{_files(groups)} both in {' and in '.join(where.split(', '))}, byte by byte"
+    for name, groups in overview.doubles.items():
+        if groups:
+            same = sum(group.overlap for group in groups)
+            yield f"{_videos(groups)} with several clips in {name}, {same} of them with the same seconds"
+    for name, groups in overview.same_bytes.items():
+        if groups:
+            yield f"{_files(groups)} more than once in {name}, byte by byte"
+
+
+def _videos(groups: Sequence[Group]) -> str:
+    return "1 video" if len(groups) == 1 else f"{len(groups):,} videos"
+
+
+def _files(groups: Sequence[Group]) -> str:
+    return "1 clip" if len(groups) == 1 else f"{len(groups):,} clips"
