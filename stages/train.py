@@ -3,8 +3,8 @@
 import argparse
 
 from actionzoo.params import load_params
-from actionzoo.pipeline import train_row
 from actionzoo.process import stage
+from actionzoo.training import train_row
 
 
 def parse_args() -> argparse.Namespace:

@@ -17,8 +17,9 @@ from .kinetics.atomic import atomic_write
 from .kinetics.labels import places
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, digest
-from .pipeline import data_folder, run_test
+from .pipeline import run_test
 from .report import KINETICS400, PUBLISHED_CLIPS, page_templates, wilson_interval
+from .run_files import data_folder
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 

@@ -28,8 +28,12 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, or is damaged; it was not loaded "
-            f"({str(error).splitlines()[0]})"
+            f"{path} holds more than tensors and plain values, or is damaged; it was not loaded ({_first_line(error)})"
         ) from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({str(error).splitlines()[0]}); delete it and run again") from None
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); delete it and run again") from None
+
+
+def _first_line(error: Exception) -> str:
+    """Some errors say nothing, others a page."""
+    return (str(error) or type(error).__name__).splitlines()[0]
