@@ -1,4 +1,7 @@
-"""Fetch the chosen data set. Reads its mirror; writes data/<dataset>/archive/: parts, annotations, replacements."""
+"""Fetch the chosen data set. Reads its mirror; writes data/<dataset>/archive/: parts, annotations, replacements.
+
+Where the source is a folder of one's own videos they stay there, and the parts are lists of them.
+"""
 
 import argparse
 import contextlib
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import TERMS, download
+from actionzoo.kinetics.folder import FOLDER, list_folder
 from actionzoo.kinetics.serve import serve
 from actionzoo.kinetics.synthetic import Mirror, make_mirror
 from actionzoo.params import Params, as_dict, load_params
@@ -19,8 +23,9 @@ def main() -> None:
         params = load_params()
         scratch = Path(".scratch") / "download" / params.name
         with _source(params) as source, progress("bytes") as tell:
+            take = list_folder if source.startswith(FOLDER) else download
             print(
-                download(
+                take(
                     source,
                     params.folder("data") / "archive",
                     splits=params.dataset.splits,
@@ -33,7 +38,7 @@ def main() -> None:
 
 
 def _source(params: Params):
-    """The mirror's address; a made-up one is made now, and served on loopback."""
+    """The mirror's address, or the folder's; a made-up mirror is made now, and served on loopback."""
     dataset = params.dataset
     if dataset.source == "synthetic:":
         if dataset.synthetic is None:
@@ -46,10 +51,11 @@ def _source(params: Params):
         return serve(root)
     if not dataset.source:
         raise UserError(
-            f"{params.path}: datasets.{params.name}.source is empty; write the mirror's URL or folder there, or set "
-            "the environment variable ACTIONZOO_SOURCE"
+            f"{params.path}: datasets.{params.name}.source is empty; write the mirror's URL or folder there, or "
+            "folder:///path/to/videos, or set the environment variable ACTIONZOO_SOURCE"
         )
-    print(TERMS)
+    if not dataset.source.startswith(FOLDER):
+        print(TERMS)
     return contextlib.nullcontext(dataset.source)
 
 

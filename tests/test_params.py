@@ -87,6 +87,14 @@ def test_overrides_are_listed_as_what_they_change(file):
     assert params.recipes[row].model.bn_frozen and not params.recipe(row).model.bn_frozen
 
 
+def test_dvc_reads_the_file_alike():
+    """DVC's YAML reader is another one, and stricter."""
+    from dvc.utils.serialize import parse_yaml
+
+    text = (PROJECT / "params.yaml").read_text()
+    assert parse_yaml(text, "params.yaml") == yaml.safe_load(text)
+
+
 def test_names_of_rows_say_what_the_recipes_hold():
     params = load_params(PROJECT / "params.yaml")
     for row, recipe in params.recipes.items():

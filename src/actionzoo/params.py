@@ -8,6 +8,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -228,7 +229,8 @@ class Synthetic:
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Dataset:
     source: str
-    """URL or folder of a mirror in the public layout; `synthetic:` makes one. ACTIONZOO_SOURCE overrides it."""
+    """URL or folder of a mirror in the public layout; `synthetic:` makes one; `folder:///a/path` or `folder:a/path` is
+    a folder of one's own videos. ACTIONZOO_SOURCE overrides it."""
     splits: tuple[Split, ...] = ("train", "val", "test")
     parts: str = "all"
     """`all`, or part numbers such as `0-9` or `0,3,5-7`."""
@@ -388,6 +390,8 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     dataset = file.datasets[name]
     if source := os.environ.get("ACTIONZOO_SOURCE"):
         dataset = dataclasses.replace(dataset, source=source)
+        if fault := _source_fault(source):
+            raise UserError(f"the environment variable ACTIONZOO_SOURCE is {fault}")
     params = Params(
         path=path,
         name=name,
@@ -504,6 +508,8 @@ def _check_datasets(path: Path, file: _File) -> None:
     faults: dict[str, None] = {}  # a set that keeps its order: rows of a family share most faults
     families = {recipe.model.family for recipe in file.recipes.values()}
     for name, dataset in file.datasets.items():
+        if fault := _source_fault(dataset.source):
+            faults[f"{path}: datasets.{name}.source is {fault}"] = None
         for row in dataset.tour:
             if row not in file.recipes:
                 faults[f"{path}: datasets.{name}.tour names {row}, which is unknown{_near(row, file.recipes)}"] = None
@@ -525,6 +531,14 @@ def _check_datasets(path: Path, file: _File) -> None:
                     faults[fault] = None
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _source_fault(source: str) -> str:
+    """What is wrong with the spelling of a folder, '' if nothing is."""
+    is_folder = re.match(r"\s*folders?:", source, re.IGNORECASE)
+    if not is_folder or re.fullmatch(r"folder:(/|///)?[^/\s].*", source):
+        return ""
+    return f"{source!r}; write folder:///path/to/videos, or folder:videos for a path from here"
 
 
 def _unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> list[str]:

@@ -300,6 +300,12 @@ def test_a_source_that_is_no_mirror_is_named(mirror, fetch, source):
         fetch(source.format(mirror=mirror))
 
 
+def test_a_folder_that_is_no_mirror_may_be_one_of_videos(fetch, tmp_path):
+    (tmp_path / "videos").mkdir()
+    with pytest.raises(UserError, match=rf"a folder of one's own videos is written folder:{tmp_path}/videos"):
+        fetch(tmp_path / "videos")
+
+
 def test_a_full_disk_is_noticed_before_the_download(mirror, fetch, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000})())
     with serve(mirror) as url, pytest.raises(UserError, match=r"GB are to be fetched, and 0\.0 GB are free"):

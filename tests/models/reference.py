@@ -11,58 +11,27 @@ from torch import Tensor, nn
 
 from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
+from actionzoo.params import as_dict, load_params
 
-_FOUR_BY_SIXTEEN = {"alpha": 8, "beta": 1 / 8, "fusion_kernel": 5}
-_EIGHT_BY_EIGHT = {"alpha": 4, "beta": 1 / 8, "fusion_kernel": 7}
-_TRAINED_NORM = {"norm_eval": False, "bn_frozen": False}
-_FROZEN_NORM = {"norm_eval": True, "bn_frozen": True}
+PROJECT = Path(__file__).resolve().parents[2]
+REFERENCE = PROJECT.parent / "shared" / "reference"
 
-# Every configuration of the zoo, and the arguments its network takes.
+# Every row of the zoo as written, without what a data set overrides.
+RECIPES = load_params(PROJECT / "params.yaml").recipes
+
+# Every configuration of the zoo, and the arguments its network takes. A configuration may have two rows; their networks
+# are the same.
 CONFIGS = {
-    "slowfast_r50_4x16x1_256e_kinetics400_rgb": {"slow_depth": 50, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
-    "slowfast_r50_video_4x16x1_256e_kinetics400_rgb": {"slow_depth": 50, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
-    "slowfast_r50_8x8x1_256e_kinetics400_rgb": {"slow_depth": 50, "fast_depth": 50, **_EIGHT_BY_EIGHT},
-    "slowfast_r101_r50_4x16x1_256e_kinetics400_rgb": {"slow_depth": 101, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
-    "slowfast_r101_8x8x1_256e_kinetics400_rgb": {"slow_depth": 101, "fast_depth": 101, **_EIGHT_BY_EIGHT},
-    "slowfast_r152_r50_4x16x1_256e_kinetics400_rgb": {"slow_depth": 152, "fast_depth": 50, **_FOUR_BY_SIXTEEN},
-    "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb": {"depth": 50, "bottleneck": "ir", **_FROZEN_NORM},
-    "ircsn_ig65m_pretrained_bnfrozen_r50_32x2x1_58e_kinetics400_rgb": {
-        "depth": 50,
-        "bottleneck": "ir",
-        **_FROZEN_NORM,
-    },
-    "ircsn_bnfrozen_r152_32x2x1_180e_kinetics400_rgb": {"depth": 152, "bottleneck": "ir", **_FROZEN_NORM},
-    "ircsn_sports1m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
-        "depth": 152,
-        "bottleneck": "ir",
-        **_FROZEN_NORM,
-    },
-    "ircsn_ig65m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
-        "depth": 152,
-        "bottleneck": "ir",
-        **_FROZEN_NORM,
-    },
-    "ircsn_ig65m_pretrained_r152_32x2x1_58e_kinetics400_rgb": {"depth": 152, "bottleneck": "ir", **_TRAINED_NORM},
-    "ipcsn_bnfrozen_r152_32x2x1_180e_kinetics400_rgb": {"depth": 152, "bottleneck": "ip", **_FROZEN_NORM},
-    "ipcsn_sports1m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
-        "depth": 152,
-        "bottleneck": "ip",
-        **_FROZEN_NORM,
-    },
-    "ipcsn_ig65m_pretrained_bnfrozen_r152_32x2x1_58e_kinetics400_rgb": {
-        "depth": 152,
-        "bottleneck": "ip",
-        **_FROZEN_NORM,
-    },
+    recipe.published.config: {key: value for key, value in as_dict(recipe.model).items() if key != "family"}
+    for recipe in RECIPES.values()
 }
 
 
 def read_reference(name: str) -> dict:
     """A JSON file of the reference numbers; skips the test where they are not beside the repository."""
-    folder = Path(__file__).resolve().parents[2].parent / "shared" / "reference"
-    if not folder.is_dir():
-        pytest.skip(f"the reference numbers are not here ({folder})")
-    return json.loads((folder / name).read_text())
+    if not REFERENCE.is_dir():
+        pytest.skip(f"the reference numbers are not here ({REFERENCE})")
+    return json.loads((REFERENCE / name).read_text())
 
 
 def build(config: str, **overrides) -> nn.Module:

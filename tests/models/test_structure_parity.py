@@ -1,17 +1,42 @@
-"""Every configuration has the reference's entries, and its layers have the reference's settings."""
+"""Every row has the reference's entries and size, and its layers have the reference's settings."""
 
 import pytest
 import torch
 from torch import nn
 
-from tests.models.reference import CONFIGS, build, read_reference
+from actionzoo.engine.flops import count_parameters
+from actionzoo.zoo import create_model
+from tests.models.parity import CLIP_256, count_operations, reference_entries
+from tests.models.reference import CONFIGS, RECIPES, build, read_reference
 
 
-@pytest.mark.parametrize("config", CONFIGS)
-def test_state_dict_has_keys_order_and_shapes_of_released_weights(config):
-    ours = [[key, list(tensor.shape)] for key, tensor in build(config).state_dict().items()]
+@pytest.mark.parametrize("row", RECIPES)
+def test_state_dict_has_keys_order_and_shapes_of_released_weights(row):
+    config = RECIPES[row].published.config
+
+    ours = [[key, list(tensor.shape)] for key, tensor in _create(row).state_dict().items()]
 
     assert ours == read_reference(f"statedict/{config}.json")["state_dict"]
+
+
+@pytest.mark.parametrize("row", RECIPES)
+def test_size_is_the_references_and_the_published_one(row):
+    known, model = reference_entries()[row]["complexity"], _create(row)
+
+    parameters, operations = count_parameters(model), count_operations(model, CLIP_256)
+
+    assert parameters == known["params_total"]
+    assert operations == known["mmcv_flops_tool_256"]
+    if row != "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb":  # withdrawn, and its published numbers with it
+        assert (parameters, operations) == (known["published_params"], known["published_flops"])
+
+
+def test_the_256p_8x8_weights_have_the_size_of_the_network_they_were_trained_as():
+    row = "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb"
+    recipe = RECIPES[row]
+
+    assert count_parameters(build(recipe.published.config, **recipe.published.ckpt_model)) == 34_479_288
+    assert count_parameters(build(recipe.published.config)) == 34_565_560
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -42,6 +67,11 @@ def test_layers_give_the_shapes_of_the_reference(config):
     model(torch.empty(1, 3, 32, 256, 256, device="meta"))
 
     assert ours == described
+
+
+def _create(row: str) -> nn.Module:
+    with torch.device("meta"):
+        return create_model(row)
 
 
 def _reference_layers(config: str) -> list[dict]:

@@ -6,9 +6,9 @@ is from its float64; we ask for ten times that, or for 1e-3 where that is more.
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from tests.models.reference import build_filled, clips, read_reference
+from tests.models.parity import Training, l2, train_as
+from tests.models.reference import read_reference
 
 SLOWFAST = "slowfast_r50_4x16x1_256e_kinetics400_rgb"
 IR_R50 = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
@@ -26,63 +26,41 @@ IR_R152 = "ircsn_ig65m_pretrained_r152_32x2x1_58e_kinetics400_rgb"
 )
 def test_losses_gradients_and_steps_match_the_reference(config, run):
     golden = read_reference(f"golden/{config}.train64.json")["runs"][run]
-    model = build_filled(config, dropout=0.0).train()
-    parameters = dict(model.named_parameters())
-    batch = clips(golden["input_key"], golden["input_shape"])
-    labels = torch.tensor(golden["labels"])
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=golden["lr_used"],
-        momentum=golden["optimizer"]["momentum"],
-        weight_decay=golden["optimizer"]["weight_decay"],
-    )
-    loss_tolerances = [max(1e-3, 10 * noise) for noise in golden["float32_vs_float64_rel"]]
-    loss_tolerances[0] = 1e-5
+    loss_tolerances = [1e-5, *(max(1e-3, 10 * noise) for noise in golden["float32_vs_float64_rel"][1:])]
 
-    losses = []
-    for i, step in enumerate(golden["steps"]):
-        loss = F.cross_entropy(model(batch), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
-        if i == 0:
-            _check_gradients(parameters, golden)
-            _check_buffers(model, step)
-        trained = [parameter for parameter in parameters.values() if parameter.grad is not None]
-        assert len(trained) == step["num_params_with_grad"]
-        torch.nn.utils.clip_grad_norm_(trained, golden["grad_clip"]["max_norm"])
-        optimizer.step()
+    made = train_as(golden)
+
+    _check_gradients(made, golden)
+    _check_buffers(made, golden["steps"][0])
+    for norms, trained, step in zip(made.norms, made.trained, golden["steps"], strict=True):
+        assert trained == step["num_params_with_grad"]
         for name, norm in step["param_l2_after_step"].items():
-            assert parameters[name].norm().item() == pytest.approx(norm, rel=1e-3), name
-    losses.append(F.cross_entropy(model(batch), labels).item())
-
+            assert norms[name] == pytest.approx(norm, rel=1e-3), name
     expected = [*(step["loss"] for step in golden["steps"]), golden["loss_after_last_step"]]
-    for loss, value, tolerance in zip(losses, expected, loss_tolerances, strict=True):
+    for loss, value, tolerance in zip(made.losses, expected, loss_tolerances, strict=True):
         assert loss == pytest.approx(value, rel=tolerance)
 
 
-def _check_gradients(parameters: dict, golden: dict) -> None:
+def _check_gradients(made: Training, golden: dict) -> None:
     noise = golden["float32_vs_float64_step0_grad_l2_rel"]
-    for name, gradient in golden["steps"][0]["grads"].items():
-        if gradient is None:
-            assert parameters[name].grad is None, name
+    for name, expected in golden["steps"][0]["grads"].items():
+        gradient = made.gradients[name]
+        if expected is None:
+            assert gradient is None, name
             continue
         tolerance = max(1e-3, 10 * noise[name])
-        values = parameters[name].grad.flatten()
-        assert values.norm().item() == pytest.approx(gradient["l2"], rel=tolerance), name
-        spread = 10 * tolerance * gradient["absmax"]  # single values are noisier than their norm
-        assert values[:8].tolist() == pytest.approx(gradient["first8"], abs=spread), name
-    total = torch.stack([p.grad.norm() for p in parameters.values() if p.grad is not None]).norm().item()
-    assert total == pytest.approx(golden["steps"][0]["total_grad_norm_before_clip"], rel=1e-3)
+        assert l2(gradient) == pytest.approx(expected["l2"], rel=tolerance), name
+        spread = 10 * tolerance * expected["absmax"]  # single values are noisier than their norm
+        assert gradient.flatten()[:8].tolist() == pytest.approx(expected["first8"], abs=spread), name
+    assert made.gradient_norm == pytest.approx(golden["steps"][0]["total_grad_norm_before_clip"], rel=1e-3)
 
 
-def _check_buffers(model: torch.nn.Module, step: dict) -> None:
-    buffers = dict(model.named_buffers())
+def _check_buffers(made: Training, step: dict) -> None:
     for name, expected in step["buffers_after_forward"].items():
-        values = buffers[name].double()
+        values = made.buffers[name].double()
         spread = 1e-4 * max(expected["std"], abs(expected["mean"]))
         assert values.mean().item() == pytest.approx(expected["mean"], rel=1e-4), name
         assert values.std(correction=0).item() == pytest.approx(expected["std"], rel=1e-4), name
         assert values[:8].tolist() == pytest.approx(expected["first8"], abs=spread), name
-    counters = [value.item() for name, value in buffers.items() if name.endswith("num_batches_tracked")]
-    assert counters[0] == step["num_batches_tracked_first_bn"]
+    counters = torch.stack([value for name, value in made.buffers.items() if name.endswith("num_batches_tracked")])
+    assert counters.tolist() == [step["num_batches_tracked_first_bn"]] * len(counters)

@@ -10,7 +10,7 @@ names in the three spellings of directories. They are all read alike here.
 import csv
 import dataclasses
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from actionzoo.errors import UserError
@@ -28,26 +28,36 @@ class Annotation:
 def read_annotations(path: str | Path, split: str) -> list[Annotation]:
     """Each clip that the CSV lists, once, in the file's order. Raises UserError that names file, line and value."""
     path, clips = Path(path), {}
+    for line, row in read_rows(path, ["youtube_id"], "delete it and run the stage `download`"):
+        try:
+            clip = Annotation(clip_name(row), split, row.get("label") or None)
+            known = clips.setdefault(clip.video_id, clip)
+            if known != clip:
+                raise ValueError(f"{clip.video_id} is {clip.class_name!r} here and {known.class_name!r} above")
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: {error}") from None
+    return list(clips.values())
+
+
+def read_rows(path: Path, needed: Sequence[str], mend: str) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, column -> text) for each line under the header, which must have one of the columns `needed`.
+
+    Raises UserError; `mend` says what to do about a file that is no CSV.
+    """
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file, skipinitialspace=True)
-            if "youtube_id" not in (rows.fieldnames or []):
+            rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+            if not set(needed) & set(rows.fieldnames):
                 raise UserError(
-                    f"{path} starts with {','.join(rows.fieldnames or [])!r}; a column youtube_id is needed"
+                    f"{path} starts with {','.join(rows.fieldnames)!r}; a column {' or '.join(needed)} is needed"
                 )
             for row in rows:
-                try:
-                    clip = Annotation(_video_id(row), split, (row.get("label") or "").strip() or None)
-                    known = clips.setdefault(clip.video_id, clip)
-                    if known != clip:
-                        raise ValueError(f"{clip.video_id} is {clip.class_name!r} here and {known.class_name!r} above")
-                except ValueError as error:
-                    raise UserError(f"{path}, line {rows.line_num}: {error}") from None
+                yield rows.line_num, {name: (text or "").strip() for name, text in row.items() if name is not None}
     except FileNotFoundError:
         raise UserError(f"{path} is not there; run the stage `download`") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no CSV file: {error}; delete it and run the stage `download`") from None
-    return list(clips.values())
+        raise UserError(f"{path} is no CSV file in UTF-8: {error}; {mend}") from None
 
 
 def class_names(annotations: Iterable[Annotation]) -> list[str]:
@@ -70,8 +80,9 @@ def class_key(name: str) -> str:
     return re.sub(r"['\"()]", "", name).replace("_", " ").casefold().strip()
 
 
-def _video_id(row: dict[str, str | None]) -> str:
-    youtube_id = (row["youtube_id"] or "").strip()
+def clip_name(row: dict[str, str]) -> str:
+    """A line's video_id: <youtube id>_<start, 6 digits>_<end, 6 digits>. Raises ValueError that says why not."""
+    youtube_id = row["youtube_id"]
     # it becomes a file name, and a word in lists
     if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", youtube_id):
         raise ValueError(f"youtube_id is {youtube_id!r}, which cannot be a file's name")

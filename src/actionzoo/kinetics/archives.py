@@ -1,7 +1,11 @@
-"""Archives as streams: what is in a part, read from end to end, and never written anywhere by a name out of it."""
+"""Archives as streams: what is in a part, read from end to end, and never written anywhere by a name out of it.
+
+A part may also be a list of videos that stay where they are, a CSV file with the columns of LISTED.
+"""
 
 import bz2
 import contextlib
+import csv
 import gzip
 import hashlib
 import lzma
@@ -18,12 +22,16 @@ class BrokenArchive(UserError):
     """An archive that is not whole."""
 
     def __init__(self, path: Path, fault: str) -> None:
-        super().__init__(f"{path} is not a whole archive: {fault}; delete it and run the stage `download`")
+        what = path.name if path.suffix == ".csv" else "it"  # of a list and a video, it is the list
+        super().__init__(f"{path} is not a whole archive: {fault}; delete {what} and run the stage `download`")
         self.fault = fault
 
 
 MAX_MEMBER_BYTES = 2**30
 """A clip of ten seconds is some megabytes; more than this is an accident or an attack."""
+
+LISTED = ("video_id", "sha256", "path")
+"""Columns of a list of videos. Without a sha256 a video is only named: it is in no annotation, and nobody reads it."""
 
 
 def read_archive(path: str | Path) -> Iterator[tuple[str, bytes]]:
@@ -33,6 +41,9 @@ def read_archive(path: str | Path) -> Iterator[tuple[str, bytes]]:
     of macOS), folders, links, devices and names that point outside are passed over. Raises BrokenArchive, perhaps after
     the last file: only a reader who came to the end knows that the archive is whole.
     """
+    if Path(path).suffix == ".csv":
+        yield from _listed_videos(Path(path))
+        return
     with open(path, "rb") as file:
         yield from _members(Path(path), file)
 
@@ -45,6 +56,21 @@ def check_archive(path: str | Path) -> tuple[int, str]:
     return num_files, file.sha256.hexdigest()
 
 
+def _listed_videos(path: Path) -> Iterator[tuple[str, bytes]]:
+    """What a list names, each video as it was when it was listed."""
+    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        for row in csv.DictReader(file):
+            data = b""
+            if row["sha256"]:
+                try:
+                    data = Path(row["path"]).read_bytes()
+                except OSError as error:
+                    raise BrokenArchive(path, f"{row['path']}: {error.strerror}") from None
+                if hashlib.sha256(data).hexdigest() != row["sha256"]:
+                    raise BrokenArchive(path, f"{row['path']} has changed since it was listed")
+            yield row["video_id"], data
+
+
 def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, bytes]]:
     try:
         with (
@@ -52,12 +78,11 @@ def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, bytes]]:
             tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive,
         ):
             for member in archive:
+                _check_size(member)  # before anything is passed over: tarfile would read that far
                 name = PurePosixPath(member.name)
                 is_inside = not name.is_absolute() and ".." not in name.parts
-                if not member.isreg() or not is_inside or name.name.startswith("."):
+                if not member.isreg() or not is_inside or not name.name or name.name.startswith("."):
                     continue
-                if member.size > MAX_MEMBER_BYTES:
-                    raise _Broken(f"{name.name} in it claims {member.size} bytes")
                 stem = name.stem.encode(errors="backslashreplace").decode()  # names need not be UTF-8
                 yield stem, archive.extractfile(member).read()
             # checksums stand at the very end
@@ -72,16 +97,37 @@ class _Broken(Exception):
     """Becomes a BrokenArchive, with the file's name."""
 
 
-_FAULTS = (_Broken, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+# what tarfile itself does not expect in a header: words for numbers, values that are not there, chains without end
+_UNEXPECTED = (ValueError, ArithmeticError, LookupError, RecursionError)
+_FAULTS = (_Broken, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, *_UNEXPECTED)
+
+_ABOUT_NEXT = (
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+"""Members that say something of the next one, such as a long name."""
+_MAX_ABOUT_BYTES = 2**20
+
+
+def _check_size(member: tarfile.TarInfo) -> None:
+    """Raises _Broken for a size that nothing in an archive of clips has."""
+    largest = _MAX_ABOUT_BYTES if member.type in _ABOUT_NEXT else MAX_MEMBER_BYTES
+    if not 0 <= member.size <= largest:
+        raise _Broken(f"{PurePosixPath(member.name).name} in it claims {member.size} bytes")
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile takes a broken header after the first member for the end of the archive. We do not."""
+    """tarfile takes a broken header after the first member for the archive's end, and believes any size. We do not."""
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
         try:
-            return super().frombuf(buf, encoding, errors)
+            member = super().frombuf(buf, encoding, errors)
+            _check_size(member)
+            return member
         except tarfile.EOFHeaderError:
             raise
         except tarfile.HeaderError as error:

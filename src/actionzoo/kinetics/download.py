@@ -46,13 +46,14 @@ class Inventory:
     """What archive/inventory.json says."""
 
     files: dict[str, dict]
-    """Path below archive/ -> size, etag, sha256, members (of an archive)."""
+    """Path below archive/ -> size, etag, sha256, members (of an archive). A list of videos has the sha256 of what it
+    lists, wherever that lies."""
     splits: dict[str, dict]
     """Split -> parts (numbers fetched), listed (how many parts the mirror lists)."""
 
     def part(self, split: str, number: int) -> str:
         """Path below archive/ of a part."""
-        return next(name for name in self.files if re.fullmatch(rf"{split}/part_{number}\.(tar\.gz|tgz|tar)", name))
+        return next(name for name in self.files if re.fullmatch(rf"{split}/part_{number}\.(tar\.gz|tgz|tar|csv)", name))
 
 
 def download(
@@ -120,7 +121,7 @@ def download(
         "splits": {split: {"parts": sorted(chosen[split]), "listed": len(listed[split])} for split in splits},
     }
     with atomic_write(archive / "inventory.json") as file:
-        file.write((json.dumps(inventory, indent=1, sort_keys=True) + "\n").encode())
+        file.write(inventory_text(**inventory))
     size = sum(file["size"] for file in inventory["files"].values())
     without = "" if REPLACEMENTS in seen else "; the mirror has no archive of replacements"
     return f"download: {len(seen)} files, {size / 1e9:.2f} GB, {len(todo)} of them fetched now{without} ({archive})"
@@ -135,6 +136,11 @@ def read_inventory(archive: Path) -> Inventory:
         raise UserError(f"{archive}/inventory.json is not there: run the stage `download` to its end") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{archive}/inventory.json cannot be read ({error}); delete it, run `download` again") from None
+
+
+def inventory_text(files: dict[str, dict], splits: dict[str, dict]) -> bytes:
+    """What stands in archive/inventory.json; the file is written last, for it says that all others are there."""
+    return (json.dumps({"files": files, "splits": splits}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def parse_parts(text: str) -> set[int] | None:
@@ -192,10 +198,11 @@ def _open(source: str, split: str, patience: Patience):
     """The mirror, whether `source` is its root or its folder `400`."""
     url = urllib.parse.urlsplit(source)
     if url.scheme in ("http", "https"):
-        root, mirror_at = source.rstrip("/"), lambda root: Web(root, patience)
+        root, mirror_at, own = source.rstrip("/"), lambda root: Web(root, patience), ""
     else:
         folder = urllib.request.url2pathname(url.path) if url.scheme == "file" else source
         root, mirror_at = folder, lambda root: _Folder(Path(root), patience)
+        own = f"; a folder of one's own videos is written folder:{folder}"
         if not Path(folder).is_dir():
             raise UserError(f"data source {source} is no folder; give a mirror's folder, or its URL with https://")
     for candidate in (f"{root}/400", root):
@@ -208,7 +215,9 @@ def _open(source: str, split: str, patience: Patience):
                 yield mirror
                 return
     name = f"{split}/k400_{split}_path.txt"
-    raise UserError(f"data source {source} has neither 400/{name} nor {name}; it must be a mirror in the public layout")
+    raise UserError(
+        f"data source {source} has neither 400/{name} nor {name}; it must be a mirror in the public layout{own}"
+    )
 
 
 def _look(mirror: Web | _Folder, name: str) -> Remote | str | None:
