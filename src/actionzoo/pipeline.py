@@ -1,5 +1,6 @@
 """A row tested and timed, once it is trained. Finished work is known by a fingerprint, as in training."""
 
+import os
 import platform
 from collections.abc import Sequence
 from functools import partial
@@ -11,12 +12,13 @@ from .errors import UserError
 from .json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, Recipe, digest
-from .run_files import RowFiles, data_folder, device_of, sha256
+from .run_files import RowFiles, data_folder, device_of, device_type, sha256
 from .zoo import build_model
 
 
 def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
-    """Test the best checkpoint of `row` on all views of the val split; gives the last line to print.
+    """Test the best checkpoint of `row` on all views of the val split; gives the last line to print, in the first process
+    alone. Started by torchrun, every process calls this.
 
     Raises UserError, engine's CheckpointError.
     """
@@ -35,12 +37,18 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     )
     made = read_json(files.result)
     if made.get("fingerprint") == fingerprint and read_json(files.metrics()).get("top1") == made["metrics"]["top1"]:
-        return f"evaluate: {row} is tested already, this very checkpoint on these very clips; {_test_summary(made)}"
+        done = f"evaluate: {row} is tested already, this very checkpoint on these very clips; {_test_summary(made)}"
+        return done if os.environ.get("RANK", "0") == "0" else ""
+
+    from .engine.distributed import joined
 
     checkpoint = load_checkpoint(files.best)
     model = build_model(recipe.model, len(classes))
     model.load_state_dict(checkpoint["state_dict"])
-    tested = run_test(params, row, model, root)
+    with joined(device_type(params)) as world:
+        tested = run_test(params, row, model, root, world=world)
+    if not world.is_first:
+        return ""
     metrics = tested["metrics"] | {"epoch": checkpoint["meta"]["epoch"]}
     made = {
         "row": row,
@@ -76,9 +84,9 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
 
 
 def run_test(
-    params: Params, row: str, model, root: Path = Path(), label_places: Sequence[int] | None = None
+    params: Params, row: str, model, root: Path = Path(), *, label_places: Sequence[int] | None = None, world=None
 ) -> dict[str, Any]:
-    """All views of the row's val clips through `model`, as the row's test says.
+    """All views of the row's val clips through `model`, as the row's test says; of all processes of engine's `world`.
 
     `label_places` says which of the network's classes each label of the data set is, if it is not the same number.
     Gives protocol, average_clips, metrics (top1, top5, mean_class; how many clips were evaluated, missing, undecodable,
@@ -87,9 +95,11 @@ def run_test(
     import torch
 
     from .clips.loader import to_input, view_loader
+    from .engine.distributed import World
     from .engine.evaluate import evaluate
 
-    recipe, device = params.recipe(row), device_of(params)
+    world = world or World()
+    recipe, device = params.recipe(row), device_of(params, world.local_rank)
     folder = data_folder(params, recipe, root)
     listed = sum(clip.split == "val" and clip.is_listed for clip in read_manifest(folder / "manifest.csv"))
     loader = view_loader(
@@ -103,17 +113,19 @@ def run_test(
         batch_size=1,
         workers=params.runtime.num_workers,
         timeout_seconds=params.runtime.clip_timeout_seconds,
+        rank=world.rank,
+        world_size=world.size,
     )
-    print(
-        f"{row}: {len(loader.clips)} clips, {recipe.test.protocol} views of {recipe.test.crop_size} pixels, {device}",
-        flush=True,
-    )
+    if world.is_first:
+        views = f"{recipe.test.protocol} views of {recipe.test.crop_size} pixels"
+        print(f"{row}: {len(loader.clips)} clips, {views}, {world.size} x {device.type}", flush=True)
     scores = evaluate(
         model.to(device),
         loader,
         partial(to_input, mean=recipe.augment.mean, std=recipe.augment.std, device=device),
         average_clips=recipe.test.average_clips,
-        on_batch=_progress("evaluate", len(loader.clips)),
+        on_batch=_progress("evaluate", len(loader)) if world.is_first else lambda done: None,
+        world=world,
     )
     if label_places is not None:
         scores.labels = torch.tensor(label_places)[scores.labels]

@@ -113,7 +113,7 @@ def _evaluate(
             "fingerprint": fingerprint,
             "file": file.name,
             "sha256": report.sha256,
-            **run_test(params, row, model, root, _label_places(file, classes, known, model)),
+            **run_test(params, row, model, root, label_places=_label_places(file, classes, known, model)),
         }
         write_json(path, made, indent=None)
         _record(params, row, kind, made, checkpoint_md5, path)

@@ -29,7 +29,7 @@ from .zoo import build_model, freeze
 def train_row(
     params: Params, row: str, root: Path = Path(), *, work_dir: Path | None = None, resume: Path | None = None
 ) -> str:
-    """Train `row` on the chosen data set; gives the last line to print.
+    """Train `row` on the chosen data set; gives the last line to print, in the first process alone.
 
     Started by torchrun, every process calls this. `work_dir` takes all the run's files instead of runs/ and metrics/.
     `resume` is a saved state to go on from, of the same recipe. Raises UserError, engine's NonFiniteLoss and
@@ -42,7 +42,8 @@ def train_row(
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     fingerprint = training_fingerprint(params, row, manifest_sha256, num_processes)
     if (made := _finished_training(files, fingerprint)) is not None:
-        return f"train: {row} is trained already, by this very recipe on these very clips; {_training_summary(made)}"
+        done = f"train: {row} is trained already, by this very recipe on these very clips; {_training_summary(made)}"
+        return done if os.environ.get("RANK", "0") == "0" else ""
 
     import torch
 
@@ -75,7 +76,7 @@ def train_row(
         made |= {"best_epoch": state.best_epoch, "best_val_top1": state.best_top1}
         if world.is_first:
             shutil.rmtree(scratch)
-    return f"train: {_training_summary(made)}; weights in {files.best}"
+    return f"train: {_training_summary(made)}; weights in {files.best}" if world.is_first else ""
 
 
 def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path, made: dict[str, Any], world):
