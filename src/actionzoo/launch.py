@@ -24,6 +24,8 @@ def spread(runtime: Runtime) -> None:
     if runtime.nodes > 1:
         meeting = ["--nnodes", str(runtime.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", runtime.rendezvous]
     command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(runtime.gpus)]
+    threads = max(1, (os.cpu_count() or 1) // runtime.gpus)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would warn, and take 1
     sys.stdout.flush()
     # the same process: whoever stops it stops torchrun, which stops the copies
     os.execv(sys.executable, [*command, *sys.argv])

@@ -350,6 +350,15 @@ class Params:
         plain = _overridden(row, self.recipes[row], self.dataset)
         return TypeAdapter(Recipe).validate_json(json.dumps(plain))
 
+    def changed(self, row: str, *, seed: int | None = None, **sections: dict[str, Any]) -> "Params":
+        """The same with other values in sections of the recipe that `row` uses; they count as overrides."""
+        recipes = self.recipes | ({row: dataclasses.replace(self.recipes[row], seed=seed)} if seed is not None else {})
+        of_row = dict(self.dataset.overrides.get(row, {}))
+        for section, values in sections.items():
+            of_row[section] = of_row.get(section, {}) | values
+        dataset = dataclasses.replace(self.dataset, overrides=self.dataset.overrides | {row: of_row})
+        return dataclasses.replace(self, recipes=recipes, dataset=dataset)
+
     def overrides(self, row: str) -> list[str]:
         """What the data set changes of `row`'s recipe, as `schedule.epochs: 256 -> 10`."""
         self.check_row(row)

@@ -17,8 +17,9 @@ from .zoo import build_model
 
 
 def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
-    """Test the best checkpoint of `row` on all views of the val split; gives the last line to print, in the first process
-    alone. Started by torchrun, every process calls this.
+    """Test the best checkpoint of `row` on all views of the val split; gives the last line to print.
+
+    Started by torchrun, every process calls this, and the first one alone has something to print.
 
     Raises UserError, engine's CheckpointError.
     """
@@ -94,7 +95,8 @@ def run_test(
     """
     import torch
 
-    from .clips.loader import to_input, view_loader
+    from .clips.inputs import to_input
+    from .clips.loader import view_loader
     from .engine.distributed import World
     from .engine.evaluate import evaluate
 
@@ -115,6 +117,7 @@ def run_test(
         timeout_seconds=params.runtime.clip_timeout_seconds,
         rank=world.rank,
         world_size=world.size,
+        device=device,
     )
     if world.is_first:
         views = f"{recipe.test.protocol} views of {recipe.test.crop_size} pixels"

@@ -205,7 +205,8 @@ def _loaders(params: Params, recipe: Recipe, root: Path, device, world):
     """Training clips, validation clips, and what makes a network's input of them."""
     import torch
 
-    from .clips.loader import to_input, train_loader, view_loader
+    from .clips.inputs import to_input
+    from .clips.loader import train_loader, view_loader
 
     folder, runtime = data_folder(params, recipe, root), params.runtime
     loading = {
@@ -214,6 +215,7 @@ def _loaders(params: Params, recipe: Recipe, root: Path, device, world):
         "timeout_seconds": runtime.clip_timeout_seconds,
         "rank": world.rank,
         "world_size": world.size,
+        "device": device,
     }
     training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
     validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)

@@ -60,10 +60,9 @@ def evaluate(
     for batch in loader:
         undecodable += batch.undecodable
         if batch.video_ids:
-            num_views = batch.views.shape[1]
-            parts = batch.views.flatten(0, 1).split(max_views)
-            logits = torch.cat([model(to_input(part)).float().cpu() for part in parts])
-            scores.append(average_views(logits, num_views, average_clips))
+            parts = [batch.views[start : start + max_views] for start in range(0, len(batch.views), max_views)]
+            logits = torch.cat([model(to_input(part)).float() for part in parts]).cpu()
+            scores.append(average_views(logits, len(batch.views) // len(batch.video_ids), average_clips))
             labels.append(batch.labels)
             video_ids += batch.video_ids
         on_batch(len(video_ids) + len(undecodable))

@@ -15,6 +15,7 @@ import re
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,8 +148,7 @@ def train(
         on_start(state)
     network: nn.Module = model
     if world.size > 1:
-        ids = [device.index] if device.type == "cuda" else None
-        network = DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+        network = _parallel(model, device)
     forward = torch.compile(network) if compiled else network
 
     steps_per_epoch = math.ceil(len(train_loader) / plan.accumulate)
@@ -442,6 +442,14 @@ def _sigterm_noted() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _parallel(model: nn.Module, device: torch.device) -> nn.Module:
+    with warnings.catch_warnings():
+        # torch 2.13 has another name for it, 2.10 does not know that one
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        ids = [device.index] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+
 def _train_mode(model: nn.Module, frozen: list[nn.Module]) -> None:
     model.train()
     for module in frozen:
@@ -470,9 +478,9 @@ def _groups(loader, size: int) -> Iterator[list]:
 
 
 def _out_of_memory(agreed: _Agreed, error: Exception) -> str:
-    shapes = " + ".join("x".join(map(str, batch.views.shape)) for batch in agreed.batches)
+    shapes = " + ".join(str(len(batch.video_ids)) for batch in agreed.batches)
     return (
-        f"the GPU's memory does not hold a batch of {shapes} ({str(error).splitlines()[0]}). Lower "
+        f"the GPU's memory does not hold a batch of {shapes} clips ({str(error).splitlines()[0]}). Lower "
         "optim.videos_per_gpu and raise optim.accumulate by as much, or set runtime.precision to bf16; what is saved "
         "stays, run again"
     )
