@@ -2,6 +2,7 @@
 
     python -m flows.pipeline                     everything
     python -m flows.pipeline evaluate@<row>      one row, with what it needs
+    python -m flows.pipeline --dask tcp://...    the data are prepared by the workers of a Dask scheduler
     prefect deployment run zoo/all               the same on a Prefect server (`python -m flows.local` starts one)
 
 DVC stays the judge of what is done: a stage is built by `dvc repro -s`, and not at all if `dvc status` finds nothing
@@ -16,9 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from prefect import flow, get_run_logger, task
@@ -32,7 +33,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque
 
 from actionzoo.errors import UserError
-from flows import process, slots
+from flows import cluster, process, slots
 from flows.graph import Stage, read_graph
 from flows.process import Stopped
 from flows.server import api_url, free_port, local_server
@@ -53,37 +54,48 @@ class Machine:
     hides_gpus: bool
     """Whether a stage sees only the GPUs that it took. Not where we found none: there may be a kind we do not know."""
     stop: threading.Event
+    cluster: Mapping[str, str] = field(repr=False)
+    """Environment variables by which stages find a Dask cluster; they may hold its key."""
 
 
 @flow(name="zoo", task_runner=ThreadPoolTaskRunner(max_workers=1000))  # a stage that waits holds a thread
-def build_zoo(targets: list[str] | None = None, gpus: list[int] | None = None, cpu_slots: int = CPU_SLOTS) -> State:
+def build_zoo(
+    targets: list[str] | None = None,
+    gpus: list[int] | None = None,
+    cpu_slots: int = CPU_SLOTS,
+    dask: str | None = None,
+) -> State:
     """Build DVC stages, in their order and as many at once as there are devices.
 
     Args:
         targets: names of stages or of groups (`train` is every `train@...`), built with what they need; all if not set.
         gpus: the GPUs to use, by number; all that this process sees if not set, none if empty.
         cpu_slots: how many stages that use no GPU run at once.
+        dask: address of a Dask scheduler whose workers prepare the data (tcp://10.0.0.1:8786), or `local` for workers
+            on this machine; if not set, the stages do it themselves.
     """
     logger = get_run_logger()
-    try:
-        root, stages = read_graph(targets)
-        machine = _machine(root, gpus, cpu_slots)
-    except UserError as error:
-        return Failed(message=str(error))
-    devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
-    logger.info(f"{len(stages)} stages; {devices}, {cpu_slots} CPU slots")
+    with ExitStack() as running:
+        try:
+            root, stages = read_graph(targets)
+            machine = _machine(root, gpus, cpu_slots, running.enter_context(cluster.joined(dask)))
+        except UserError as error:
+            return Failed(message=str(error))
+        devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
+        workers = f", Dask at {machine.cluster['DASK_SCHEDULER_ADDRESS']}" if machine.cluster else ""
+        logger.info(f"{len(stages)} stages; {devices}, {cpu_slots} CPU slots{workers}")
 
-    futures = {}
-    try:
-        for stage in stages:
-            futures[stage.name] = build_stage.submit(
-                stage.name, opaque(stage), opaque(machine), wait_for=[futures[name] for name in stage.needs]
-            )
-        wait(list(futures.values()))
-    except BaseException:  # a cancel, Ctrl-C: freed slots must not start what was waiting for them
-        machine.stop.set()
-        raise
-    return _conclude({name: future.state for name, future in futures.items()})
+        futures = {}
+        try:
+            for stage in stages:
+                futures[stage.name] = build_stage.submit(
+                    stage.name, opaque(stage), opaque(machine), wait_for=[futures[name] for name in stage.needs]
+                )
+            wait(list(futures.values()))
+        except BaseException:  # a cancel, Ctrl-C: freed slots must not start what was waiting for them
+            machine.stop.set()
+            raise
+        return _conclude({name: future.state for name, future in futures.items()})
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, retries=0)  # and no timeout: it kills no process
@@ -121,14 +133,14 @@ def build_stage(name: str, stage: Stage, machine: Machine) -> State:
     return Completed(name=BUILT, message=f"built in {seconds:.0f} s", data=seconds)
 
 
-def _machine(root: Path, gpus: list[int] | None, cpu_slots: int) -> Machine:
+def _machine(root: Path, gpus: list[int] | None, cpu_slots: int, cluster: Mapping[str, str]) -> Machine:
     if cpu_slots < 1:
         raise UserError(f"cpu_slots is {cpu_slots}; it takes at least 1 to build anything.")
     if gpus and (unknown := sorted(set(map(str, gpus)) - set(slots.visible_gpus()))):
         seen = ", ".join(slots.visible_gpus()) or "none"
         raise UserError(f"gpus names {', '.join(unknown)}, and this machine shows {seen}; leave it out to use all.")
     names = tuple(slots.visible_gpus() if gpus is None else dict.fromkeys(map(str, gpus)))
-    return Machine(root, names, cpu_slots, bool(names) or gpus is not None, threading.Event())
+    return Machine(root, names, cpu_slots, bool(names) or gpus is not None, threading.Event(), cluster)
 
 
 @dataclass(frozen=True)
@@ -175,7 +187,8 @@ def _dvc(
 ) -> int:
     environment = {
         **os.environ,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        **machine.cluster,
+        "PATH": cluster.stage_path(),
         "PYTHONUNBUFFERED": "1",  # or a line would be seen when thousands have followed it
         "ACTIONZOO_FLOW_RUN_ID": flow_run.id or "",
         "ACTIONZOO_FLOW_RUN_NAME": flow_run.name or "",
@@ -227,6 +240,12 @@ def main() -> None:
     parser.add_argument(
         "--cpu-slots", type=int, default=CPU_SLOTS, metavar="N", help="stages without a GPU at once (%(default)s)"
     )
+    parser.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="of a Dask scheduler whose workers prepare the data (tcp://10.0.0.1:8786), or `local` for workers on this "
+        "machine; without it the stages do it themselves",
+    )
     arguments = parser.parse_args()
     gpus = None
     if arguments.gpus is not None:
@@ -245,7 +264,7 @@ def main() -> None:
     # Prefect answers SIGTERM, then sends it again to whoever handled it before: leave in order, its logs sent.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        state = build_zoo(arguments.targets or None, gpus, arguments.cpu_slots, return_state=True)
+        state = build_zoo(arguments.targets or None, gpus, arguments.cpu_slots, arguments.dask, return_state=True)
     except KeyboardInterrupt:
         sys.exit("stopped; start again to go on, what is done is not repeated.")
     print(state.message)

@@ -12,6 +12,12 @@ from actionzoo.progress import progress
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, epilog="example: python stages/frames.py 320")
     parser.add_argument("short_side", type=int, choices=(256, 320), help="pixels, of the videos to read")
+    parser.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="of a Dask scheduler whose workers make the parts (tcp://10.0.0.1:8786); else DASK_SCHEDULER_ADDRESS "
+        "counts, and then runtime.scheduler in params.yaml",
+    )
     args = parser.parse_args()
     with stage("frames"):
         params = load_params()
@@ -26,6 +32,7 @@ def main() -> None:
                     scratch=Path(".scratch") / "frames" / params.name,
                     clip_timeout_seconds=params.runtime.clip_timeout_seconds,
                     max_bad_share=params.dataset.max_bad_share,
+                    scheduler=args.scheduler or params.runtime.scheduler_address,
                     progress=tell,
                 )
             )

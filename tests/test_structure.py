@@ -41,6 +41,7 @@ def importers(names: tuple[str, ...], folder: Path) -> set[str]:
         (("mlflow",), {"src/actionzoo/tracking.py"}),
         (("decord", "simplejpeg"), {"src/actionzoo/clips/readers.py"}),
         (("ffmpeg", "imageio_ffmpeg"), {"src/actionzoo/kinetics/transcode.py"}),
+        (("dask", "distributed"), {"src/actionzoo/kinetics/cluster.py"}),
         (("prefect", "dvc"), set()),
     ],
 )

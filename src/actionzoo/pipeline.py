@@ -121,7 +121,7 @@ def run_test(
     )
     if world.is_first:
         views = f"{recipe.test.protocol} views of {recipe.test.crop_size} pixels"
-        print(f"{row}: {len(loader.clips)} clips, {views}, {world.size} x {device.type}", flush=True)
+        print(f"{row}: {len(loader.clips)} clips, {views}, {world.size} x {device.type}; {loader.text()}", flush=True)
     scores = evaluate(
         model.to(device),
         loader,

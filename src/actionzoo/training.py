@@ -89,7 +89,8 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
     device = device_of(params, world.local_rank)
     is_new = not saved_states(scratch)
     model, frozen, init = _network(params, row, root, made, device, world, is_new)
-    training, validation, to_network = _loaders(params, recipe, root, device, world)
+    quarantine = scratch / f"quarantine-{world.rank}.json"
+    training, validation, to_network = _loaders(params, recipe, root, device, world, quarantine)
     made |= {"train_clips": len(training.clips), "val_clips": len(validation.clips)}
     steps_per_epoch = math.ceil(len(training) / recipe.optim.accumulate)
     schedule = {
@@ -126,6 +127,7 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
             *(_other_unfinished(files, scratch, made) if is_new else ()),
             *([init.text()] if init else ()),
             *_start_table(model, made, params, device, world),
+            f"clips      {training.text()}",
             *([canary] if canary else ()),
         ):
             say(line)
@@ -154,6 +156,7 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
             compiled=runtime.compile,
             frozen=frozen,
             about=_about(made),
+            data_advice=training.advice(),
         )
         if world.is_first:
             result = {"best_epoch": state.best_epoch, "best_val_top1": state.best_top1}
@@ -201,7 +204,7 @@ def _optimizer(model, recipe: Recipe, lr: float):
     return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
 
 
-def _loaders(params: Params, recipe: Recipe, root: Path, device, world):
+def _loaders(params: Params, recipe: Recipe, root: Path, device, world, quarantine: Path):
     """Training clips, validation clips, and what makes a network's input of them."""
     import torch
 
@@ -216,6 +219,7 @@ def _loaders(params: Params, recipe: Recipe, root: Path, device, world):
         "rank": world.rank,
         "world_size": world.size,
         "device": device,
+        "quarantine": quarantine,
     }
     training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
     validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)

@@ -1,18 +1,23 @@
 """From shards to batches, with real videos and frames of the made-up mirror."""
 
+import ctypes
 import dataclasses
+import itertools
+import json
+import os
 import shutil
-import time
+import signal
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
-from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 
-from actionzoo.clips.loader import EpochBatches, Loader, train_loader, view_loader
-from actionzoo.clips.readers import open_clip
+from actionzoo.clips import dataset
+from actionzoo.clips.inputs import to_input
+from actionzoo.clips.loader import EpochBatches, EveryClip, train_loader, usable_clips, view_loader
+from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.frames import extract_frames
@@ -26,6 +31,8 @@ AUGMENT = Augment(
     resize=64, crop_size=48, area=(0.5, 1.0), aspect_ratio=(0.75, 1.33), flip=0.5, mean=(1, 2, 3), std=(1, 2, 3)
 )
 LOADING = {"batch_size": 2, "timeout_seconds": 60}
+CPU = torch.device("cpu")
+tensor = partial(to_input, mean=AUGMENT.mean, std=AUGMENT.std, device=CPU)
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +46,20 @@ def data(tiny_mirror, tmp_path_factory) -> Path:
     return root
 
 
-def batches(loader, epoch: int):
-    loader.set_epoch(epoch)
+def batches(loader, epoch: int, start: int = 0):
+    loader.set_epoch(epoch, start)
     return list(loader)
 
 
 @pytest.mark.parametrize("form", ["videos_80", "frames_80"])
 def test_clips_do_not_depend_on_the_number_of_workers(data, form):
     alone, several = (
-        batches(train_loader(data / form, SPEC, AUGMENT, seed=3, workers=workers, **LOADING), 5) for workers in (0, 2)
+        batches(train_loader(data / form, SPEC, AUGMENT, seed=3, workers=workers, **LOADING), 5) for workers in (0, 3)
     )
     assert [batch.video_ids for batch in alone] == [batch.video_ids for batch in several]
-    assert all(torch.equal(a.views, b.views) for a, b in zip(alone, several, strict=True))
-    assert alone[0].views.shape == (2, 1, 8, 48, 48, 3) and alone[0].views.dtype == torch.uint8
+    assert [batch.labels.tolist() for batch in alone] == [batch.labels.tolist() for batch in several]
+    assert all(torch.equal(tensor(a.views), tensor(b.views)) for a, b in zip(alone, several, strict=True))
+    assert tensor(alone[0].views).shape == (2, 3, 8, 48, 48)
 
 
 def test_another_epoch_has_the_same_clips_in_another_order_and_other_crops(data):
@@ -59,7 +67,48 @@ def test_another_epoch_has_the_same_clips_in_another_order_and_other_crops(data)
     first, second = batches(loader, 0), batches(loader, 1)
     ids = [[video_id for batch in epoch for video_id in batch.video_ids] for epoch in (first, second)]
     assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
-    assert not torch.equal(first[0].views, second[0].views)
+    assert not torch.equal(tensor(first[0].views), tensor(second[0].views))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_epoch_goes_on_with_the_very_next_clip(data, workers):
+    loading = LOADING | {"batch_size": 1}
+    loader = train_loader(data / "frames_80", SPEC, AUGMENT, seed=3, workers=workers, **loading)
+    whole = batches(loader, 4)
+    loader.set_epoch(4)
+    for number, _ in enumerate(loader, 1):  # broken off after two batches
+        if number == 2:
+            break
+    rest = batches(loader, 4, start=2)
+    assert len(whole) == len(loader) > 3 and [b.video_ids for b in rest] == [b.video_ids for b in whole[2:]]
+    assert all(torch.equal(tensor(a.views), tensor(b.views)) for a, b in zip(rest, whole[2:], strict=True))
+    assert batches(loader, 5)[0].video_ids != rest[0].video_ids and len(batches(loader, 5)) == len(whole)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_shares_of_a_batch_make_the_batch_of_one_large_process(data, world_size):
+    spec = {"spec": SPEC, "augment": AUGMENT, "seed": 1, "workers": 0, "timeout_seconds": 60}
+    large = batches(train_loader(data / "frames_80", batch_size=2 * world_size, **spec), 2)
+    ranks = [
+        batches(train_loader(data / "frames_80", batch_size=2, rank=rank, world_size=world_size, **spec), 2)
+        for rank in range(world_size)
+    ]
+    assert {len(shares) for shares in ranks} == {len(large)}
+    for batch, shares in zip(large, zip(*ranks, strict=True), strict=True):
+        assert batch.video_ids == [video_id for share in shares for video_id in share.video_ids]
+        assert torch.equal(tensor(batch.views), torch.cat([tensor(share.views) for share in shares]))
+
+
+def test_an_evaluation_is_shared_without_a_clip_twice(data):
+    clips = [clip.video_id for clip in usable_clips(data / "frames_80", "val")]
+    seen = [
+        [video_id for batch in loader for video_id in batch.video_ids]
+        for loader in (
+            view_loader(data / "frames_80", SPEC, AUGMENT, rank=rank, world_size=3, workers=0, **LOADING)
+            for rank in range(3)
+        )
+    ]
+    assert sorted(itertools.chain(*seen)) == sorted(clips) and max(map(len, seen)) - min(map(len, seen)) <= 1
 
 
 def test_every_usable_clip_comes_once_with_its_label(data):
@@ -78,21 +127,73 @@ def test_views_are_clips_times_crops_decoded_from_videos_and_frames_alike(data):
         next(iter(view_loader(data / form, SPEC, AUGMENT, num_clips=3, num_crops=3, workers=0, **LOADING))).views
         for form in ("videos_80", "frames_80")
     ]
-    assert views[0].shape == views[1].shape == (2, 9, 8, 48, 48, 3)
-    assert (views[0].float() - views[1].float()).abs().mean() < 4  # what JPEG costs, in levels of 255
+    assert len(views[0]) == len(views[1]) == 2 * 9 and tensor(views[0]).shape == (18, 3, 8, 48, 48)
+    assert (tensor(views[0]) - tensor(views[1])).abs().mean() < 4  # what JPEG costs, in levels of 255
 
 
-def test_a_frame_is_the_one_asked_for(data):
-    """`still` clips repeat a frame and `up` ones do not: frames of one reader, asked for in any order, agree."""
-    for form in ("videos_80", "frames_80"):
-        for clip in read_manifest(data / form / "manifest.csv"):
-            if clip.is_usable:
-                reader = open_clip(data / form, clip)
-                assert reader.num_frames == clip.num_frames
-                forward = reader.read(np.arange(reader.num_frames))
-                wanted = np.array([reader.num_frames - 1, 7, 7, 0])
-                assert (open_clip(data / form, clip).read(wanted) == forward[wanted]).all()
-                break
+def test_views_of_a_video_share_its_frames_and_each_is_there_once(data):
+    loader = view_loader(data / "frames_80", SPEC, AUGMENT, num_clips=10, num_crops=3, workers=0, **LOADING)
+    views = next(iter(loader)).views
+    assert len({id(view.footage) for view in views}) == 2
+    for video, clip in ((views[:30], loader.clips[0]), (views[30:], loader.clips[1])):
+        used = {place for view in video for place in view.places.tolist()}
+        assert len(video[0].footage.frames) == len(used) <= clip.num_frames
+
+
+def test_views_are_what_a_plain_computation_gives(data):
+    """Read everything, resize everything, cut: view number = crop * num_clips + clip."""
+    loader = view_loader(data / "videos_80", SPEC, AUGMENT, num_clips=2, num_crops=3, workers=0, **LOADING)
+    clip, views = loader.clips[0], next(iter(loader)).views[:6]
+    frames = read(open_clip(data / "videos_80", clip), np.arange(clip.num_frames))
+    size = dataset.transforms.short_side_size(*frames.shape[1:3], 64)
+    frames = np.stack([dataset.transforms.cv2.resize(frame, size[::-1]) for frame in frames])
+    starts = dataset.sampling.view_frames(clip.num_frames, clip_len=8, frame_interval=2, num_clips=2)
+    expected = [
+        frames[chosen][:, box.top : box.top + 48, box.left : box.left + 48]
+        for box in dataset.transforms.three_boxes(*size, 48)
+        for chosen in starts
+    ]
+    expected = (np.stack(expected).astype(np.float32) - [1, 2, 3]) / [1, 2, 3]
+    assert tensor(views).numpy() == pytest.approx(expected.transpose(0, 4, 1, 2, 3), abs=1e-4)
+
+
+def test_a_training_clip_is_its_frames_box_resized(data):
+    """What the random numbers were is read off the sample that leaves the resizing to the GPU."""
+    clips = usable_clips(data / "videos_80", "train")
+    spec = {"clip_len": 8, "frame_interval": 2, "resize": 80, "crop_size": 48, "seed": 0}
+    spec |= {"area": (0.3, 0.5), "aspect_ratio": (0.75, 1.33), "flip": 0.5}
+    now = dataset.TrainClips(data / "videos_80", clips, **spec)
+    later = dataset.TrainClips(data / "videos_80", clips, **spec, is_resized_later=True)
+    flips, resized = [], 0
+    for number in range(len(clips)):
+        slots = [np.zeros(work.slot_bytes, np.uint8) for work in (now, later)]
+        samples = [work((7, number), slot) for work, slot in zip((now, later), slots, strict=True)]
+        frames = [slot[: np.prod(s.shape)].reshape(s.shape) for s, slot in zip(samples, slots, strict=True)]
+        assert samples[0].shape[1:3] == (48, 48) and samples[0].flip == samples[1].flip
+        for ours, box in zip(*frames, strict=True):
+            assert (dataset.transforms.cv2.resize(box, (48, 48)) == ours).all()
+        flips.append(samples[0].flip)
+        resized += samples[1].shape != samples[0].shape
+    assert 0 < sum(flips) < len(flips) and resized > 0
+
+
+def test_crops_and_flips_of_a_loader_are_distributed_as_its_recipe_says(data):
+    """1,200 clips of one video: shares of the area between 0.2 and 0.6, one of four flipped."""
+    clips = usable_clips(data / "frames_80", "train")
+    work = dataset.TrainClips(
+        data / "frames_80", clips, seed=0, clip_len=1, frame_interval=1, resize=80, crop_size=80,
+        area=(0.2, 0.6), aspect_ratio=(0.8, 1.25), flip=0.25, is_resized_later=True,
+    )  # fmt: skip
+    slot = np.empty(work.slot_bytes, np.uint8)
+    samples = [work((epoch, 0), slot) for epoch in range(1200)]
+    height, width = clips[0].height, clips[0].width
+    area = np.array([sample.shape[1] * sample.shape[2] for sample in samples]) / (height * width)
+    ratio = np.log([sample.shape[2] / sample.shape[1] for sample in samples])
+    assert area.mean() == pytest.approx(0.4, abs=4.5 * 0.4 / 12**0.5 / 1200**0.5 + 0.003)  # of a uniform one
+    assert area.std() == pytest.approx(0.4 / 12**0.5, rel=0.06)
+    assert ratio.mean() == pytest.approx(0, abs=0.02) and ratio.std() == pytest.approx(np.log(1.25) / 3**0.5, rel=0.1)
+    flips = np.mean([sample.flip for sample in samples])
+    assert flips == pytest.approx(0.25, abs=4.5 * (0.25 * 0.75 / 1200) ** 0.5)
 
 
 def test_a_clip_that_does_not_decode_is_named_and_left_out(data, tmp_path):
@@ -111,21 +212,93 @@ def test_a_clip_that_does_not_decode_is_named_and_left_out(data, tmp_path):
     )
 
 
-class _Hanging:
-    """A decoder that never comes back."""
+class Sabotaged:
+    """A reader that decodes, but for one clip: that one hangs or crashes in native code."""
 
-    clips: ClassVar = [SimpleNamespace(split="train")]
+    def __init__(self, video_id: str, how):
+        self.video_id, self.how = video_id, how
 
-    def __len__(self):
-        return 1
+    def __call__(self, folder, clip):
+        if clip.video_id == self.video_id:
+            self.how()
+        return open_clip(folder, clip)
 
-    def __getitem__(self, number):
-        time.sleep(3600)
+
+def hang():
+    ctypes.PyDLL(None).sleep(3600)  # with Python's lock held, as decord does
 
 
-def test_a_decoder_that_hangs_ends_in_a_sentence_and_not_never():
-    with pytest.raises(UserError, match="no batch of train clips came within 1 s: a decoder hangs"):
-        list(Loader(_Hanging(), workers=1, timeout_seconds=1))
+def crash():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (hang, "took longer than 1 s and is left out from now on"),
+        (crash, "its process died twice, of SIGSEGV and is left out from now on"),
+    ],
+)
+def test_a_clip_that_hangs_or_crashes_is_named_and_not_tried_again(data, tmp_path, monkeypatch, how, reason):
+    clips = usable_clips(data / "frames_80", "train")
+    bad = clips[2].video_id
+    monkeypatch.setattr(dataset, "open_clip", Sabotaged(bad, how))
+    loading = {"batch_size": 2, "workers": 2, "timeout_seconds": 1, "quarantine": tmp_path / "quarantine.json"}
+    loader = train_loader(data / "frames_80", SPEC, AUGMENT, seed=0, **loading)
+    for epoch in range(2):
+        made = batches(loader, epoch)
+        assert [sentence for batch in made for sentence in batch.undecodable] == [f"{bad}: {reason}"]
+        seen = [video_id for batch in made for video_id in batch.video_ids]
+        assert sorted(seen) == sorted(clip.video_id for clip in clips if clip.video_id != bad)
+        monkeypatch.setattr(dataset, "open_clip", None)  # for processes to come: there must be none
+    loader.close()
+    assert json.loads((tmp_path / "quarantine.json").read_text())[f"train/{bad}"]["reason"] == f"{bad}: {reason}"
+
+    # a run that goes on knows it, and one that has more time tries again
+    monkeypatch.setattr(dataset, "open_clip", open_clip)
+    again = train_loader(data / "frames_80", SPEC, AUGMENT, seed=0, **loading)
+    assert sum(len(batch.undecodable) for batch in batches(again, 0)) == 1
+    again.close()
+    patient = train_loader(data / "frames_80", SPEC, AUGMENT, seed=0, **loading | {"timeout_seconds": 9})
+    assert sum(len(batch.undecodable) for batch in batches(patient, 0)) == 0
+    patient.close()
+
+
+def test_an_evaluation_counts_a_clip_that_hangs_as_missing(data, monkeypatch):
+    clips = usable_clips(data / "frames_80", "val")
+    monkeypatch.setattr(dataset, "open_clip", Sabotaged(clips[1].video_id, hang))
+    loader = view_loader(data / "frames_80", SPEC, AUGMENT, workers=1, batch_size=2, timeout_seconds=1)
+    made = list(loader)
+    loader.close()
+    seen = [video_id for batch in made for video_id in batch.video_ids]
+    assert seen == [clip.video_id for clip in clips if clip is not clips[1]]
+    assert sum(len(batch.views) for batch in made) == len(clips) - 1
+    assert [sentence for batch in made for sentence in batch.undecodable] == [
+        f"{clips[1].video_id}: took longer than 1 s and is left out from now on"
+    ]
+
+
+def test_frames_of_another_size_than_the_manifests_are_no_frames_of_the_clip(data, tmp_path):
+    shutil.copytree(data / "frames_80", tmp_path / "frames_80")
+    clips = read_manifest(tmp_path / "frames_80/manifest.csv")
+    wide = next(clip for clip in clips if clip.split == "val" and clip.is_usable)
+    changed = dataclasses.replace(wide, width=wide.width + 2)
+    write_manifest(tmp_path / "frames_80/manifest.csv", [changed if clip is wide else clip for clip in clips])
+    loader = view_loader(tmp_path / "frames_80", SPEC, AUGMENT, workers=0, **LOADING)
+    (sentence,) = [sentence for batch in loader for sentence in batch.undecodable]
+    size = f"{wide.width} x {wide.height}"
+    assert sentence == f"{wide.video_id}: its frames are {size}, the manifest has {wide.width + 2} x {wide.height}"
+
+
+def test_the_log_is_told_how_clips_are_loaded_and_what_would_help(data):
+    many, none = (
+        train_loader(data / "videos_80", SPEC, AUGMENT, seed=0, workers=workers, **LOADING)
+        for workers in (os.cpu_count(), 0)
+    )
+    assert many.text() == f"videos_80, decoded by {os.cpu_count()} processes, 60 s per clip at most"
+    assert none.text() == "videos_80, decoded by this process: no time limit on a clip, and no progress meanwhile"
+    assert "clips.form: frames" in many.advice()
+    assert none.advice() == f"raise runtime.workers from 0; there are {os.cpu_count()} cores"
 
 
 def test_a_split_without_usable_clips_is_told(data, tmp_path):
@@ -144,3 +317,33 @@ def test_a_last_batch_of_one_clip_joins_the_one_before():
     assert [len(batch) for batch in order] == [4, 5] and len(order) == 2
     assert [len(batch) for batch in EpochBatches(10, batch_size=4, seed=0)] == [4, 4, 2]
     assert [len(batch) for batch in EpochBatches(1, batch_size=4, seed=0)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("num_clips", "shares"),
+    [
+        (12, [[2, 2], [2, 2], [2, 2]]),
+        (16, [[2, 2], [2, 2], [2, 2], [2, 2]]),
+        (14, [[2, 2], [2, 2], [3, 3]]),  # two clips more for two processes join the batch before
+        (15, [[2, 2], [2, 2], [4, 3]]),
+        (3, [[2, 1]]),
+    ],
+)
+def test_every_process_has_as_many_batches_as_any_other_and_none_is_empty(num_clips, shares):
+    ranks = [EpochBatches(num_clips, batch_size=2, seed=0, rank=rank, world_size=2) for rank in range(2)]
+    assert [list(map(len, batch)) for batch in zip(*ranks, strict=True)] == shares
+    assert {len(order) for order in ranks} == {len(shares)}
+    clips = sorted(clip for order in ranks for batch in order for _, clip in batch)
+    assert clips == list(range(num_clips))
+
+
+def test_fewer_clips_than_processes_are_refused():
+    with pytest.raises(UserError, match="3 training clips are too few for 4 processes"):
+        EpochBatches(3, batch_size=2, seed=0, rank=0, world_size=4)
+
+
+@pytest.mark.parametrize(("num_clips", "world_size"), [(10, 1), (10, 3), (2, 3), (7, 7)])
+def test_every_clip_is_evaluated_by_one_process(num_clips, world_size):
+    orders = [EveryClip(num_clips, batch_size=2, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert sorted(clip for order in orders for batch in order for _, clip in batch) == list(range(num_clips))
+    assert all(len(order) == len(list(order)) for order in orders)

@@ -1,7 +1,9 @@
-"""Frames of one clip by number, from memory. The only module that knows decord and the JPEG decoder."""
+"""Frames of one clip by number. The only module that knows decord and the JPEG decoder."""
 
 import functools
 import io
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -9,7 +11,7 @@ import numpy as np
 
 from ..kinetics.frames import frame_spans
 from ..kinetics.manifest import Clip
-from ..kinetics.shards import read_index, read_member
+from ..kinetics.shards import pread, read_index, read_member
 
 
 class Undecodable(Exception):
@@ -19,19 +21,31 @@ class Undecodable(Exception):
 class FrameReader(Protocol):
     num_frames: int
 
-    def read(self, frames: np.ndarray) -> np.ndarray:
-        """(n,) frame numbers, 0-based, any order, repeats allowed -> (n, H, W, 3) uint8 RGB."""
+    def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        """Frame numbers, 0-based, ascending, each once -> (H, W, 3) uint8 RGB of each, valid until the next one.
+
+        Raises IndexError for a frame that is not there; anything where the decoder fails.
+        """
+
+
+def read(reader: FrameReader, frames: np.ndarray) -> np.ndarray:
+    """(n,) frame numbers, any order, repeats allowed -> (n, H, W, 3) uint8 RGB."""
+    wanted, places = np.unique(frames, return_inverse=True)
+    return np.stack([frame.copy() for frame in reader.each(wanted)])[places]
 
 
 def open_clip(folder: Path, clip: Clip) -> FrameReader:
-    """A reader of the clip's frames from the prepared form in `folder`, whichever it is.
+    """A reader of the clip's frames from the form in `folder`, whichever it is.
 
-    Raises Undecodable.
+    Videos and frames lie in shards; or loose, where the manifest names a file or a folder instead of a shard. Raises
+    Undecodable.
     """
     try:
-        if folder.name.startswith("frames"):
+        if not folder.name.startswith("frames"):
+            return VideoReader(read_member(folder / clip.shard, clip.offset, clip.size), clip.num_frames)
+        if clip.shard.endswith(".tar"):
             return JpegReader(folder / clip.shard, clip)
-        return VideoReader(read_member(folder / clip.shard, clip.offset, clip.size), clip.num_frames)
+        return LooseJpegReader(folder / clip.shard, clip.num_frames)
     except Exception as error:  # decoders raise what they like
         raise Undecodable(f"{clip.video_id}: {_reason(error)}") from error
 
@@ -47,9 +61,11 @@ class VideoReader:
         self._video = Decord(io.BytesIO(data), num_threads=1)
         self.num_frames = min(num_frames, len(self._video))  # decord hangs on frames that are not there
 
-    def read(self, frames: np.ndarray) -> np.ndarray:
-        wanted, place = np.unique(frames, return_inverse=True)
-        return self._video.get_batch(wanted).asnumpy()[place]
+    def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        _check(frames, self.num_frames)
+        # one by one: what is resized right away has not left the cache
+        for number in frames.tolist():
+            yield self._video[number].asnumpy()
 
 
 class JpegReader:
@@ -60,15 +76,49 @@ class JpegReader:
         self._spans = frame_spans(_index(shard), clip)
         self.num_frames = len(self._spans)
 
-    def read(self, frames: np.ndarray) -> np.ndarray:
-        import simplejpeg
+    def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        _check(frames, self.num_frames)
+        decode = _jpeg_decoder()
+        descriptor = os.open(self._shard, os.O_RDONLY)
+        try:
+            for offset, size in self._spans[frames].tolist():
+                yield decode(pread(descriptor, self._shard, offset, size))
+        finally:
+            os.close(descriptor)
 
-        wanted, place = np.unique(frames, return_inverse=True)
-        images = [
-            simplejpeg.decode_jpeg(read_member(self._shard, int(offset), int(size)), colorspace="RGB")
-            for offset, size in self._spans[wanted]
-        ]
-        return np.stack(images)[place]
+
+class LooseJpegReader:
+    """One JPEG per frame, img_00001.jpg and so on, in a folder of the clip's own."""
+
+    def __init__(self, folder: Path, num_frames: int):
+        self._folder, self.num_frames = folder, num_frames
+
+    def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        _check(frames, self.num_frames)
+        decode = _jpeg_decoder()
+        for number in frames.tolist():
+            yield decode((self._folder / f"img_{number + 1:05d}.jpg").read_bytes())
+
+
+def _jpeg_decoder():
+    """bytes -> (H, W, 3) uint8 RGB, in one and the same buffer as long as the size stays."""
+    import simplejpeg
+
+    buffer = None
+
+    def decode(data: bytes) -> np.ndarray:
+        nonlocal buffer
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        if buffer is None or buffer.shape[:2] != (height, width):
+            buffer = np.empty((height, width, 3), np.uint8)
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+
+    return decode
+
+
+def _check(frames: np.ndarray, num_frames: int) -> None:
+    if len(frames) and not 0 <= frames.min() <= frames.max() < num_frames:
+        raise IndexError(f"frames {frames.min()} to {frames.max()} are asked for, it has {num_frames}")
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,6 +1,6 @@
 """Scores of every clip, averaged over its views."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,16 +44,17 @@ def average_views(logits: Tensor, num_views: int, average_clips: Literal["prob",
 def evaluate(
     model: nn.Module,
     loader: Iterable,
-    to_input: Callable[[Tensor], Tensor],
+    to_input: Callable[[Sequence], Tensor],
     *,
     average_clips: Literal["prob", "score"] = "prob",
     max_views: int = 10,
     on_batch: Callable[[int], None] = lambda done: None,
     world: World = World(),  # noqa: B008  # frozen
 ) -> Scores:
-    """Run the model in eval mode over a loader of batches with `views` (N, V, ...), labels and video_ids.
+    """Run the model in eval mode over a loader of batches with views, labels and video_ids.
 
-    At most max_views views pass through the network at once. Leaves the model in the mode it was in.
+    A batch's views are a sequence, those of a clip side by side. At most max_views of them are cut and pass through the
+    network at once. Leaves the model in the mode it was in.
     """
     was_training, video_ids, labels, scores, undecodable = model.training, [], [], [], []
     model.eval()

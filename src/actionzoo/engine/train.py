@@ -16,7 +16,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ from .evaluate import Scores, evaluate
 from .logs import eta
 from .metrics import top_k_accuracy
 from .precision import Precision, autocast, grad_scaler
+
+MAX_WAITING = 0.2
+"""Share of an epoch's time that may go by waiting for clips before the log says what to change."""
 
 STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
 
@@ -107,7 +110,7 @@ def train(
     model: nn.Module,
     train_loader,
     val_loader,
-    to_input: Callable[[Tensor], Tensor],
+    to_input: Callable[[Sequence], Tensor],
     *,
     plan: Plan,
     optimizer: torch.optim.Optimizer,
@@ -122,18 +125,19 @@ def train(
     compiled: bool = False,
     frozen: Iterable[nn.Module] = (),
     about: dict[str, Any] | None = None,
+    data_advice: str = "",
 ) -> State:
     """Train to the last epoch and leave `scratch` with best.pth and latest.pth: weights, epoch, top1.
 
-    train_loader yields batches with `views` (N, 1, T, H, W, 3), labels, video_ids and undecodable, of this process'
-    share, anew after set_epoch(epoch, start=batches to leave out). lr_at gives the learning rate of a 0-based global
+    train_loader yields batches with `views` (N of them, which to_input takes), labels, video_ids and undecodable, of
+    this process' share, anew after set_epoch(epoch, start=batches to leave out). lr_at gives the learning rate of a 0-based global
     step; a parameter group's `lr_scale` multiplies it. `frozen` modules stay in eval mode. `about` is kept with each
     state: what the run was made of.
 
     If scratch holds states of an interrupted run, it goes on from the newest that is whole, and ends with the same bits
     as an undisturbed run where the device computes repeatably. SIGTERM saves a state and leaves with SystemExit.
     on_start hears the state once it is known; on_event gets each event of the log with its global step; on_text lines
-    for people; on_step how many steps of how many are done. They are called in the first process only.
+    for people, with data_advice where an epoch waited for clips too long; on_step how many steps of how many are done. They are called in the first process only.
 
     Raises NonFiniteLoss; UserError if a batch does not fit into memory; CheckpointError if no saved state can be used.
     """
@@ -187,6 +191,7 @@ def train(
             means = run.totals.means(world)
             if not means:
                 raise UserError("no training clip decoded: " + "; ".join(state.undecodable[:3]))
+            on_text(_waiting_text(epoch + 1, means, data_advice))
             lr, is_last, is_best = lr_at((epoch + 1) * steps_per_epoch - 1), epoch + 1 == plan.epochs, False
             if (epoch + 1) % plan.val_interval == 0 or is_last:
                 run.save()  # a validation takes minutes, and may be the moment to be killed in
@@ -440,6 +445,12 @@ def _sigterm_noted() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _waiting_text(epoch: int, means: dict[str, float], advice: str) -> str:
+    share = means["data_time"] / means["time"]
+    text = f"Epoch [{epoch}]\twaited for clips {share:.1%} of the time"
+    return f"{text}; {advice}" if advice and share > MAX_WAITING else text
 
 
 def _parallel(model: nn.Module, device: torch.device) -> nn.Module:

@@ -4,20 +4,22 @@ Beside a shard lies a record of what it was made from and what is in it:
 
     val/part_007.tar, val/part_007.idx.npy, val/part_007.json
 
-The record is written last. A shard with a record of the same key needs no work; one without is made anew.
+A shard is made in scratch and published when it is whole, its record last. A shard with a record of the same key needs
+no work; one without is made anew.
 """
 
 import collections
 import concurrent.futures
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 from actionzoo.errors import UserError
 
-from .atomic import atomic_write
+from .atomic import atomic_write, sync_folder
 from .shards import index_path
 from .transcode import TIMED_OUT
 
@@ -62,14 +64,39 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | No
     return record if is_whole and not is_hasty else None
 
 
-def write_record(shard: Path, key: str, clip_timeout_seconds: float, clips: list[dict], **facts: Any) -> dict:
-    """Declare a shard finished; gives the record. A clip without pictures has a `fault`, which says why."""
-    record = {"key": key, "size": shard.stat().st_size, "clips": clips, **facts}
+def write_record(made: Path, key: str, clip_timeout_seconds: float, clips: list[dict], **facts: Any) -> dict:
+    """Describe a shard that was made in scratch; gives the record. A clip without pictures has a `fault`, which says
+    why."""
+    record = {"key": key, "size": made.stat().st_size, "clips": clips, **facts}
     if any(clip.get("fault", "").startswith(TIMED_OUT) for clip in clips):
         record["clip_timeout_seconds"] = clip_timeout_seconds
-    with atomic_write(_record_path(shard)) as file:
+    with atomic_write(_record_path(made)) as file:
         file.write((json.dumps(record, indent=0) + "\n").encode())
     return record
+
+
+def publish(made: Path, shard: Path) -> None:
+    """Give a shard that was made in scratch, its index and its record, their names: the shard is finished.
+
+    If meanwhile another worker has published the same, that stays untouched: somebody may read it. Raises OSError if
+    the scratch is gone, as it is once the run is over that the work was for.
+    """
+    new = _record_path(made).read_bytes()
+    try:
+        is_there = _record_path(shard).read_bytes() == new and index_path(shard).is_file()
+        is_there = is_there and shard.stat().st_size == made.stat().st_size
+    except FileNotFoundError:
+        is_there = False
+    if is_there:
+        return
+    shard.parent.mkdir(parents=True, exist_ok=True)
+    forget_record(shard)
+    # index first: who sees the shard may count on its index
+    os.replace(index_path(made), index_path(shard))
+    os.replace(made, shard)
+    sync_folder(shard.parent)
+    os.replace(_record_path(made), _record_path(shard))
+    sync_folder(shard.parent)
 
 
 def key_of(shard: Path) -> str:

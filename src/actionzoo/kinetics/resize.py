@@ -7,16 +7,19 @@
 The encoding is the check: what decodes to no frame is corrupt. Parts that are finished are not touched again; killed at
 any moment, the next run goes on with the part that it died in and ends with the same bytes. Shards of parts that are no
 longer asked for stay, unused: they cost hours.
+
+With a Dask scheduler the parts are made by its workers, with the same bytes; the few replacements are made here.
 """
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import itertools
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from .archives import BrokenArchive, read_archive
 from .atomic import check_same_file_system
 from .download import REPLACEMENTS, Inventory, read_inventory
 from .manifest import SPLITS, Clip, count_states, write_manifest
-from .parts import forget_record, in_order, make_key, read_record, write_record
+from .parts import forget_record, in_order, make_key, publish, read_record, write_record
 from .shards import ShardWriter
 from .transcode import BadVideo, Encoded, EncodeSettings, ffmpeg_version, transcode
 
@@ -45,9 +48,12 @@ def resize(
     clip_timeout_seconds: float,
     max_bad_share: float,
     min_frames: int = 1,
+    scheduler: str | None = None,
     progress: Progress | None = None,
 ) -> str:
     """Make the shards and the manifest, `jobs` clips at once; gives a line that says what is there now.
+
+    With `scheduler`, the address of a Dask scheduler, its workers make the parts (see cluster.py).
 
     `min_frames` is what a clip needs not to be called short. `progress` is told clips. Raises UserError, after all that
     can be done was done and kept, if an archive is broken, or if in some split the share of missing and corrupt clips
@@ -63,16 +69,14 @@ def resize(
     check_same_file_system(scratch, out)
     scratch = scratch / out.name
     shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-    scratch.mkdir(parents=True)
-    work = functools.partial(
-        _work, short_side=short_side, encode=encode, timeout_seconds=clip_timeout_seconds, scratch=scratch
-    )
-    workshop = _Workshop(out, scratch, settings, clip_timeout_seconds, work, jobs, progress)
+    scratch.mkdir(parents=True, exist_ok=True)  # its workers may still be writing
+    work = functools.partial(_work, short_side=short_side, encode=encode, timeout_seconds=clip_timeout_seconds)
+    workshop = _Workshop(archive, out, scratch, settings, clip_timeout_seconds, work, jobs, progress)
     try:
-        records, broken = workshop.make_parts(_parts(archive, inventory), listed)
+        records, broken = workshop.make_parts(_parts(archive, inventory), listed, scheduler)
         if broken:
             raise UserError("\n".join(broken))
-        replacements = workshop.make_replacements(archive, inventory, _wanted(listed, records, inventory))
+        replacements = workshop.make_replacements(inventory, _wanted(listed, records, inventory))
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -153,29 +157,59 @@ def _work(
 class _Workshop:
     """What all shards of a run have in common."""
 
+    archive: Path
     out: Path
     scratch: Path
     settings: dict[str, Any]
     clip_timeout_seconds: float
-    work: Callable[[bytes], tuple[str, Encoded | str]]
+    work: Callable[..., tuple[str, Encoded | str]]
     jobs: int
     progress: Progress | None
 
     def make_parts(
-        self, parts: list[_Part], listed: dict[str, dict[str, Annotation]]
+        self, parts: list[_Part], listed: dict[str, dict[str, Annotation]], scheduler: str | None
     ) -> tuple[dict[str, _Records], list[str]]:
-        """Split -> shard -> record, for all parts; and what is wrong with archives that are broken."""
-        records: dict[str, _Records] = {split: {} for split in listed}
-        todo, broken = [], []
+        """Split -> shard -> record, for all parts; and what is wrong with those that could not be made."""
+        made: dict[str, dict | str] = {}
+        todo = []
         for part in parts:
             record = self._finished(part.shard, self._key(part.sha256), listed[part.split])
             if record:
-                records[part.split][part.shard] = record
+                made[part.shard] = record
             else:
                 todo.append(part)
-        total, done = sum(part.num_members for part in todo), itertools.count(1)
         if todo:
             (self.out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
+        with contextlib.closing(
+            self._made_by_workers(todo, scheduler) if scheduler else self._made(todo, listed)
+        ) as it:
+            made.update(it)
+        # as the parts are numbered, not as they were finished
+        records: dict[str, _Records] = {split: {} for split in listed}
+        broken = []
+        for part in parts:
+            result = made[part.shard]
+            if isinstance(result, str):
+                broken.append(result)
+            else:
+                records[part.split][part.shard] = result
+        return records, broken
+
+    def make_part(self, part: _Part, *, scratch: Path, jobs: int, progress: Progress) -> dict | str:
+        """The record of one part, made here and now if need be; or what is wrong with its archive."""
+        annotations = read_annotations(self.archive / f"annotations/{part.split}.csv", part.split)
+        listed = {part.split: {clip.video_id: clip for clip in annotations}}
+        # a worker may have finished it that was lost before it could say so
+        if record := self._finished(part.shard, self._key(part.sha256), listed[part.split]):
+            return record
+        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, progress=progress)
+        return dict(here._made([part], listed))[part.shard]
+
+    def _made(
+        self, todo: list[_Part], listed: dict[str, dict[str, Annotation]]
+    ) -> Generator[tuple[str, dict | str], None, None]:
+        """(shard, record, or what is wrong with the archive), part by part; clips of the next one fill up the cores."""
+        total, done = sum(part.num_members for part in todo), itertools.count(1)
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             try:
                 results = in_order(self._tasks(todo, listed), pool, ahead=4 * self.jobs)
@@ -184,20 +218,33 @@ class _Workshop:
                     try:
                         record = self._write(part.shard, self._key(part.sha256), ((n, r) for (_, n), r in events))
                     except BrokenArchive as error:
-                        broken.append(str(error))
+                        yield part.shard, str(error)
                     else:
-                        records[part.split][part.shard] = record
+                        yield part.shard, record
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
-        # as the parts are numbered, not as they were finished
-        order = {part.shard: number for number, part in enumerate(parts)}
-        return {
-            split: dict(sorted(of.items(), key=lambda item: order[item[0]])) for split, of in records.items()
-        }, broken
+
+    def _made_by_workers(self, todo: list[_Part], scheduler: str) -> Generator[tuple[str, dict | str], None, None]:
+        """The same from many machines, in the order in which the parts are finished."""
+        from .cluster import made_by_workers
+
+        archive = self.archive.absolute()
+        there = dataclasses.replace(self, archive=archive, out=self.out.absolute(), progress=None)
+        sent = {
+            part.shard: dataclasses.replace(part, source=archive / part.source.relative_to(self.archive))
+            for part in todo
+        }
+        sizes, total, done = {part.shard: part.num_members for part in todo}, sum(part.num_members for part in todo), 0
+        with contextlib.closing(made_by_workers(scheduler, there.make_part, sent, self.scratch)) as results:
+            for shard, result in results:
+                done += sizes[shard]
+                if self.progress:
+                    self.progress(f"resize to {self.settings['short_side']}, clips", done, total)
+                yield shard, str(result) if isinstance(result, UserError) else result
 
     def make_replacements(
-        self, archive: Path, inventory: Inventory, wanted: dict[str, set[str]]
+        self, inventory: Inventory, wanted: dict[str, set[str]]
     ) -> dict[str, tuple[str, dict[str, _Copy]]]:
         """Split -> (shard, video_id -> copy), for those wanted clips that the archive of replacements has."""
         found: dict[str, tuple[str, dict[str, _Copy]]] = {}
@@ -208,7 +255,7 @@ class _Workshop:
                 record = self._finished(shard, key, video_ids)
                 if record is None:
                     (self.out / "manifest.csv").unlink(missing_ok=True)
-                    record = self._replace(archive / REPLACEMENTS, shard, key, video_ids)
+                    record = self._replace(self.archive / REPLACEMENTS, shard, key, video_ids)
             else:
                 forget_record(self.out / shard)
                 for path in (self.out / split).glob("replacement.*"):
@@ -218,7 +265,7 @@ class _Workshop:
 
     def _replace(self, source: Path, shard: str, key: str, video_ids: set[str]) -> dict:
         tasks = (
-            (video_id, functools.partial(self.work, data))
+            (video_id, functools.partial(self.work, data, scratch=self.scratch))
             for video_id, data in read_archive(source)
             if video_id in video_ids
         )
@@ -232,16 +279,16 @@ class _Workshop:
             try:
                 for video_id, data in read_archive(part.source):
                     is_listed = video_id in listed[part.split]
-                    yield (part, video_id), functools.partial(self.work, data) if is_listed else None
+                    work = functools.partial(self.work, data, scratch=self.scratch) if is_listed else None
+                    yield (part, video_id), work
             except BrokenArchive as error:
                 end = error
             yield (part, end), None
 
     def _write(self, shard: str, key: str, events: Iterable[tuple[str | BrokenArchive | None, Any]]) -> dict:
         """One shard and its record. Raises BrokenArchive."""
-        path, clips, unlisted, written = self.out / shard, [], [], set()
-        forget_record(path)
-        with ShardWriter(path, self.scratch) as writer:
+        made, clips, unlisted, written = self.scratch / Path(shard).name, [], [], set()
+        with ShardWriter(made) as writer:
             for video_id, result in events:
                 if isinstance(video_id, BrokenArchive):
                     raise video_id
@@ -263,7 +310,9 @@ class _Workshop:
                     copy |= {"fps": outcome.fps, "damage": outcome.damage}
                 clips.append(copy)
         facts = {"ffmpeg": ffmpeg_version(), "unlisted": unlisted}
-        return write_record(path, key, self.clip_timeout_seconds, clips, **facts)
+        record = write_record(made, key, self.clip_timeout_seconds, clips, **facts)
+        publish(made, self.out / shard)
+        return record
 
     def _key(self, *source: Any) -> str:
         return make_key(self.settings, *source)

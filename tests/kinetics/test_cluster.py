@@ -1,0 +1,438 @@
+"""Parts made by the workers of a Dask cluster of real processes: the same bytes, whoever is lost on the way.
+
+Two schedulers serve all tests: one with two workers, and one where every test brings the workers that it needs.
+"""
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from actionzoo.errors import UserError
+from actionzoo.kinetics import cluster
+from actionzoo.kinetics.download import download
+from actionzoo.kinetics.frames import extract_frames
+from actionzoo.kinetics.parts import publish, read_record, write_record
+from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.shards import ShardWriter
+from actionzoo.kinetics.synthetic import write_archive
+from actionzoo.kinetics.transcode import Encode, find_ffmpeg
+from actionzoo.params import load_params
+from tests.kinetics.small_films import film
+
+PROJECT = Path(__file__).resolve().parents[2]
+QUICK = Encode(preset="ultrafast", crf=30)
+SAY = "{} is made".format  # it asks nothing of a worker
+
+
+def resized(archive: Path, out: Path, **options) -> str:
+    defaults = {"short_side": 64, "encode": QUICK, "jobs": 1, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
+    return resize(archive, out, scratch=out.parent / "scratch", **defaults | options)
+
+
+def framed(videos: Path, out: Path, **options) -> str:
+    defaults = {"jobs": 1, "clip_timeout_seconds": 60, "max_bad_share": 0.0}
+    return extract_frames(videos, out, scratch=out.parent / "scratch", **defaults | options)
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def inodes(folder: Path) -> dict[str, int]:
+    return {str(path.relative_to(folder)): path.stat().st_ino for path in folder.rglob("part_*")}
+
+
+class Cluster:
+    """A scheduler and workers, each a process that `dask` starts, on loopback."""
+
+    def __init__(self, folder: Path, **settings: str) -> None:
+        self.folder, self.workers = folder, []
+        self.environment = os.environ | settings | {"DASK_TEMPORARY_DIRECTORY": str(folder)}
+        about = folder / "scheduler.json"
+        self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(about))
+        while not about.exists() or not about.read_text().strip():
+            assert self.scheduler.poll() is None
+            time.sleep(0.05)
+        self.address = json.loads(about.read_text())["address"]
+
+    def add_worker(self, *options: str, program: tuple[str, ...] = (), **settings: str) -> subprocess.Popen:
+        self.environment |= settings
+        arguments = ["worker", self.address, "--nthreads", "1", *(options or ["--no-nanny"])]
+        self.workers.append(self._start(*arguments, program=program))
+        return self.workers[-1]
+
+    def end_workers(self) -> None:
+        for worker in self.workers:
+            worker.terminate()
+        for worker in self.workers:
+            worker.wait(30)
+        self.workers.clear()
+
+    def end(self) -> None:
+        self.end_workers()
+        self.scheduler.terminate()
+        self.scheduler.wait(30)
+
+    def _start(self, *arguments: str, program: tuple[str, ...] = ()) -> subprocess.Popen:
+        command = [sys.executable, *(program or ["-m", "dask"]), *arguments, "--host", "127.0.0.1", "--no-dashboard"]
+        with open(self.folder / "log", "ab") as log:
+            return subprocess.Popen(command, env=self.environment, cwd=self.folder, stdout=log, stderr=log)
+
+
+@pytest.fixture(scope="module")
+def two_workers(tmp_path_factory) -> Iterator[Cluster]:
+    started = Cluster(tmp_path_factory.mktemp("dask"))
+    started.add_worker()
+    started.add_worker()
+    yield started
+    started.end()
+
+
+@pytest.fixture(scope="module")
+def strict_scheduler(tmp_path_factory) -> Iterator[Cluster]:
+    """Its Dask gives a part up as soon as one worker dies of it: then it is on us to find out which part it was."""
+    started = Cluster(tmp_path_factory.mktemp("strict"), DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES="0")
+    yield started
+    started.end()
+
+
+@pytest.fixture
+def own_workers(strict_scheduler) -> Iterator[Cluster]:
+    before = dict(strict_scheduler.environment)
+    yield strict_scheduler
+    strict_scheduler.end_workers()
+    strict_scheduler.environment = before
+
+
+@pytest.fixture(scope="module")
+def archive(tiny_mirror, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("clustered")
+    splits = ["train", "val", "test"]
+    download(str(tiny_mirror), folder / "archive", splits=splits, parts="all", jobs=2, scratch=folder / "scratch")
+    return folder / "archive"
+
+
+@pytest.fixture(scope="module")
+def here(archive) -> Path:
+    """A folder with what this machine makes by itself: videos and frames."""
+    folder = archive.parent / "here"
+    resized(archive, folder / "videos")
+    framed(folder / "videos", folder / "frames")
+    return folder
+
+
+def test_without_a_scheduler_dask_is_not_even_imported(archive, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+sys.modules["dask"] = sys.modules["distributed"] = None  # so that an import would fail
+from actionzoo.kinetics.frames import extract_frames
+from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.transcode import Encode
+how = {"jobs": 2, "scratch": Path("scratch"), "clip_timeout_seconds": 60, "max_bad_share": 1.0}
+resize(Path(sys.argv[1]), Path("videos"), short_side=32, encode=Encode(preset="ultrafast"), **how)
+print(extract_frames(Path("videos"), Path("frames"), **how))
+"""
+    done = subprocess.run([sys.executable, "-c", code, archive], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.startswith("frames: 12 of 14 clips"), done.stderr
+
+
+def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, tmp_path):
+    told = []
+
+    def tell(*state) -> None:
+        told.append(state)
+
+    said = resized(archive, tmp_path / "videos", scheduler=two_workers.address, progress=tell)
+    assert said.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
+    framed(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, progress=tell)
+    assert files(tmp_path / "videos") == files(here / "videos")
+    assert files(tmp_path / "frames") == files(here / "frames")
+    assert [state for state in told if state[1] == state[2]] == [
+        ("resize to 64, clips", 14, 14),
+        ("extract frames, clips", 12, 12),
+    ]
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_stage_takes_the_address_as_an_option_or_from_the_environment(two_workers, tmp_path):
+    """With relative paths, as they stand in a project."""
+    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    own_archive(tmp_path / "data/demo", {"a": film(8)}, {"b": film(8)})
+    for name, options, variables in (
+        ("resize", ["--scheduler", two_workers.address], {}),
+        ("frames", [], {"DASK_SCHEDULER_ADDRESS": two_workers.address}),
+    ):
+        before = (two_workers.folder / "log").read_text().count("Receive client connection: Client-actionzoo")
+        command = [sys.executable, PROJECT / f"stages/{name}.py", "256", *options]
+        environment = os.environ | variables | {"DASK_LOGGING__DISTRIBUTED": "error"}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        assert done.stdout.splitlines()[-1].startswith(f"{name}: 2 of 2 clips in 2 shards (data/")
+        after = (two_workers.folder / "log").read_text().count("Receive client connection: Client-actionzoo")
+        assert after == before + 1
+
+
+def test_the_environment_wins_over_params_also_if_it_says_none(tmp_path, monkeypatch):
+    text = (PROJECT / "params.yaml").read_text()
+    assert "\n  scheduler: null " in text
+    (tmp_path / "params.yaml").write_text(text.replace("\n  scheduler: null ", "\n  scheduler: tcp://written:1 "))
+    runtime = load_params(tmp_path / "params.yaml").runtime
+    monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
+    assert runtime.scheduler_address == "tcp://written:1"
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "tcp://set:1")
+    assert runtime.scheduler_address == "tcp://set:1"
+    monkeypatch.setenv("DASK_SCHEDULER_ADDRESS", "")
+    assert runtime.scheduler_address is None
+
+
+def test_what_a_lost_worker_has_finished_is_not_made_again(archive, here, two_workers, tmp_path, monkeypatch):
+    """Its record is there, and only the news of it was lost: the run began before the part was finished."""
+    shutil.copytree(here / "videos", tmp_path / "videos")
+    (tmp_path / "videos/val/part_001.json").unlink()
+    before = inodes(tmp_path / "videos")
+    # in this process alone: the workers look for themselves
+    monkeypatch.setattr("actionzoo.kinetics.resize._Workshop._finished", lambda *_: None)
+    resized(archive, tmp_path / "videos", scheduler=two_workers.address)
+    after = inodes(tmp_path / "videos")
+    assert {name for name in after if before.get(name) != after[name]} == {
+        f"val/part_001{ending}" for ending in (".tar", ".idx.npy", ".json")
+    }
+    assert files(tmp_path / "videos") == files(here / "videos")
+
+
+def test_of_a_worker_killed_in_the_middle_of_a_part_nothing_is_missing(archive, here, own_workers, tmp_path, caplog):
+    own_workers.add_worker()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        run = pool.submit(resized, archive, tmp_path / "videos", scheduler=own_workers.address)
+        victim = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
+        os.kill(victim, signal.SIGKILL)
+        own_workers.add_worker()
+        assert run.result(60).startswith("resize: 12 of 14 clips in 7 shards")
+    assert own_workers.workers[0].wait(10) == -signal.SIGKILL
+    assert re.search(r"the worker tcp://\S+ is gone", caplog.text)
+    assert files(tmp_path / "videos") == files(here / "videos")
+
+
+def test_a_worker_given_up_that_lives_on_does_no_harm(archive, here, tmp_path):
+    """Frozen in the middle of a part until the others have done everything, it goes on where it was."""
+    frozen = Cluster(tmp_path, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="2 s")
+    try:
+        frozen.add_worker()
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            run = pool.submit(resized, archive, tmp_path / "videos", scheduler=frozen.address)
+            sleeper = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
+            os.kill(sleeper, signal.SIGSTOP)
+            frozen.add_worker()
+            run.result(60)
+        before = inodes(tmp_path / "videos")
+        os.kill(sleeper, signal.SIGCONT)
+        frozen.workers[0].wait(30)  # it finds that its scheduler has given it up
+        assert inodes(tmp_path / "videos") == before
+        assert files(tmp_path / "videos") == files(here / "videos")
+    finally:
+        for worker in frozen.workers:
+            worker.send_signal(signal.SIGCONT)
+        frozen.end()
+
+
+def test_when_the_scheduler_is_lost_the_stage_says_so_and_goes_on_later(archive, here, tmp_path):
+    lost = Cluster(tmp_path)
+    lost.add_worker()
+    try:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            run = pool.submit(resized, archive, tmp_path / "videos", scheduler=lost.address)
+            wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
+            lost.scheduler.kill()
+            with pytest.raises(UserError, match=rf"the Dask scheduler at {lost.address} is lost \(.*\); start it and"):
+                run.result(60)
+    finally:
+        lost.end()
+    resized(archive, tmp_path / "videos")
+    assert files(tmp_path / "videos") == files(here / "videos")
+
+
+def test_a_part_that_kills_its_workers_is_named_and_all_others_are_made(own_workers, tmp_path):
+    poison = struct.pack(">I4s6s", 14, b"free", b"POISON")  # a box that players pass over
+    archive = own_archive(tmp_path, {"a": film(8)}, {"b": film(8) + poison}, {"c": film(8)})
+    script = 'for word; do [ "$before" = -i ] && grep -q POISON "$word" && kill -9 $PPID; before=$word; done'
+    own_workers.add_worker("--nanny", PATH=with_ffmpeg(tmp_path, script))
+    with pytest.raises(UserError, match=r"train/part_001\.tar: every worker that took it was lost.* that worker's log"):
+        resized(archive, tmp_path / "videos", scheduler=own_workers.address)
+    assert {path.name for path in (tmp_path / "videos/train").glob("*.json")} == {"part_000.json", "part_002.json"}
+    assert not (tmp_path / "videos/manifest.csv").exists()
+
+
+def test_a_broken_archive_is_told_in_the_same_words(tmp_path, two_workers):
+    archive = own_archive(tmp_path, {"a": film(8)}, {"b": film(8)}, {"c": film(8)})
+    whole = (archive / "train/part_1.tar.gz").read_bytes()
+    (archive / "train/part_1.tar.gz").write_bytes(whole[:-40])
+    said = []
+    for name, scheduler in (("alone", None), ("together", two_workers.address)):
+        with pytest.raises(UserError) as error:
+            resized(archive, tmp_path / name, scheduler=scheduler)
+        said.append(str(error.value))
+        assert {path.name for path in (tmp_path / name / "train").glob("*.tar")} == {"part_000.tar", "part_002.tar"}
+    assert "part_1.tar.gz is not a whole archive" in said[0]
+    assert said[0] == said[1]
+
+
+def test_a_worker_that_does_not_see_the_folder_is_named(two_workers, tmp_path, monkeypatch):
+    """/proc/self/cwd is another folder for every process, as a path on a disk that is not shared is."""
+    monkeypatch.chdir(tmp_path)
+    made = cluster.made_by_workers(two_workers.address, SAY, {"part": 0}, Path("/proc/self/cwd/scratch"))
+    with pytest.raises(
+        UserError, match=r"the worker tcp://\S+ on \S+ does not see /proc/self/cwd/scratch/\w+; the pro"
+    ):
+        list(made)
+
+
+def test_a_worker_with_another_ffmpeg_is_refused(own_workers, tmp_path):
+    script = '[ "$1" = -version ] && echo ffmpeg version 0.5 && exit'
+    own_workers.add_worker(PATH=with_ffmpeg(tmp_path, script))
+    with pytest.raises(UserError, match=r"the worker tcp://\S+ has actionzoo \S+, ffmpeg 0\.5, and this machine act"):
+        list(cluster.made_by_workers(own_workers.address, SAY, {"part": 0}, tmp_path / "scratch"))
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
+def test_a_worker_without_this_program_is_told(own_workers, tmp_path):
+    code = "import sys; sys.modules['actionzoo'] = None; sys.argv[0] = 'dask'; from dask.__main__ import main; main()"
+    own_workers.add_worker(program=("-c", code))
+    with pytest.raises(UserError, match=r"the worker tcp://\S+ does not find actionzoo\.kinetics\.cluster; install"):
+        list(cluster.made_by_workers(own_workers.address, SAY, {"part": 0}, tmp_path / "scratch"))
+
+
+def test_a_scheduler_without_workers_is_not_waited_for_for_ever(own_workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "WORKERS_SECONDS", 0.5)
+    with pytest.raises(
+        UserError, match=rf"{own_workers.address} has had no worker for 0\.5 s; start some, as in `dask"
+    ):
+        list(cluster.made_by_workers(own_workers.address, SAY, {"part": 0}, tmp_path / "scratch"))
+
+
+def test_what_a_worker_gives_comes_back_under_its_parts_name(two_workers, tmp_path):
+    made = cluster.made_by_workers(two_workers.address, SAY, {"a": "first", "b": "second"}, tmp_path / "scratch")
+    assert dict(made) == {"a": "first is made", "b": "second is made"}
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "ftp://there:1"])
+def test_an_address_where_no_scheduler_answers_is_told(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
+    with pytest.raises(UserError, match=f"no Dask scheduler answers at {address} .*; start one with `dask scheduler`"):
+        list(cluster.made_by_workers(address, SAY, {"part": 0}, tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_calls_its_parts_back(number, archive, two_workers, tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.transcode import Encode
+from actionzoo.process import stage
+with stage("resize"):
+    resize(Path(sys.argv[1]), Path("videos"), short_side=128, encode=Encode(preset="slow"), jobs=1,
+           scratch=Path("scratch"), clip_timeout_seconds=60, max_bad_share=1.0, scheduler=sys.argv[2])
+"""
+    stage = subprocess.Popen([sys.executable, "-c", code, archive, two_workers.address], cwd=tmp_path)
+    wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
+    stage.send_signal(number)
+    assert stage.wait(20) == 128 + number
+    made = len(list((tmp_path / "videos").rglob("*.json")))
+    assert list((tmp_path / "scratch").rglob("wanted")) == []
+    # who is asked for these has left the other parts: each worker has one thread
+    list(cluster.made_by_workers(two_workers.address, SAY, {"one": 1, "two": 2}, tmp_path / "scratch"))
+    assert len(list((tmp_path / "videos").rglob("*.json"))) == made < 6
+
+
+# publishing, by hand
+
+
+def made_shard(folder: Path, data: bytes, key: str = "key") -> Path:
+    path = folder / "part_000.tar"
+    with ShardWriter(path) as shard:
+        offset, size = shard.add("a.mp4", data)
+    write_record(path, key, 60, [{"video_id": "a", "offset": offset, "size": size}])
+    return path
+
+
+def test_of_two_who_made_the_same_the_second_touches_nothing(tmp_path):
+    shard = tmp_path / "val/part_000.tar"
+    publish(made_shard(tmp_path / "one", b"clip"), shard)
+    before = inodes(tmp_path / "val")
+    publish(made_shard(tmp_path / "two", b"clip"), shard)
+    assert inodes(tmp_path / "val") == before and len(before) == 3
+
+
+def test_a_shard_of_another_making_is_replaced_whole(tmp_path):
+    shard = tmp_path / "val/part_000.tar"
+    publish(made_shard(tmp_path / "one", b"clip"), shard)
+    publish(made_shard(tmp_path / "two", b"other", key="other"), shard)
+    assert read_record(shard, "key", 60) is None
+    assert read_record(shard, "other", 60)["clips"][0]["size"] == 5
+    assert not list((tmp_path / "two").iterdir())
+
+
+def test_who_comes_when_the_run_is_over_publishes_nothing(tmp_path):
+    shard = tmp_path / "val/part_000.tar"
+    publish(made_shard(tmp_path / "one", b"clip"), shard)
+    late = made_shard(tmp_path / "two", b"other", key="other")
+    shutil.rmtree(tmp_path / "two")
+    with pytest.raises(FileNotFoundError):
+        publish(late, shard)
+    assert read_record(shard, "key", 60)
+
+
+def wait_for(look: Callable[[], object], seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not (found := look()):
+        assert time.monotonic() < deadline, f"nothing happened in {seconds} s"
+        time.sleep(0.002)
+    return found
+
+
+def worker_at_work(scratch: Path) -> int | None:
+    """Process id of a worker that has begun a shard; it is in the name of its scratch folder."""
+    for partial in scratch.glob("*/*/.part_*.tar.partial"):
+        return int(partial.parent.name.split("-")[-2])
+    return None
+
+
+def with_ffmpeg(folder: Path, script: str) -> str:
+    """A PATH where `ffmpeg` does something else first."""
+    program = folder / "bin/ffmpeg"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\n{script}\nexec {find_ffmpeg()} "$@"\n')
+    program.chmod(0o755)
+    return f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def own_archive(folder: Path, *parts: dict[str, bytes]) -> Path:
+    """archive/ with a split train of these parts: name -> video."""
+    root = folder / "mirror/400"
+    for number, clips in enumerate(parts):
+        write_archive(root / f"train/part_{number}.tar.gz", {f"{name}.mp4": video for name, video in clips.items()})
+    urls = [f"https://s3.amazonaws.com/kinetics/400/train/part_{number}.tar.gz\n" for number in range(len(parts))]
+    (root / "train/k400_train_path.txt").write_text("".join(urls))
+    (root / "annotations").mkdir()
+    lines = [f"abseiling,{name}\n" for clips in parts for name in clips]
+    (root / "annotations/train.csv").write_text("label,youtube_id\n" + "".join(lines))
+    archive = folder / "archive"
+    download(str(folder / "mirror"), archive, splits=["train"], parts="all", jobs=1, scratch=folder / "scratch")
+    return archive
