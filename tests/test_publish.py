@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint
-from actionzoo.engine.train import _weights as trained_weights
+from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.params import as_dict, load_params
 from actionzoo.publish import publish_run

@@ -29,7 +29,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from actionzoo.errors import UserError
 
-from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointError, load_checkpoint, save_checkpoint, trained_weights
 from .distributed import World
 from .evaluate import Scores, evaluate
 from .logs import eta
@@ -130,14 +130,16 @@ def train(
     """Train to the last epoch and leave `scratch` with best.pth and latest.pth: weights, epoch, top1.
 
     train_loader yields batches with `views` (N of them, which to_input takes), labels, video_ids and undecodable, of
-    this process' share, anew after set_epoch(epoch, start=batches to leave out). lr_at gives the learning rate of a 0-based global
-    step; a parameter group's `lr_scale` multiplies it. `frozen` modules stay in eval mode. `about` is kept with each
-    state: what the run was made of.
+    this process' share, anew after set_epoch(epoch, start=batches to leave out). lr_at gives the learning rate of a
+    0-based global step; a parameter group's `lr_scale` multiplies it. `frozen` modules stay in eval mode. `about` is
+    kept with each state: what the run was made of.
 
     If scratch holds states of an interrupted run, it goes on from the newest that is whole, and ends with the same bits
     as an undisturbed run where the device computes repeatably. SIGTERM saves a state and leaves with SystemExit.
-    on_start hears the state once it is known; on_event gets each event of the log with its global step; on_text lines
-    for people, with data_advice where an epoch waited for clips too long; on_step how many steps of how many are done. They are called in the first process only.
+
+    These are called in the first process alone: on_start, once the state is known; on_event with each event of the log
+    and its global step; on_text with lines for people, and data_advice where an epoch waited for clips too long;
+    on_step with how many steps of how many are done.
 
     Raises NonFiniteLoss; UserError if a batch does not fit into memory; CheckpointError if no saved state can be used.
     """
@@ -331,10 +333,8 @@ class _Run:
                 on_text(f"left out, does not decode: {reason}")
 
     def save_weights(self, name: str, epoch: int, top1: float) -> None:
-        """No clock, no run id: equal trainings give equal files."""
         if self._world.is_first:
-            weights = {key: tensor.detach().cpu() for key, tensor in self.averaged.state_dict().items()}
-            save_checkpoint(self._scratch / name, {"meta": {"epoch": epoch, "val_top1": top1}, "state_dict": weights})
+            save_checkpoint(self._scratch / name, trained_weights(self.averaged, epoch, top1))
 
     def save(self) -> None:
         """All that the next step depends on. Every process has to call it."""
