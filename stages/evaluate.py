@@ -2,6 +2,7 @@
 
 import argparse
 
+from actionzoo.launch import spread
 from actionzoo.params import load_params
 from actionzoo.pipeline import evaluate_row
 from actionzoo.process import stage
@@ -18,7 +19,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with stage("evaluate"):
-        print(evaluate_row(load_params(), args.row))
+        params = load_params()
+        spread(params.runtime)
+        if said := evaluate_row(params, args.row):
+            print(said)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import argparse
 
+from actionzoo.launch import spread
 from actionzoo.params import load_params
-from actionzoo.pipeline import train_row
 from actionzoo.process import stage
+from actionzoo.training import train_row
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +19,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with stage("train"):
-        print(train_row(load_params(), args.row))
+        params = load_params()
+        spread(params.runtime)
+        if said := train_row(params, args.row):
+            print(said)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from actionzoo.params import load_params
-from actionzoo.pipeline import training_fingerprint
+from actionzoo.training import training_fingerprint
 
 PROJECT = Path(__file__).resolve().parents[1]
 CSN = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"

@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint
-from actionzoo.engine.train import _weights as trained_weights
+from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.params import as_dict, load_params
-from actionzoo.pipeline import RowFiles
 from actionzoo.publish import publish_run
+from actionzoo.run_files import RowFiles
 from actionzoo.tracking import checkpoint_md5
 from actionzoo.weights import load_weights
 from actionzoo.zoo import build_model

@@ -82,6 +82,7 @@ for name in [name for name in sys.modules if name.partition(".")[0] in blocked]:
 sys.meta_path.insert(0, Block())
 import actionzoo.models.slowfast, actionzoo.models.csn
 import actionzoo.engine.train, actionzoo.engine.evaluate, actionzoo.engine.schedule, actionzoo.engine.benchmark
+import actionzoo.engine.distributed, actionzoo.engine.norms, actionzoo.engine.precision
 import actionzoo.engine.flops, actionzoo.engine.logs, actionzoo.engine.checkpoint, actionzoo.engine.metrics
 """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -104,7 +105,7 @@ def test_every_stage_explains_itself(script):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "rows", "params", "table", "states", "lists", "sync", "ui", "weights", "publish"]
+    "command", ["demo", "rows", "params", "table", "states", "lists", "sync", "ui", "weights", "publish", "train"]
 )
 def test_every_command_explains_itself(command):
     done = subprocess.run(

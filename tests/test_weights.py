@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from actionzoo.engine.train import _weights as trained_weights
+from actionzoo.engine.checkpoint import trained_weights
 from actionzoo.errors import UserError
 from actionzoo.kinetics.serve import FolderHandler, serve
 from actionzoo.models.csn import CSN

@@ -81,6 +81,24 @@ def main() -> None:
 
     command = _add(
         commands,
+        "train",
+        _train,
+        "train a row outside the pipeline, into a folder of your own",
+        "example: actionzoo train slowfast_r50_video_4x16x1_256e_kinetics400_rgb --work-dir work --validate --seed 0",
+    )
+    command.add_argument("row", help="a key of params.yaml's recipes")
+    command.add_argument(
+        "--work-dir", type=Path, help="folder for logs, checkpoints and curves; default work_dirs/<row>"
+    )
+    command.add_argument(
+        "--validate", action="store_true", help="every val_interval epochs; without it at the end alone"
+    )
+    command.add_argument("--seed", type=int, help="instead of the recipe's")
+    command.add_argument("--deterministic", action="store_true", help="bit-identical repeats")
+    command.add_argument("--resume", type=Path, metavar="STATE", help="a saved state to go on from: state-*.pth")
+
+    command = _add(
+        commands,
         "publish",
         _publish,
         "write a tested run's weights and what they were made of as .pth and .safetensors, named by their hashes",
@@ -215,6 +233,25 @@ def _weights(args) -> None:
     with progress("bytes") as tell:
         out, report = import_weights(args.row, args.source, out=args.out, num_classes=args.num_classes, tell=tell)
     print(f"{report.text()}\nweights: {args.row} in {out}")
+
+
+def _train(args) -> None:
+    import dataclasses
+
+    from .launch import spread
+    from .training import train_row
+
+    params = load_params()
+    params.check_row(args.row)
+    if args.deterministic:
+        params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, deterministic=True))
+    if not args.validate:
+        params = params.changed(args.row, schedule={"val_interval": params.recipe(args.row).schedule.epochs})
+    params = params.changed(args.row, seed=args.seed)
+    spread(params.runtime)
+    work_dir = args.work_dir or Path("work_dirs") / args.row
+    if said := train_row(params, args.row, work_dir=work_dir, resume=args.resume):
+        print(said)
 
 
 def _publish(args) -> None:

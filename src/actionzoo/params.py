@@ -62,6 +62,10 @@ Model = Annotated[SlowFastModel | CSNModel, Field(discriminator="family")]
 class Init:
     weights: str | None
     """URL or file that training starts from: its backbone, and its head where the classes are as many; null: none."""
+    frozen_stages: Annotated[int, Field(ge=0, le=5)]
+    """Of the backbone's five (stem, layer1 ... layer4), how many stay as they are."""
+    backbone_lr: PositiveFloat
+    """Learning rate of the backbone over the head's."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -106,6 +110,8 @@ class Optim:
     """Batches whose gradients make one step."""
     scale_lr: bool
     """Scale lr linearly from the reference batch to the batch really used (arXiv 1706.02677)."""
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    """Decay, per step, of averaged weights; they are what is validated and kept. 0: none."""
 
     @property
     def reference_batch(self) -> int:
@@ -266,6 +272,20 @@ class Runtime:
     device: Literal["auto", "cpu", "cuda"]
     workers: Count | Literal["auto"]
     jobs: Positive | Literal["auto"]
+    gpus: Positive
+    """Of a machine, that train and evaluate take: a process each, started by torchrun. Without GPUs: processes."""
+    nodes: Positive
+    """Machines that share a training."""
+    rendezvous: str | None
+    """host:port of the first machine, where there are several."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"]
+    channels_last: bool
+    compile: bool
+    batch_norm: Literal["local", "sync", "ghost"]
+    """What batch norm sees: a process' batch, all processes' batches, or videos_per_gpu of the recipe at a time."""
+    save_minutes: PositiveFloat
+    """From one saved state of a training to the next, at most."""
+    keep_states: Positive
     deterministic: bool
     clip_timeout_seconds: PositiveFloat
     scheduler: str | None
@@ -281,8 +301,13 @@ class Runtime:
         return _cpu_count() if self.jobs == "auto" else self.jobs
 
     @property
+    def num_processes(self) -> int:
+        return self.gpus * self.nodes
+
+    @property
     def num_workers(self) -> int:
-        return min(_cpu_count(), 8) if self.workers == "auto" else self.workers
+        """Of each process' loader."""
+        return max(1, min(_cpu_count() // self.gpus, 8)) if self.workers == "auto" else self.workers
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -324,6 +349,15 @@ class Params:
         self.check_row(row)
         plain = _overridden(row, self.recipes[row], self.dataset)
         return TypeAdapter(Recipe).validate_json(json.dumps(plain))
+
+    def changed(self, row: str, *, seed: int | None = None, **sections: dict[str, Any]) -> "Params":
+        """The same with other values in sections of the recipe that `row` uses; they count as overrides."""
+        recipes = self.recipes | ({row: dataclasses.replace(self.recipes[row], seed=seed)} if seed is not None else {})
+        of_row = dict(self.dataset.overrides.get(row, {}))
+        for section, values in sections.items():
+            of_row[section] = of_row.get(section, {}) | values
+        dataset = dataclasses.replace(self.dataset, overrides=self.dataset.overrides | {row: of_row})
+        return dataclasses.replace(self, recipes=recipes, dataset=dataset)
 
     def overrides(self, row: str) -> list[str]:
         """What the data set changes of `row`'s recipe, as `schedule.epochs: 256 -> 10`."""

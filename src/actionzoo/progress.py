@@ -9,13 +9,15 @@ LINE_SECONDS = 15
 
 
 @contextlib.contextmanager
-def progress(unit: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A function to be told (what, done, total). `unit` is `bytes` or the name of what is counted, e.g. `clips`."""
+def progress(unit: str, *, lines: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+    """A function to be told (what, done, total). `unit` is `bytes` or the name of what is counted, e.g. `clips`.
+
+    Without `lines` nothing is said where there is no terminal: for work that logs by itself."""
     if sys.stderr.isatty():
         with _bar(unit) as tell:
             yield tell
     else:
-        yield _lines(unit)
+        yield _lines(unit) if lines else lambda what, done, total: None
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ from torch import Tensor
 from .engine.checkpoint import load_checkpoint
 from .errors import UserError
 from .kinetics.atomic import atomic_write
-from .pipeline import RowFiles
+from .run_files import RowFiles
 from .tracking import checkpoint_md5
 
 

@@ -17,8 +17,9 @@ from .kinetics.atomic import atomic_write
 from .kinetics.labels import places
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, digest
-from .pipeline import data_folder, run_test
+from .pipeline import run_test
 from .report import KINETICS400, PUBLISHED_CLIPS, page_templates, wilson_interval
+from .run_files import data_folder
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
@@ -112,7 +113,7 @@ def _evaluate(
             "fingerprint": fingerprint,
             "file": file.name,
             "sha256": report.sha256,
-            **run_test(params, row, model, root, _label_places(file, classes, known, model)),
+            **run_test(params, row, model, root, label_places=_label_places(file, classes, known, model)),
         }
         write_json(path, made, indent=None)
         _record(params, row, kind, made, checkpoint_md5, path)

@@ -1,5 +1,6 @@
 """Rows and their networks."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,17 @@ def build_model(model: SlowFastModel | CSNModel, num_classes: int) -> "nn.Module
                 num_classes=num_classes,
                 dropout=model.dropout,
             )
+
+
+def freeze(model: "nn.Module", frozen_stages: int) -> "list[nn.Module]":
+    """Let the first of a backbone's five stages (stem, layer1 ... layer4) stay as they are, in both pathways, with the
+    lateral connections behind them; gives their modules, which have to stay in eval mode."""
+    names = ["conv1", "layer1", "layer2", "layer3", "layer4"][:frozen_stages]
+    pattern = rf"backbone\.(?:\w+_path\.)?(?:{'|'.join(names)})(?:_lateral)?"
+    modules = [module for name, module in model.named_modules() if names and re.fullmatch(pattern, name)]
+    for module in modules:
+        module.requires_grad_(False)
+    return modules
 
 
 def _params() -> Params:

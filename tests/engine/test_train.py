@@ -1,16 +1,20 @@
 """The loop itself, on a tiny network: resuming, logs, non-finite losses."""
 
+import dataclasses
 import json
 import math
+import os
+import random
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from actionzoo.engine.checkpoint import load_checkpoint
+from actionzoo.engine.checkpoint import CheckpointError, load_checkpoint
 from actionzoo.engine.logs import RunLog, read_log
-from actionzoo.engine.train import NonFiniteLoss, train
+from actionzoo.engine.train import NonFiniteLoss, Plan, saved_states, train
 
 NUM_CLIPS, BATCH = 12, 4
 
@@ -18,22 +22,23 @@ NUM_CLIPS, BATCH = 12, 4
 class Loader:
     """Batches in an order that the epoch fixes; stops dead before the batch `killed_at`, (epoch, number)."""
 
-    def __init__(self, killed_at=None, poisoned=False, batch=BATCH):
-        self.epoch, self.killed_at, self.poisoned, self.batch = 0, killed_at, poisoned, batch
+    def __init__(self, killed_at=None, poisoned=False, batch=BATCH, kill=signal.default_int_handler):
+        self.epoch, self.start, self.killed_at, self.poisoned, self.batch = 0, 0, killed_at, poisoned, batch
+        self.kill = lambda: kill(signal.SIGINT, None)
         self.views = torch.randn(NUM_CLIPS, 1, 2, 4, 4, 3, generator=torch.Generator().manual_seed(0))
         self.labels = torch.arange(NUM_CLIPS) % 3
 
     def __len__(self):
         return math.ceil(NUM_CLIPS / self.batch)
 
-    def set_epoch(self, epoch):
-        self.epoch = epoch
+    def set_epoch(self, epoch, start=0):
+        self.epoch, self.start = epoch, start
 
     def __iter__(self):
         order = torch.randperm(NUM_CLIPS, generator=torch.Generator().manual_seed(self.epoch))
-        for number, picked in enumerate(order.split(self.batch)):
+        for number, picked in list(enumerate(order.split(self.batch)))[self.start :]:
             if (self.epoch, number) == self.killed_at:
-                raise KeyboardInterrupt
+                self.kill()
             views = self.views[picked] * (float("nan") if self.poisoned else 1)
             yield SimpleNamespace(
                 views=views, labels=self.labels[picked], video_ids=[f"clip{i}" for i in picked], undecodable=[]
@@ -47,13 +52,16 @@ def network(norm=True):
     return nn.Sequential(nn.Flatten(), nn.Linear(96, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
 
 
-def run(scratch, training, epochs=4, accumulate=1, norm=True):
-    events = []
+PLAN = Plan(epochs=4, accumulate=1, max_grad_norm=40, val_interval=2, log_interval=2, checkpoint_interval=1)
+
+
+def run(scratch, training, norm=True, on_text=lambda text: None, about=None, **plan):
+    model, events = network(norm), []
     state = train(
-        network(norm), training, Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1),
-        device=torch.device("cpu"), lr_at=lambda step: 0.1, momentum=0.9, weight_decay=1e-4, max_grad_norm=40,
-        accumulate=accumulate, epochs=epochs, val_interval=2, checkpoint_interval=1, log_interval=2, scratch=scratch,
-        on_start=lambda state: None, on_event=lambda line, step: events.append((step, line)), on_text=lambda text: None,
+        model, training, Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1),
+        plan=dataclasses.replace(PLAN, **plan), lr_at=lambda step: 0.1, device=torch.device("cpu"), scratch=scratch,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), about=about,
+        on_start=lambda state: None, on_event=lambda line, step: events.append((step, line)), on_text=on_text,
     )  # fmt: skip
     return state, events
 
@@ -67,6 +75,85 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tmp_pa
     assert resumed == whole
     for name in ("best.pth", "latest.pth"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def in_child(work) -> int:
+    """Run in a forked process; gives its wait status."""
+    pid = os.fork()
+    if pid == 0:
+        torch.set_num_threads(1)  # the parent's threads are not here
+        try:
+            work()
+        except SystemExit as leaving:
+            os._exit(leaving.code)
+        finally:
+            os._exit(9)
+    return os.waitpid(pid, 0)[1]
+
+
+def without_clock(events):
+    return [(step, {key: line[key] for key in line.keys() - {"time", "data_time"}}) for step, line in events]
+
+
+@pytest.mark.parametrize("plan", [{}, {"accumulate": 2, "ema": 0.9}], ids=["plain", "accumulated and averaged"])
+def test_a_training_killed_at_ten_random_steps_ends_bit_identical(tmp_path, plan):
+    """SIGKILL, ten times; states are saved after every step, so that a killed one loses what came after."""
+    plan |= {"epochs": 8, "save_seconds": 0}
+    whole, events = run(tmp_path / "whole", Loader(batch=2), **plan)
+    places = [(epoch, number) for epoch in range(8) for number in range(NUM_CLIPS // 2)]
+    for place in sorted(random.Random(0).sample(places, 10)):
+        die = Loader(killed_at=place, batch=2, kill=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert in_child(lambda die=die: run(tmp_path / "cut", die, **plan)) == signal.SIGKILL
+    resumed, last_events = run(tmp_path / "cut", Loader(batch=2), **plan)
+    assert resumed == whole
+    assert without_clock(last_events) == without_clock(events)[-len(last_events) :]
+    for name in ("best.pth", "latest.pth"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_sigterm_saves_the_step_and_leaves(tmp_path):
+    whole, _ = run(tmp_path / "whole", Loader())
+    ask = Loader(killed_at=(2, 1), kill=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    said = []
+    with pytest.raises(SystemExit) as left:
+        run(tmp_path / "cut", ask, on_text=said.append)
+    assert left.value.code == 143 and "stopped after epoch 3, step 2, and saved" in said[-1]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    resumed, _ = run(tmp_path / "cut", Loader(killed_at=(2, 1)))  # the batch at which it was asked is not taken again
+    assert resumed == whole
+    assert (tmp_path / "cut/latest.pth").read_bytes() == (tmp_path / "whole/latest.pth").read_bytes()
+
+
+def test_a_damaged_state_falls_back_to_the_one_before_it(tmp_path):
+    whole, _ = run(tmp_path / "whole", Loader())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut", Loader(killed_at=(3, 1)), save_seconds=0)
+    newest, before = saved_states(tmp_path / "cut")
+    newest.write_bytes(newest.read_bytes()[:1000])
+    said = []
+    assert run(tmp_path / "cut", Loader(), on_text=said.append)[0] == whole
+    assert any(newest.name in text and f"going on from {before.name}" in text for text in said)
+    for path in saved_states(tmp_path / "cut"):
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no saved state can be used"):
+        run(tmp_path / "cut", Loader())
+
+
+def test_averaged_weights_are_what_is_kept(tmp_path):
+    """The average starts at the weights after the first step, and takes a tenth of each later one."""
+    seen = []
+    model = network(norm=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.register_step_post_hook(lambda *_: seen.append(model[1].weight.detach().clone()))
+    train(
+        model, Loader(), Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1), plan=dataclasses.replace(
+            PLAN, epochs=2, ema=0.9), optimizer=optimizer, lr_at=lambda step: 0.1, device=torch.device("cpu"),
+        scratch=tmp_path, on_start=lambda state: None, on_event=lambda line, step: None, on_text=lambda text: None,
+    )  # fmt: skip
+    average = seen[0]
+    for weight in seen[1:]:
+        average = 0.9 * average + 0.1 * weight
+    torch.testing.assert_close(load_checkpoint(tmp_path / "latest.pth")["state_dict"]["1.weight"], average)
 
 
 @pytest.mark.parametrize(("batch", "accumulate"), [(2, 2), (1, 4), (4, 3), (5, 2)])
@@ -108,13 +195,16 @@ def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
     log = RunLog(tmp_path, "now")
     log.begin({"seed": 0}, finished_epochs=0)
     for epoch in (1, 2):
-        log.event({"mode": "train", "epoch": epoch, "loss": 1 / 3})
+        log.event({"mode": "train", "epoch": epoch, "iter": 2, "loss": 1 / 3})
     with (tmp_path / "now.log.json").open("a") as file:
         file.write('{"mode": "tra')  # a kill cut the line off
     log.begin({"seed": 0}, finished_epochs=1)
-    log.event({"mode": "train", "epoch": 2, "loss": 0.5})
+    log.event({"mode": "train", "epoch": 2, "iter": 2, "loss": 0.5})
     assert list(read_log(log.json_path)) == [
-        {"mode": "train", "epoch": 1, "loss": 0.33333},
-        {"mode": "train", "epoch": 2, "loss": 0.5},
+        {"mode": "train", "epoch": 1, "iter": 2, "loss": 0.33333},
+        {"mode": "train", "epoch": 2, "iter": 2, "loss": 0.5},
     ]
+    log.event({"mode": "train", "epoch": 2, "iter": 4, "loss": 0.25})
+    log.begin({"seed": 0}, finished_epochs=1, finished_steps=3)
+    assert [(line["epoch"], line["iter"]) for line in read_log(log.json_path)] == [(1, 2), (2, 2)]
     assert json.loads(log.json_path.read_text().splitlines()[0]) == {"seed": 0}

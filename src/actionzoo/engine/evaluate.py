@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from actionzoo.errors import UserError
 
+from .distributed import World
 from .metrics import mean_class_accuracy, top_k_accuracy
 
 
@@ -48,6 +49,7 @@ def evaluate(
     average_clips: Literal["prob", "score"] = "prob",
     max_views: int = 10,
     on_batch: Callable[[int], None] = lambda done: None,
+    world: World = World(),  # noqa: B008  # frozen
 ) -> Scores:
     """Run the model in eval mode over a loader of batches with views, labels and video_ids.
 
@@ -66,6 +68,25 @@ def evaluate(
             video_ids += batch.video_ids
         on_batch(len(video_ids) + len(undecodable))
     model.train(was_training)
-    if not scores:
+    if not scores and world.size == 1:
         raise UserError("no clip decoded: " + "; ".join(undecodable[:3]))
-    return Scores(video_ids, torch.cat(labels), torch.cat(scores), undecodable)
+    empty = torch.empty(0)
+    mine = Scores(
+        video_ids, torch.cat(labels) if labels else empty.long(), torch.cat(scores) if scores else empty, undecodable
+    )
+    return mine if world.size == 1 else _gather(mine, world)
+
+
+def _gather(mine: Scores, world: World) -> Scores:
+    """The scores of all processes, in the order of the ids: each clip is in one process' share, and counts once."""
+    everyone = [Scores(*parts) for parts in world.gather((mine.video_ids, mine.labels, mine.scores, mine.undecodable))]
+    parts = [part for part in everyone if part.video_ids]
+    undecodable = sorted(reason for part in everyone for reason in part.undecodable)
+    if not parts:
+        raise UserError("no clip decoded: " + "; ".join(undecodable[:3]))
+    video_ids = [video_id for part in parts for video_id in part.video_ids]
+    if len(set(video_ids)) < len(video_ids):
+        raise RuntimeError("two processes evaluated the same clip")
+    order = sorted(range(len(video_ids)), key=video_ids.__getitem__)
+    labels, scores = torch.cat([part.labels for part in parts]), torch.cat([part.scores for part in parts])
+    return Scores([video_ids[place] for place in order], labels[order], scores[order], undecodable)

@@ -21,13 +21,13 @@ class RunLog:
         self.text_path = folder / f"{stamp}.log"
         self.json_path = folder / f"{stamp}.log.json"
 
-    def begin(self, meta: dict[str, Any], *, finished_epochs: int) -> None:
-        """Start, or go on after `finished_epochs`: lines of epochs that will be run again are dropped."""
+    def begin(self, meta: dict[str, Any], finished_epochs: int, finished_steps: int = 0) -> None:
+        """Start, or go on after so many epochs, and steps of the next: lines of what will be run again are dropped."""
         if not self.json_path.exists():
             self._append(self.json_path, json.dumps(meta))
             return
         kept = [json.dumps(meta)] + [
-            json.dumps(line) for line in read_log(self.json_path) if line["epoch"] <= finished_epochs
+            json.dumps(line) for line in read_log(self.json_path) if _is_behind(line, finished_epochs, finished_steps)
         ]
         with atomic_write(self.json_path) as file:
             file.write(("\n".join(kept) + "\n").encode())
@@ -57,6 +57,11 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             return
         if number > 0:
             yield event
+
+
+def _is_behind(line: dict[str, Any], finished_epochs: int, finished_steps: int) -> bool:
+    is_of_this_epoch = line["epoch"] == finished_epochs + 1 and line["mode"] == "train"
+    return line["epoch"] <= finished_epochs or (is_of_this_epoch and line["iter"] <= finished_steps)
 
 
 def eta(seconds: float) -> str:
