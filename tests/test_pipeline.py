@@ -4,9 +4,11 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from actionzoo.params import load_params
-from actionzoo.training import training_fingerprint
+from actionzoo.training import batch_and_lr, training_fingerprint
+from actionzoo.zoo import build_model, freeze
 
 PROJECT = Path(__file__).resolve().parents[1]
 CSN = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
@@ -44,3 +46,31 @@ def test_other_clips_change_it_and_how_a_model_is_tested_does_not(params):
     known = training_fingerprint(params, CSN, "m")
     assert training_fingerprint(params, CSN, "other clips") != known
     assert training_fingerprint(changed(params, "test", average_clips="score"), CSN, "m") == known
+
+
+@pytest.mark.parametrize("row", [CSN, "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"])
+def test_frozen_stages_are_the_first_of_the_backbone_in_both_pathways(params, row):
+    with torch.device("meta"):
+        model = build_model(params.recipes[row].model, 4)
+    assert freeze(model, 0) == [] and all(p.requires_grad for p in model.parameters())
+    frozen = freeze(model, 2)
+    still = {name.partition(".conv")[0] for name, p in model.named_parameters() if p.requires_grad}
+    fixed = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert fixed and all("conv1" in name or "layer1" in name for name in fixed)
+    assert not any(name.startswith(("backbone.layer1", "backbone.slow_path.layer1")) for name in still)
+    assert len(frozen) == (2 if row == CSN else 6)  # stem and layer1; of both pathways, and two laterals
+    freeze(model, 5)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        "cls_head.fc_cls.weight",
+        "cls_head.fc_cls.bias",
+    }
+
+
+def test_a_training_of_many_processes_is_another_one(params):
+    alone = training_fingerprint(params, CSN, "ab")
+    assert training_fingerprint(params, CSN, "ab", 2) != alone
+    assert batch_and_lr(params, CSN, 4)[0] == 4 * batch_and_lr(params, CSN)[0]
+    ghost = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, batch_norm="ghost"))
+    assert training_fingerprint(ghost, CSN, "ab") != alone
+    faster = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision="bf16", workers=3))
+    assert training_fingerprint(faster, CSN, "ab") == alone

@@ -155,7 +155,7 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
             world=world,
             compiled=runtime.compile,
             frozen=frozen,
-            about=_about(made),
+            about=_about(made) | ({"mlflow_run": record.id} if world.is_first else {}),
             data_advice=training.advice(),
         )
         if world.is_first:
@@ -431,7 +431,8 @@ def _take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     saved = load_checkpoint(source)
     if "about" not in saved:
         raise UserError(f"{source} is no saved state but weights alone; give it as init.weights to start from it")
-    if changes := _differences(saved["about"], _about(made)):
+    about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
+    if changes := _differences(about, _about(made)):
         raise UserError(
             f"{source} is of another training, it was not resumed: {'; '.join(changes)}. Set these back, or start anew "
             "with the state's weights in init.weights"
@@ -439,6 +440,7 @@ def _take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     for path in scratch.glob("state-*.pth"):
         path.unlink()
     _link(source, scratch / source.name)
+    _RunMemory(scratch / "run.json").remember(saved["about"].get("mlflow_run"))
 
 
 def _other_unfinished(files: RowFiles, scratch: Path, made: dict[str, Any]) -> list[str]:
@@ -452,7 +454,8 @@ def _other_unfinished(files: RowFiles, scratch: Path, made: dict[str, Any]) -> l
             continue
         with contextlib.suppress(CheckpointError):
             saved = load_checkpoint(states[0])
-            changes = "; ".join(_differences(saved["about"], _about(made))) or "other processes or batch norm"
+            about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
+            changes = "; ".join(_differences(about, _about(made))) or "other processes or batch norm"
             lines.append(
                 f"not going on from {folder}, which stopped after epoch {saved['state']['finished_epochs']} of another "
                 f"recipe: {changes}. Delete that folder if you do not want it any more"

@@ -55,12 +55,13 @@ def network(norm=True):
 PLAN = Plan(epochs=4, accumulate=1, max_grad_norm=40, val_interval=2, log_interval=2, checkpoint_interval=1)
 
 
-def run(scratch, training, norm=True, on_text=lambda text: None, about=None, **plan):
+def run(scratch, training, norm=True, on_text=lambda text: None, about=None, compiled=False, **plan):
     model, events = network(norm), []
     state = train(
         model, training, Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1),
         plan=dataclasses.replace(PLAN, **plan), lr_at=lambda step: 0.1, device=torch.device("cpu"), scratch=scratch,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), about=about,
+        compiled=compiled,
         on_start=lambda state: None, on_event=lambda line, step: events.append((step, line)), on_text=on_text,
     )  # fmt: skip
     return state, events
@@ -208,3 +209,11 @@ def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
     log.begin({"seed": 0}, finished_epochs=1, finished_steps=3)
     assert [(line["epoch"], line["iter"]) for line in read_log(log.json_path)] == [(1, 2), (2, 2)]
     assert json.loads(log.json_path.read_text().splitlines()[0]) == {"seed": 0}
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(tmp_path):
+    plain, _ = run(tmp_path / "plain", Loader(), norm=False, epochs=1)
+    compiled, _ = run(tmp_path / "compiled", Loader(), norm=False, epochs=1, compiled=True)
+    assert compiled.train_curve[0]["loss"] == pytest.approx(plain.train_curve[0]["loss"], rel=1e-4)
+    assert list(load_checkpoint(tmp_path / "compiled/latest.pth")["state_dict"]) == ["1.weight", "1.bias"]

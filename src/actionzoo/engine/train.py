@@ -301,7 +301,7 @@ class _Run:
                 logits.append(scores.detach().float().cpu())
                 labels.append(batch.labels)
         except torch.OutOfMemoryError as error:
-            raise UserError(_out_of_memory(agreed, error)) from None
+            raise UserError(_out_of_memory(agreed, where, error)) from None
         self._scaler.unscale_(self._optimizer)
         grad_norm = nn.utils.clip_grad_norm_(self._model.parameters(), self._plan.max_grad_norm).item()
         self._check_finite(loss_sum, grad_norm, agreed, where)
@@ -488,10 +488,10 @@ def _groups(loader, size: int) -> Iterator[list]:
         yield group
 
 
-def _out_of_memory(agreed: _Agreed, error: Exception) -> str:
-    shapes = " + ".join(str(len(batch.video_ids)) for batch in agreed.batches)
+def _out_of_memory(agreed: _Agreed, where: str, error: Exception) -> str:
+    sizes = " + ".join(str(len(batch.video_ids)) for batch in agreed.batches)
     return (
-        f"the GPU's memory does not hold a batch of {shapes} clips ({str(error).splitlines()[0]}). Lower "
+        f"the GPU's memory does not hold {sizes} clips, at {where} ({str(error).splitlines()[0]}). Lower "
         "optim.videos_per_gpu and raise optim.accumulate by as much, or set runtime.precision to bf16; what is saved "
         "stays, run again"
     )
