@@ -105,7 +105,8 @@ def test_every_stage_explains_itself(script):
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "rows", "params", "table", "states", "lists", "sync", "ui", "weights", "publish", "train"]
+    "command",
+    ["demo", "rows", "params", "table", "states", "lists", "sync", "ui", "weights", "publish", "train", "data"],
 )
 def test_every_command_explains_itself(command):
     done = subprocess.run(
