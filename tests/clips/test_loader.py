@@ -1,8 +1,8 @@
 """From shards to batches, with real videos and frames of the made-up mirror."""
 
 import ctypes
-import faulthandler
 import dataclasses
+import faulthandler
 import itertools
 import json
 import os
