@@ -33,6 +33,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque
 
 from actionzoo.errors import UserError
+from actionzoo.process import mend_dvc
 from flows import cluster, process, slots
 from flows.graph import Stage, read_graph
 from flows.process import Stopped
@@ -198,6 +199,7 @@ def _dvc(
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which nvidia-smi numbers them
     # The flag before the command: without it DVC gives up when another stage holds its lock for three seconds.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
+    mend_dvc(machine.root)
     return process.run(command, cwd=machine.root, env=environment, say=say, stop=machine.stop, locks=locks)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import UserError
 from .params import as_dict, load_params
-from .process import stage
+from .process import mend_dvc, stage
 
 FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
 
@@ -142,6 +142,7 @@ def _repro(*arguments: str) -> None:
     # the `python` that DVC starts has to be this one
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
+    mend_dvc(Path.cwd())
     if status := subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(f"dvc repro left with status {status}; what is finished stays, run the same command again")
 

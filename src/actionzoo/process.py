@@ -3,11 +3,14 @@
 import contextlib
 import ctypes
 import errno
+import json
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from .errors import UserError
 
@@ -35,6 +38,24 @@ def stage(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+def mend_dvc(root: Path) -> None:
+    """Put aside the list of files in use that a DVC left half written when it was killed: no other would start again.
+
+    DVC writes that file in place. One that is about to be written is whole a moment later.
+    """
+    path = root / ".dvc" / "tmp" / "rwlock"
+    for _ in range(4):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(0.3)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, path.with_name("rwlock.damaged"))
 
 
 def die_with_parent() -> None:
