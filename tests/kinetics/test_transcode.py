@@ -1,6 +1,7 @@
 """What ffmpeg makes of clips as they come."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import signal
@@ -26,7 +27,10 @@ from actionzoo.kinetics.transcode import (
     to_jpegs,
     transcode,
 )
+from actionzoo.params import load_params
 from tests.kinetics.small_films import QUICK, film, picture
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 def resized(source: bytes | Path, short_side: int = 64, timeout_seconds: float = 60, **options) -> Encoded:
@@ -85,6 +89,15 @@ def test_a_turned_phones_clip_is_scaled_and_shown_upright(degrees):
     assert np.abs(seen - wanted).mean() < 8
 
 
+@pytest.mark.parametrize("short_side", [64, 256])
+def test_a_turned_clip_is_turned_once(short_side):
+    """What we write says nothing of turning any more, whether the clip was scaled or stayed as it was."""
+    encoded = resized(rotate(film(height=90, width=120), 90), short_side)
+    assert (encoded.height, encoded.width) == {64: (86, 64), 256: (120, 90)}[short_side]
+    matrix = bytes(module._box(encoded.data, "moov", "trak", "tkhd")[40:76])
+    assert np.frombuffer(matrix, ">i4").tolist() == [1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30]
+
+
 def test_pixels_keep_their_colours():
     encoded = resized(film(num_frames=3))
     seen = decode(encoded.data)[0].astype(int)
@@ -98,12 +111,13 @@ def test_every_frame_is_kept_and_counted(num_frames, fps):
     assert encoded.fps == pytest.approx(fps, abs=0.001)
 
 
-def test_a_variable_frame_rate_stays_as_it_is():
+@pytest.mark.parametrize("bframes", [0, 1, 3])
+def test_a_variable_frame_rate_stays_as_it_is(bframes):
     """Every third frame lasts twice as long: 30 frames take the time of 40 (none knows how long the last one is)."""
     import decord
 
     source = film(num_frames=30, fps=30, hold_every=3)
-    encoded = resized(source)
+    encoded = transcode(source, short_side=64, encode=Encode(bframes=bframes), timeout_seconds=60)
     assert encoded.num_frames == 30
     assert encoded.fps == pytest.approx(30 * 30 / 40, rel=0.04)
     before, after = (
@@ -123,13 +137,76 @@ def test_b_frames_and_sound_change_nothing(tmp_path):
     assert b"mp4a" in source and b"mp4a" not in encoded.data
 
 
-def test_the_time_between_keyframes_is_bounded():
+def test_sound_and_subtitles_are_left_out(tmp_path):
+    (tmp_path / "said.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nOh!\n")
+    source = run_ffmpeg(
+        tmp_path / "all.mp4",
+        *("-f", "lavfi", "-i", "testsrc2=size=160x120:rate=25:duration=1", "-f", "lavfi", "-i", "sine=duration=1"),
+        *("-i", str(tmp_path / "said.srt"), "-c:v", "libx264", "-c:a", "aac", "-c:s", "mov_text"),
+    )
+    assert source.count(b"trak") == 3
+    assert resized(source).data.count(b"trak") == 1
+
+
+@pytest.mark.parametrize("bframes", [0, 1])
+@pytest.mark.parametrize("gop", [4, 16])
+def test_the_time_between_keyframes_is_bounded(gop, bframes):
     import decord
 
-    for gop in (4, 16):
-        encoded = transcode(film(num_frames=40), short_side=64, encode=Encode(gop=gop), timeout_seconds=60)
-        keys = decord.VideoReader(io.BytesIO(encoded.data)).get_key_indices()
-        assert np.diff([*keys, 40]).max() <= gop
+    encode = Encode(gop=gop, bframes=bframes)
+    encoded = transcode(film(num_frames=40), short_side=64, encode=encode, timeout_seconds=60)
+    keys = decord.VideoReader(io.BytesIO(encoded.data)).get_key_indices()
+    assert np.diff([*keys, 40]).max() <= gop
+
+
+@pytest.mark.parametrize("start", [0, 1, 17, 31, 38])
+def test_any_frame_can_be_had_alone(start):
+    """Whatever refers to whatever: out of order and from the middle, frames are what they are from the start on."""
+    import decord
+
+    data = resized(film(num_frames=40)).data
+    frames = [start, 39, start // 2]
+    alone = decord.VideoReader(io.BytesIO(data), num_threads=1).get_batch(frames).asnumpy()
+    assert np.array_equal(alone, decode(data)[frames])
+
+
+def x264_options(encode: Encode) -> dict[str, str]:
+    """As x264 itself writes them into the stream."""
+    data = transcode(film(num_frames=3), short_side=64, encode=encode, timeout_seconds=60).data
+    text = data.partition(b"options: ")[2].partition(b"\0")[0].decode(errors="replace")
+    return dict(option.partition("=")[::2] for option in text.split())
+
+
+def test_what_is_shipped_is_easy_to_decode_and_works_on_one_core():
+    """No arithmetic coding, no loop filter, no weighted prediction; and one thread, so that jobs do not crowd."""
+    shipped = x264_options(load_params(PROJECT / "params.yaml").prepare.encode)
+    wanted = {"cabac": "0", "deblock": "0:0:0", "weightp": "0", "ref": "1", "threads": "1", "lookahead_threads": "1"}
+    assert {key: shipped[key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("tune", ["fastdecode", "none"])
+def test_no_bits_are_spent_on_what_only_an_eye_would_like(tune):
+    assert x264_options(Encode(tune=tune))["psy"] == "0"
+
+
+@pytest.mark.parametrize(
+    "encode, option, value",
+    [
+        (Encode(crf=30), "crf", "30.0"),
+        (Encode(gop=7), "keyint", "7"),
+        (Encode(bframes=2), "bframes", "2"),
+        (Encode(preset="medium"), "subme", "7"),
+        (Encode(tune="none"), "cabac", "1"),
+        (Encode(tune="film"), "deblock", "1:-1:-1"),
+    ],
+)
+def test_every_setting_reaches_the_encoder(encode, option, value):
+    assert x264_options(encode)[option] == value
+    assert x264_options(Encode())[option] != value
+
+
+def test_the_settings_of_this_module_are_those_of_params():
+    assert dataclasses.asdict(Encode()) == dataclasses.asdict(load_params(PROJECT / "params.yaml").prepare.encode)
 
 
 def test_equal_sources_give_equal_bytes(tmp_path):
