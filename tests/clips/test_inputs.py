@@ -13,12 +13,12 @@ CPU = torch.device("cpu")
 def footage(num_frames: int, height: int, width: int) -> Footage:
     """Noise."""
     return Footage(
-        torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num_frames, height, width, 3), np.uint8))
+        torch.from_numpy(np.random.default_rng(0).integers(0, 256, (num_frames, 3, height, width), np.uint8))
     )
 
 
 def test_input_is_channels_first_minus_mean_over_std():
-    frames = torch.arange(2 * 1 * 2 * 3, dtype=torch.uint8).view(2, 1, 2, 3)
+    frames = torch.arange(2 * 1 * 2 * 3, dtype=torch.uint8).view(2, 1, 2, 3).permute(0, 3, 1, 2).contiguous()
     view = View(Footage(frames), np.array([1, 0, 1]), Box(1, 0, 1, 1), 1)
     ours = to_input([view], mean=(1.0, 2.0, 3.0), std=(2.0, 4.0, 8.0), device=CPU)
     assert ours.shape == (1, 3, 3, 1, 1) and ours.dtype == torch.float32
@@ -43,9 +43,9 @@ def test_the_way_of_a_gpu_and_that_of_the_cpu_give_the_same(box, size, flip):
     frames = footage(5, 64, 96)
     views = [View(frames, np.array([0, 2, 4]), box, size, flip), View(frames, np.array([3, 3, 1]), box, size, not flip)]
     ours = to_input(views, **NORM, device=CPU)
-    mean, std = (torch.tensor(values).view(3, 1) for values in NORM.values())
+    mean, std = (np.float32(values) for values in NORM.values())
     theirs = inputs._by_views(views, tuple(ours.shape), mean, 1 / std, CPU)
-    difference = (ours - theirs).abs() * std.view(1, 3, 1, 1, 1)  # in levels
+    difference = (ours - theirs).abs() * torch.from_numpy(std).view(1, 3, 1, 1, 1)  # in levels
     assert ours.shape == theirs.shape and difference.max() < 1.001
     assert (difference > 0.001).float().mean() < (0.15 if (box.width, box.height) != (size, size) else 1e-9)
 

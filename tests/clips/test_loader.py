@@ -170,9 +170,9 @@ def test_a_training_clip_is_its_frames_box_resized(data):
         slots = [np.zeros(work.slot_bytes, np.uint8) for work in (now, later)]
         samples = [work((7, number), slot) for work, slot in zip((now, later), slots, strict=True)]
         frames = [slot[: np.prod(s.shape)].reshape(s.shape) for s, slot in zip(samples, slots, strict=True)]
-        assert samples[0].shape[1:3] == (48, 48) and samples[0].flip == samples[1].flip
+        assert samples[0].shape[2:] == (48, 48) and samples[0].flip == samples[1].flip
         for ours, box in zip(*frames, strict=True):
-            assert (dataset.transforms.cv2.resize(box, (48, 48)) == ours).all()
+            assert (dataset.transforms.cv2.resize(box.transpose(1, 2, 0), (48, 48)).transpose(2, 0, 1) == ours).all()
         flips.append(samples[0].flip)
         resized += samples[1].shape != samples[0].shape
     assert 0 < sum(flips) < len(flips) and resized > 0
@@ -188,8 +188,8 @@ def test_crops_and_flips_of_a_loader_are_distributed_as_its_recipe_says(data):
     slot = np.empty(work.slot_bytes, np.uint8)
     samples = [work((epoch, 0), slot) for epoch in range(1200)]
     height, width = clips[0].height, clips[0].width
-    area = np.array([sample.shape[1] * sample.shape[2] for sample in samples]) / (height * width)
-    ratio = np.log([sample.shape[2] / sample.shape[1] for sample in samples])
+    area = np.array([sample.shape[2] * sample.shape[3] for sample in samples]) / (height * width)
+    ratio = np.log([sample.shape[3] / sample.shape[2] for sample in samples])
     assert area.mean() == pytest.approx(0.4, abs=4.5 * 0.4 / 12**0.5 / 1200**0.5 + 0.003)  # of a uniform one
     assert area.std() == pytest.approx(0.4 / 12**0.5, rel=0.06)
     assert ratio.mean() == pytest.approx(0, abs=0.02) and ratio.std() == pytest.approx(np.log(1.25) / 3**0.5, rel=0.1)

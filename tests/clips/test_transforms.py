@@ -18,10 +18,15 @@ def sha256(array: np.ndarray) -> str:
 
 
 def applied(cut: Cut, frames: np.ndarray) -> np.ndarray:
-    out = np.empty((len(frames), *cut.last, 3), np.uint8)
+    """(T, H, W, 3) -> (T, height, width, 3)."""
+    out = np.empty((len(frames), 3, *cut.last), np.uint8)
     for frame, target in zip(frames, out, strict=True):
         transforms.apply(cut, frame, target)
-    return out
+    return out.transpose(0, 2, 3, 1)
+
+
+def planes(frames: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
 
 
 def draw(num: int, height: int, width: int) -> np.ndarray:
@@ -116,7 +121,7 @@ def test_training_pixels_are_the_references_for_the_references_boxes():
         box = Box(left, top, right - left, bottom - top)
         frames = applied(short_cut((256, 340), (256, 340), box, (224, 224)), noise)
         assert sha256(frames) == case["resized_crop_before_flip"]["sha256"]
-        whole, footage = Box(0, 0, 224, 224), Footage(torch.from_numpy(frames))
+        whole, footage = Box(0, 0, 224, 224), Footage(planes(frames))
         view = View(footage, np.arange(2), whole, 224, case["flip"])
         ours = to_input([view], mean=norm["mean"], std=norm["std"], device=CPU)
         assert list(ours.shape) == case["final"]["shape"]
@@ -184,7 +189,7 @@ def test_validation_and_test_pixels_are_the_references():
         views = np.concatenate([frames[:, b.top : b.top + b.height, b.left : b.left + b.width] for b in boxes])
         assert sha256(views) == case["after_crop"]["all_imgs"]["sha256"]
 
-        norm, footage = reference["norms"][case["norm"]], Footage(torch.from_numpy(frames))
+        norm, footage = reference["norms"][case["norm"]], Footage(planes(frames))
         places = np.arange(len(frames)).reshape(case["num_clips"], case["clip_len"])
         ours = to_input(
             [View(footage, clip, box, crop_size) for box in boxes for clip in places],

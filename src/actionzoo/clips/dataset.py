@@ -22,8 +22,8 @@ Key = tuple[int, int]
 class Sample:
     """Views of a clip, as the frames in a slot and where to cut them. View number = box * num_clips + clip."""
 
-    shape: tuple[int, ...] = (0, 0, 0, 3)
-    """Of the frames, (F, H, W, 3): each distinct frame once."""
+    shape: tuple[int, ...] = (0, 3, 0, 0)
+    """Of the frames, (F, 3, H, W): each distinct frame once."""
     places: np.ndarray | None = None
     """int64 (num_clips, clip_len): which of the frames a view takes."""
     boxes: Sequence[Box] = ()
@@ -74,7 +74,7 @@ class TrainClips:
         except Undecodable as error:
             return Sample(reason=str(error))
         flip = bool(rng.random() < self.flip)
-        return Sample(frames.shape, places.reshape(1, -1), [Box(0, 0, frames.shape[2], frames.shape[1])], flip)
+        return Sample(frames.shape, places.reshape(1, -1), [Box(0, 0, frames.shape[3], frames.shape[2])], flip)
 
     def _cut(self, height: int, width: int, rng: np.random.Generator) -> Cut:
         size = transforms.short_side_size(height, width, self.resize)
@@ -131,7 +131,7 @@ class ViewClips:
 
 
 def _fill(slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: Clip, choose_cut) -> np.ndarray:
-    """The wanted frames, cut, at the slot's beginning: (n, height, width, 3). Raises Undecodable."""
+    """The wanted frames, cut, at the slot's beginning: (n, 3, height, width). Raises Undecodable."""
     cut = frames = None
     try:
         for number, frame in enumerate(reader.each(wanted)):
@@ -142,7 +142,7 @@ def _fill(slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: Clip,
                         f"its frames are {width} x {height}, the manifest has {clip.width} x {clip.height}"
                     )
                 cut = choose_cut(height, width)
-                shape = (len(wanted), *cut.last, 3)
+                shape = (len(wanted), 3, *cut.last)
                 frames = slot[: int(np.prod(shape))].reshape(shape)
             transforms.apply(cut, frame, frames[number])
     except Exception as error:  # decoders raise what they like

@@ -17,7 +17,7 @@ class Footage:
 
     def __init__(self, frames: Tensor):
         self.frames = frames
-        """(F, H, W, 3) uint8 RGB."""
+        """(F, 3, H, W) uint8 RGB."""
 
     def on(self, device: torch.device) -> Tensor:
         if self.frames.device != device:
@@ -44,20 +44,19 @@ def to_input(views: Sequence[View], *, mean: Sequence[float], std: Sequence[floa
     mean and std are of levels 0 to 255, for R, G, B. All views have one length and one size.
     """
     shape = (len(views), 3, len(views[0].places), views[0].size, views[0].size)
-    mean, scale = np.float32(mean)[:, None], 1 / np.float32(std)[:, None]
-    if device.type == "cpu":
-        return _by_frames(views, shape, (np.arange(256, dtype=np.float32) - mean) * scale)
-    return _by_views(views, shape, torch.from_numpy(mean), torch.from_numpy(scale), device)
+    mean, scale = np.float32(mean), 1 / np.float32(std)
+    make = _by_frames if device.type == "cpu" else _by_views
+    return make(views, shape, mean, scale, device)
 
 
-def _by_views(views: Sequence[View], shape: tuple[int, ...], mean: Tensor, scale: Tensor, device) -> Tensor:
+def _by_views(views: Sequence[View], shape: tuple[int, ...], mean: np.ndarray, scale: np.ndarray, device) -> Tensor:
     """For a GPU: few large steps."""
     out = torch.empty(shape, device=device)
-    mean, scale = (values.view(3, 1, 1, 1).to(device) for values in (mean, scale))
+    mean, scale = (torch.from_numpy(values).view(3, 1, 1, 1).to(device) for values in (mean, scale))
     for view, target in zip(views, out, strict=True):
-        frames, box = view.footage.on(device), view.box
-        frames = frames[:, box.top : box.top + box.height, box.left : box.left + box.width]
-        frames = frames[torch.from_numpy(view.places).to(device)].permute(0, 3, 1, 2)  # (T, 3, height, width)
+        box = view.box
+        frames = view.footage.on(device)[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
+        frames = frames[torch.from_numpy(view.places).to(device)]
         if frames.shape[2:] != shape[3:]:
             # as the workers' cv2 does where there is no GPU, but for one level of 255 in some
             frames = F.interpolate(frames.float(), shape[3:], mode="bilinear", align_corners=False).round_()
@@ -67,20 +66,20 @@ def _by_views(views: Sequence[View], shape: tuple[int, ...], mean: Tensor, scale
     return out
 
 
-def _by_frames(views: Sequence[View], shape: tuple[int, ...], tables: np.ndarray) -> Tensor:
-    """For the CPU: frame by frame, which stays in the cache. `tables` (3, 256) has what becomes of each level."""
+def _by_frames(views: Sequence[View], shape: tuple[int, ...], mean: np.ndarray, scale: np.ndarray, device) -> Tensor:
+    """For the CPU: plane by plane, from the cache into memory once."""
     # numpy asks for large pages, without which the system takes longer to hand the memory out than we to fill it
     out = np.empty(shape, np.float32)
-    planes = list(np.empty((3, *shape[3:]), np.uint8))
+    factors, offsets = scale.tolist(), (-mean * scale).tolist()
     for view, clip in zip(views, out, strict=True):
         box, footage = view.box, view.footage.frames.numpy()
         for number, place in enumerate(view.places.tolist()):
-            frame = footage[place, box.top : box.top + box.height, box.left : box.left + box.width]
-            if frame.shape[:2] != shape[3:]:
-                frame = cv2.resize(frame, shape[3:][::-1], interpolation=cv2.INTER_LINEAR)
-            if view.flip:
-                frame = cv2.flip(frame, 1)
-            cv2.split(frame, planes)
-            for plane, table, target in zip(planes, tables, clip[:, number], strict=True):
-                cv2.LUT(plane, table, dst=target)
+            frame = footage[place, :, box.top : box.top + box.height, box.left : box.left + box.width]
+            for plane, factor, offset, target in zip(frame, factors, offsets, clip[:, number], strict=True):
+                if plane.shape != shape[3:]:
+                    plane = cv2.resize(plane, shape[3:][::-1], interpolation=cv2.INTER_LINEAR)
+                if view.flip:
+                    plane = cv2.flip(plane, 1)
+                # factor * plane + offset in one go; the second plane counts nothing
+                cv2.addWeighted(plane, factor, plane, 0, offset, target, cv2.CV_32F)
     return torch.from_numpy(out)

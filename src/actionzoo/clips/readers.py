@@ -4,6 +4,7 @@ import functools
 import io
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 from ..kinetics.frames import frame_spans
 from ..kinetics.manifest import Clip
 from ..kinetics.shards import pread, read_index, read_member
+from .excerpt import excerpt
 
 
 class Undecodable(Exception):
@@ -50,22 +52,37 @@ def open_clip(folder: Path, clip: Clip) -> FrameReader:
         raise Undecodable(f"{clip.video_id}: {_reason(error)}") from error
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a video or a folder of frames really holds."""
+
+    num_frames: int
+    """Decoded and counted; of loose frames, found."""
+    width: int
+    height: int
+    fps: float | None = None
+
+
 class VideoReader:
-    """An encoded video in memory. One thread: loaders have many processes."""
+    """An encoded video in memory. One thread: loaders have many processes.
+
+    `num_frames` is how many there are for certain; containers claim too many. A phone's rotation is applied.
+    """
 
     def __init__(self, data: bytes, num_frames: int):
-        # torch first, then decord, and only where frames are decoded: the other order crashes next to CUDA
-        import torch  # noqa: F401
-        from decord import VideoReader as Decord
-
-        self._video = Decord(io.BytesIO(data), num_threads=1)
-        self.num_frames = min(num_frames, len(self._video))  # decord hangs on frames that are not there
+        self._data, self.num_frames = data, num_frames
 
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         _check(frames, self.num_frames)
+        data, start = self._data, 0
+        if frames[-1] - frames[0] < self.num_frames * 3 / 4:
+            data, start = excerpt(data, int(frames[0]), int(frames[-1])) or (data, 0)
+        video = _open_video(data)
+        # decord hangs on frames that are not there
+        _check(frames - start, len(video))
         # one by one: what is resized right away has not left the cache
-        for number in frames.tolist():
-            yield self._video[number].asnumpy()
+        for number in (frames - start).tolist():
+            yield video[number].asnumpy()
 
 
 class JpegReader:
@@ -98,6 +115,69 @@ class LooseJpegReader:
         decode = _jpeg_decoder()
         for number in frames.tolist():
             yield decode((self._folder / f"img_{number + 1:05d}.jpg").read_bytes())
+
+
+def video_contents(data: bytes) -> Contents:
+    """Decode a video once through, for its frames to be counted. Takes as long as that.
+
+    Raises Undecodable where there are none; where a part in the middle is lost; and where frames that are asked for by
+    number are not those that come one after another, as in files that mark no time on each frame.
+    """
+    try:
+        height, width, _ = _open_video(data)[0].shape
+        small = {"width": min(width, 32), "height": min(height, 32)}
+        through = _open_video(data, **small)
+        frames: list[bytes] = []
+        for number in range(len(through)):
+            try:
+                frames.append(through[number].asnumpy().tobytes())
+            except Exception:
+                if not frames:
+                    raise
+                break
+        jumping = _open_video(data, **small)
+        keys = [key for key in jumping.get_key_indices() if key < len(frames)]
+        # backwards, so that each is sought anew; the first frames after a seek are those that go wrong
+        for key in keys[:: -max(1, len(keys) // 10)]:
+            for number in range(min(key + 2, len(frames) - 1), key - 1, -1):
+                if jumping[number].asnumpy().tobytes() != frames[number]:
+                    raise Undecodable(f"frame {number} cannot be found by its number; encode the video anew")
+    except Undecodable:
+        raise
+    except Exception as error:  # decoders raise what they like
+        raise Undecodable(_reason(error)) from error
+    return Contents(len(frames), width, height, round(float(through.get_avg_fps()), 3))
+
+
+def frames_contents(folder: Path, num_frames: int) -> Contents:
+    """Look whether there are img_00001.jpg to the last of `num_frames`, and at the first one. Raises Undecodable."""
+    try:
+        there = {entry.name for entry in os.scandir(folder)}
+        missing = [number for number in range(1, num_frames + 1) if f"img_{number:05d}.jpg" not in there]
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise Undecodable(f"img_{missing[0]:05d}.jpg{more} of {num_frames} frames are not there")
+        (first,) = LooseJpegReader(folder, num_frames).each(np.array([0]))
+    except Undecodable:
+        raise
+    except Exception as error:
+        raise Undecodable(_reason(error)) from error
+    return Contents(num_frames, width=first.shape[1], height=first.shape[0])
+
+
+@functools.cache
+def _decord():
+    # torch first, then decord, and only where frames are decoded: the other order crashes next to CUDA
+    import torch  # noqa: F401, I001
+    import decord
+
+    decord.logging.set_level(decord.logging.QUIET)  # what is wrong with a video is in our exceptions
+    return decord
+
+
+def _open_video(data: bytes, **size: int):
+    # a frame that decord would put in its neighbour's place is an error, from the first one on
+    return _decord().VideoReader(io.BytesIO(data), num_threads=1, fault_tol=1e-9, **size)
 
 
 def _jpeg_decoder():

@@ -1,4 +1,4 @@
-"""What happens to pixels on the way to the network: sizes and boxes here, on uint8 frames (T, H, W, 3), RGB.
+"""What happens to pixels on the way to the network, one uint8 frame (H, W, 3), RGB, at a time: sizes and boxes.
 
 Resizing is cv2's bilinear on uint8 without antialiasing: released weights were trained on just that.
 """
@@ -39,15 +39,14 @@ class Cut(NamedTuple):
 
 
 def apply(cut: Cut, frame: np.ndarray, out: np.ndarray) -> None:
-    """Cut one uint8 frame (H, W, 3) into `out`, (*cut.last, 3)."""
+    """Cut one uint8 frame (H, W, 3) into `out`, (3, *cut.last)."""
     if cut.first is not None:
         frame = cv2.resize(frame, cut.first[::-1], interpolation=cv2.INTER_LINEAR)
     box = cut.box
-    part = frame[box.top : box.top + box.height, box.left : box.left + box.width]
-    if cut.last == (box.height, box.width):
-        np.copyto(out, part)
-    else:
-        cv2.resize(part, cut.last[::-1], dst=out, interpolation=cv2.INTER_LINEAR)
+    frame = frame[box.top : box.top + box.height, box.left : box.left + box.width]
+    if cut.last != (box.height, box.width):
+        frame = cv2.resize(frame, cut.last[::-1], interpolation=cv2.INTER_LINEAR)
+    cv2.split(frame, list(out))
 
 
 def short_cut(stored: tuple[int, int], size: tuple[int, int], box: Box, last: tuple[int, int]) -> Cut:
