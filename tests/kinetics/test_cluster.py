@@ -63,7 +63,8 @@ class Cluster:
 
     def __init__(self, folder: Path, **settings: str) -> None:
         self.folder, self.workers = folder, []
-        self.environment = os.environ | settings | {"DASK_TEMPORARY_DIRECTORY": str(folder)}
+        fixed = {"DASK_TEMPORARY_DIRECTORY": str(folder), "DASK_LOGGING__DISTRIBUTED": "info"}
+        self.environment = os.environ | fixed | settings
         about = folder / "scheduler.json"
         self.scheduler = self._start("scheduler", "--port", "0", "--scheduler-file", str(about))
         while not about.exists() or not about.read_text().strip():
@@ -341,11 +342,12 @@ def test_an_address_where_no_scheduler_answers_is_told(address, tmp_path, monkey
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_calls_its_parts_back(number, archive, two_workers, tmp_path):
     code = """
-import sys
+import signal, sys
 from pathlib import Path
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
 from actionzoo.process import stage
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 with stage("resize"):
     resize(Path(sys.argv[1]), Path("videos"), short_side=128, encode=Encode(preset="slow"), jobs=1,
            scratch=Path("scratch"), clip_timeout_seconds=60, max_bad_share=1.0, scheduler=sys.argv[2])

@@ -48,7 +48,7 @@ def reference_recipe(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
     assert norms[0] == norms[1] == norms[2]
     return {
         "model": _reference_model(entry),
-        "init": {"weights": entry["init_checkpoint_url"]},
+        "init": {"weights": entry["init_checkpoint_url"], "frozen_stages": 0, "backbone_lr": 1.0},
         "clips": {
             "form": {"rawframes": "frames", "video": "videos"}[entry["dataset_type"]],
             "short_side": entry["short_side"],
@@ -73,6 +73,7 @@ def reference_recipe(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
             "gpus": 8,  # every configuration says beside its lr that it is for 8
             "videos_per_gpu": recipe["videos_per_gpu"],
             "accumulate": 1,
+            "ema": 0.0,
         },
         "schedule": _reference_schedule(recipe),
         "test": {
