@@ -134,6 +134,26 @@ def test_sigterm_saves_the_step_and_leaves(tmp_path):
     assert (tmp_path / "cut/latest.pth").read_bytes() == (tmp_path / "whole/latest.pth").read_bytes()
 
 
+def test_sigterm_amid_a_validation_saves_too(tmp_path, monkeypatch):
+    whole, _ = run(tmp_path / "whole", Loader())
+    usual = Loader.__iter__
+
+    def asked(self):
+        for number, batch in enumerate(usual(self)):
+            if self is not training and number == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    training = Loader()
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(Loader, "__iter__", asked)
+        run(tmp_path / "cut", training, checkpoint_interval=4)
+    (state,) = saved_states(tmp_path / "cut")
+    assert state.name == "state-00001-0000003.pth"  # the second epoch's steps are done, its validation is not
+    assert run(tmp_path / "cut", Loader())[0] == whole
+    assert (tmp_path / "cut/latest.pth").read_bytes() == (tmp_path / "whole/latest.pth").read_bytes()
+
+
 def test_a_damaged_state_falls_back_to_the_one_before_it(tmp_path):
     whole, _ = run(tmp_path / "whole", Loader())
     with pytest.raises(KeyboardInterrupt):

@@ -196,9 +196,15 @@ def train(
             on_text(_waiting_text(epoch + 1, means, data_advice))
             lr, is_last, is_best = lr_at((epoch + 1) * steps_per_epoch - 1), epoch + 1 == plan.epochs, False
             if (epoch + 1) % plan.val_interval == 0 or is_last:
-                run.save()  # a validation takes minutes, and may be the moment to be killed in
                 world.broadcast_buffers(model)
-                scores = _validate(run.averaged, val_loader, to_input, world, asked_to_stop)
+                if world.size > 1:
+                    run.save()  # together: asked to stop amid a validation, each process leaves by itself
+                try:
+                    scores = _validate(run.averaged, val_loader, to_input, world, asked_to_stop)
+                except SystemExit:
+                    if world.size == 1:
+                        run.save()
+                    raise
                 is_best = _note_validation(state, scores, epoch)
                 step = (epoch + 1) * steps_per_epoch
                 _tell_validation(state, scores, len(val_loader), lr, step, on_event, on_text)
