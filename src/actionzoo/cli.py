@@ -52,10 +52,11 @@ def main() -> None:
     command.add_argument("form", help="videos_256, videos_320, frames_256 or frames_320")
     command.add_argument("out", type=Path, help="folder for <split>.txt and label_map.txt")
 
-    about = "look at the chosen data set"
+    about = "look at the chosen data set, or take over one that is prepared already"
     group = commands.add_parser("data", help=about, description=about[0].upper() + about[1:] + ".")
+    data_commands = group.add_subparsers(title="commands", required=True, metavar="COMMAND")
     command = _add(
-        group.add_subparsers(title="commands", required=True, metavar="COMMAND"),
+        data_commands,
         "report",
         _data_report,
         "write a page with counts, doubles, leaks, lists and pictures of a prepared form, and say the gist of it",
@@ -64,6 +65,19 @@ def main() -> None:
     command.add_argument("form", nargs="?", choices=FORMS, help="without it the first of these that is there")
     command.add_argument("--out", type=Path, help="folder; without it report/<dataset>")
     command.add_argument("--pictures", type=int, default=12, help="clips shown of each class, 0 for none (default 12)")
+
+    command = _add(
+        data_commands,
+        "adopt",
+        _data_adopt,
+        "read MMAction2's folders of videos or frames where they lie, by their list",
+        "example: actionzoo data adopt videos_256 kinetics400_val_list_videos.txt videos_val --split val",
+    )
+    command.add_argument("form", choices=FORMS, help="what it is to be in data/<dataset>/")
+    command.add_argument("list", type=Path, help="lines `path label`, for frames `folder number-of-frames label`")
+    command.add_argument("folder", type=Path, help="what the list's paths are below of")
+    command.add_argument("--split", required=True, choices=("train", "val", "test"), help="what the list becomes")
+    command.add_argument("--classes", type=Path, help="a class name per line, in the order of the labels")
 
     _add(commands, "sync", _sync, "fill MLflow from the run folders: after a clone, a checkout, or with a lost store")
 
@@ -213,6 +227,29 @@ def _data_report(args) -> None:
             data, form, out, pictures=max(0, args.pictures), jobs=params.runtime.num_jobs, progress=tell
         )
     print(f"{summary(overview)}\n{out / 'data.html'}")
+
+
+def _data_adopt(args) -> None:
+    from functools import partial
+
+    from .clips.looking import contents_of
+    from .kinetics.adopt import adopt
+    from .progress import progress
+
+    params = load_params()
+    look = partial(contents_of, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds)
+    with progress("clips") as tell:
+        said = adopt(
+            params.folder("data") / args.form,
+            args.split,
+            args.list,
+            args.folder,
+            look=look,
+            classes=args.classes,
+            max_bad_share=params.dataset.max_bad_share,
+            progress=tell,
+        )
+    print(said)
 
 
 def _manifest(form: str) -> Path:

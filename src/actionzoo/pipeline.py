@@ -3,7 +3,6 @@
 import os
 import platform
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +94,7 @@ def run_test(
     """
     import torch
 
-    from .clips.inputs import to_input
+    from .clips.inputs import ToInput
     from .clips.loader import view_loader
     from .engine.distributed import World
     from .engine.evaluate import evaluate
@@ -125,7 +124,7 @@ def run_test(
     scores = evaluate(
         model.to(device),
         loader,
-        partial(to_input, mean=recipe.augment.mean, std=recipe.augment.std, device=device),
+        ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device),
         average_clips=recipe.test.average_clips,
         on_batch=_progress("evaluate", len(loader)) if world.is_first else lambda done: None,
         world=world,

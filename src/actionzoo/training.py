@@ -208,7 +208,7 @@ def _loaders(params: Params, recipe: Recipe, root: Path, device, world, quaranti
     """Training clips, validation clips, and what makes a network's input of them."""
     import torch
 
-    from .clips.inputs import to_input
+    from .clips.inputs import ToInput
     from .clips.loader import train_loader, view_loader
 
     folder, runtime = data_folder(params, recipe, root), params.runtime
@@ -224,10 +224,10 @@ def _loaders(params: Params, recipe: Recipe, root: Path, device, world, quaranti
     training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
     validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)
     layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
+    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device)
 
     def to_network(views):
-        inputs = to_input(views, mean=recipe.augment.mean, std=recipe.augment.std, device=device)
-        return inputs.contiguous(memory_format=layout)
+        return to_input(views).contiguous(memory_format=layout)
 
     return training, validation, to_network
 

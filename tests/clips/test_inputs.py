@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from actionzoo.clips import inputs
-from actionzoo.clips.inputs import Footage, View, to_input
+from actionzoo.clips.inputs import Footage, ToInput, View, to_input
 from actionzoo.clips.transforms import Box
 
 NORM = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
@@ -44,10 +44,24 @@ def test_the_way_of_a_gpu_and_that_of_the_cpu_give_the_same(box, size, flip):
     views = [View(frames, np.array([0, 2, 4]), box, size, flip), View(frames, np.array([3, 3, 1]), box, size, not flip)]
     ours = to_input(views, **NORM, device=CPU)
     mean, std = (np.float32(values) for values in NORM.values())
-    theirs = inputs._by_views(views, tuple(ours.shape), mean, 1 / std, CPU)
+    theirs = inputs._by_views(views, torch.empty_like(ours), mean, 1 / std)
     difference = (ours - theirs).abs() * torch.from_numpy(std).view(1, 3, 1, 1, 1)  # in levels
     assert ours.shape == theirs.shape and difference.max() < 1.001
     assert (difference > 0.001).float().mean() < (0.15 if (box.width, box.height) != (size, size) else 1e-9)
+
+
+def test_an_input_is_good_until_the_next_one_is_made():
+    frames = footage(2, 64, 96)
+    views = [View(frames, np.array([0, 1]), Box(left, 3, 48, 48), 48) for left in (0, 20, 40)]
+    expected = to_input(views, **NORM, device=CPU)
+    make = ToInput(**NORM, device=CPU)
+    for start, stop in [(0, 3), (1, 3), (0, 1), (0, 3)]:  # smaller batches lie in the memory of larger ones
+        assert torch.equal(make(views[start:stop]), expected[start:stop])
+    weight = torch.ones((), requires_grad=True)
+    for number in range(3):
+        (weight * make(views[number : number + 1])).sum().backward()
+    assert weight.grad.item() == pytest.approx(expected.sum().item(), rel=1e-5)
+    assert make(views).data_ptr() == make(views[:1]).data_ptr()
 
 
 @pytest.mark.gpu

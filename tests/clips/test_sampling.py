@@ -22,6 +22,17 @@ def test_views_spread_evenly():
     assert view_frames(10, clip_len=2, frame_interval=1, num_clips=3)[:, 0].tolist() == [1, 4, 7]
 
 
+def test_clips_lie_where_the_drawing_has_them():
+    """The one at the head of clips/sampling.py."""
+    clip = {"clip_len": 4, "frame_interval": 2}
+    assert view_frames(20, **clip, num_clips=1).tolist() == [[6, 8, 10, 12]]
+    assert view_frames(20, **clip, num_clips=3)[:, 0].tolist() == [2, 6, 10]
+    rng = np.random.default_rng(0)
+    starts = {int(train_frames(20, **clip, rng=rng)[0]) for _ in range(500)}
+    assert starts == set(range(13))
+    assert len(set(map(tuple, view_frames(5, **clip, num_clips=10).tolist()))) == 1
+
+
 def test_training_draws_every_start_alike_and_never_the_last_frame():
     rng = np.random.default_rng(0)
     starts = [train_frames(70, clip_len=32, frame_interval=2, rng=rng) for _ in range(7000)]

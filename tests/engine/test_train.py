@@ -6,6 +6,7 @@ import math
 import os
 import random
 import signal
+import time
 import traceback
 from types import SimpleNamespace
 
@@ -56,13 +57,13 @@ def network(norm=True):
 PLAN = Plan(epochs=4, accumulate=1, max_grad_norm=40, val_interval=2, log_interval=2, checkpoint_interval=1)
 
 
-def run(scratch, training, norm=True, on_text=lambda text: None, about=None, compiled=False, **plan):
+def run(scratch, training, norm=True, on_text=lambda text: None, about=None, compiled=False, advice="", **plan):
     model, events = network(norm), []
     state = train(
         model, training, Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1),
         plan=dataclasses.replace(PLAN, **plan), lr_at=lambda step: 0.1, device=torch.device("cpu"), scratch=scratch,
         optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), about=about,
-        compiled=compiled,
+        compiled=compiled, data_advice=advice,
         on_start=lambda state: None, on_event=lambda line, step: events.append((step, line)), on_text=on_text,
     )  # fmt: skip
     return state, events
@@ -196,6 +197,24 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path, batch, a
     ours, theirs = (load_checkpoint(tmp_path / name / "latest.pth")["state_dict"] for name in ("small", "large"))
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name])
+
+
+class SlowLoader(Loader):
+    def __iter__(self):
+        for batch in super().__iter__():
+            time.sleep(0.05)
+            yield batch
+
+
+@pytest.mark.parametrize("loader", [SlowLoader, Loader])
+def test_an_epoch_that_waits_for_clips_says_how_long_and_what_would_help(tmp_path, loader):
+    texts = []
+    run(tmp_path, loader(), on_text=texts.append, advice="take more processes", epochs=2)
+    told = [text for text in texts if "waited for clips" in text]
+    assert [text.partition("\t")[0] for text in told] == ["Epoch [1]", "Epoch [2]"]
+    shares = [float(text.partition("waited for clips ")[2].partition("%")[0]) for text in told]
+    assert [text.endswith("% of the time; take more processes") for text in told] == [share > 20 for share in shares]
+    assert loader is Loader or shares[1] > 20  # a process' first steps take long themselves
 
 
 def test_checkpoints_hold_weights_and_no_clock(tmp_path):

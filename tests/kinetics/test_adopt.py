@@ -1,5 +1,6 @@
 """MMAction2's folders read as they are: real files, looked at and loaded by the real readers."""
 
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from actionzoo.clips.looking import contents_of
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import UserError
 from actionzoo.kinetics.adopt import adopt
-from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest
+from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest, write_manifest
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.params import Augment, Clips
 from tests.clips.counted_films import film, number_of
@@ -81,6 +82,15 @@ def test_splits_are_adopted_one_by_one(folder, tmp_path):
     assert {clip.class_name for clip in clips} == {"0", "1"}
     written = {path.name: path.read_text() for path in export_lists(clips, tmp_path / "lists")}
     assert written["val.txt"].splitlines()[-1] == "zumba/d 50 1"
+
+
+def test_what_the_pipeline_made_is_not_written_over(folder, tmp_path):
+    form = tmp_path / "videos_64"
+    adopt(form, "train", folder / "videos.txt", folder / "videos", look=look)
+    clips = read_manifest(form / "manifest.csv")
+    write_manifest(form / "manifest.csv", [dataclasses.replace(clip, shard="train/part_0.tar") for clip in clips])
+    with pytest.raises(UserError, match="shards that `dvc repro` made; give the folder's data set an entry of its own"):
+        adopt(form, "val", folder / "videos.txt", folder / "videos", look=look)
 
 
 def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path):

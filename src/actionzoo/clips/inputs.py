@@ -1,5 +1,6 @@
 """The last step to the network's input: from uint8 frames to normalised clips, on the device."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,46 +39,62 @@ class View:
     flip: bool = False
 
 
-def to_input(views: Sequence[View], *, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
-    """(len(views), 3, T, size, size) float32 on the device: each view cut, flipped, minus mean, times 1 / std.
+class ToInput:
+    """Views -> (len(views), 3, T, size, size) float32 on the device: each cut, flipped, minus mean, times 1 / std.
 
-    mean and std are of levels 0 to 255, for R, G, B. All views have one length and one size.
+    mean and std are of levels 0 to 255, for R, G, B. All views of a call have one length and one size. **What a call
+    gives is good until the next one**, which writes into the same memory where that is the CPU's: the system takes as
+    long to hand out 19 MB a clip as we take to fill them. (torch keeps a GPU's memory by itself.)
     """
-    shape = (len(views), 3, len(views[0].places), views[0].size, views[0].size)
-    mean, scale = np.float32(mean), 1 / np.float32(std)
-    make = _by_frames if device.type == "cpu" else _by_views
-    return make(views, shape, mean, scale, device)
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float], device: torch.device):
+        self.device, self._mean, self._scale = device, np.float32(mean), 1 / np.float32(std)
+        self._memory = np.empty(0, np.float32)
+
+    def __call__(self, views: Sequence[View]) -> Tensor:
+        shape = (len(views), 3, len(views[0].places), views[0].size, views[0].size)
+        if self.device.type != "cpu":
+            return _by_views(views, torch.empty(shape, device=self.device), self._mean, self._scale)
+        size = math.prod(shape)
+        if len(self._memory) < size:
+            # numpy asks for large pages, which cost least
+            self._memory = np.empty(size, np.float32)
+        return _by_frames(views, self._memory[:size].reshape(shape), self._mean, self._scale)
 
 
-def _by_views(views: Sequence[View], shape: tuple[int, ...], mean: np.ndarray, scale: np.ndarray, device) -> Tensor:
+def to_input(views: Sequence[View], *, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
+    """The same once, in memory that stays the caller's."""
+    return ToInput(mean=mean, std=std, device=device)(views)
+
+
+def _by_views(views: Sequence[View], out: Tensor, mean: np.ndarray, scale: np.ndarray) -> Tensor:
     """For a GPU: few large steps."""
-    out = torch.empty(shape, device=device)
+    device, size = out.device, out.shape[3:]
     mean, scale = (torch.from_numpy(values).view(3, 1, 1, 1).to(device) for values in (mean, scale))
     for view, target in zip(views, out, strict=True):
         box = view.box
         frames = view.footage.on(device)[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
         frames = frames[torch.from_numpy(view.places).to(device)]
-        if frames.shape[2:] != shape[3:]:
+        if frames.shape[2:] != size:
             # as the workers' cv2 does where there is no GPU, but for one level of 255 in some
-            frames = F.interpolate(frames.float(), shape[3:], mode="bilinear", align_corners=False).round_()
+            frames = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False).round_()
         if view.flip:
             frames = frames.flip(3)
         torch.sub(frames.transpose(0, 1), mean, out=target).mul_(scale)
     return out
 
 
-def _by_frames(views: Sequence[View], shape: tuple[int, ...], mean: np.ndarray, scale: np.ndarray, device) -> Tensor:
+def _by_frames(views: Sequence[View], out: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Tensor:
     """For the CPU: plane by plane, from the cache into memory once."""
-    # numpy asks for large pages, without which the system takes longer to hand the memory out than we to fill it
-    out = np.empty(shape, np.float32)
+    size = out.shape[3:]
     factors, offsets = scale.tolist(), (-mean * scale).tolist()
     for view, clip in zip(views, out, strict=True):
         box, footage = view.box, view.footage.frames.numpy()
         for number, place in enumerate(view.places.tolist()):
             frame = footage[place, :, box.top : box.top + box.height, box.left : box.left + box.width]
             for plane, factor, offset, target in zip(frame, factors, offsets, clip[:, number], strict=True):
-                if plane.shape != shape[3:]:
-                    plane = cv2.resize(plane, shape[3:][::-1], interpolation=cv2.INTER_LINEAR)
+                if plane.shape != size:
+                    plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
                 if view.flip:
                     plane = cv2.flip(plane, 1)
                 # factor * plane + offset in one go; the second plane counts nothing

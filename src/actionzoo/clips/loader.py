@@ -17,7 +17,7 @@ from ..params import Augment, Clips
 from .dataset import Key, Sample, TrainClips, ViewClips
 from .inputs import Footage, View
 from .quarantine import Quarantine
-from .workers import Lost, Pool
+from .workers import Lost, Pool, keep_memory
 
 CPU = torch.device("cpu")
 
@@ -100,6 +100,7 @@ class Loader:
         self._dataset, self._order, self._timeout_seconds = dataset, order, timeout_seconds
         self._is_pinned = device.type == "cuda"
         self._quarantine = Quarantine(quarantine, timeout_seconds)
+        keep_memory()
         self._pool = Pool(
             dataset,
             workers=workers,

@@ -1,10 +1,21 @@
 """Which frames a clip takes. By frame number alone: the frame rate plays no part, as in the published zoo.
 
-A clip of clip_len frames, one every frame_interval video frames, counts as clip_len x frame_interval frames long:
+A clip of clip_len frames, one every frame_interval video frames, counts as clip_len x frame_interval frames long. With
+clip_len=4 and frame_interval=2 that is 8 frames, the last of them never used:
 
-    clip_len=4, frame_interval=2  ->  f.f.f.f.   8 frames, the last of them never used
+    a video of 20 frames        ....................
 
-Videos shorter than that start at frame 0 and wrap around:
+    training: any start         f.f.f.f.
+    from the first, 0,           f.f.f.f.
+    to the last, 12                         f.f.f.f.
+
+    one view: start 6 of 0 to 12      f.f.f.f.
+
+    three views: each start in    f.f.f.f.
+    the middle of its third           f.f.f.f.
+    of 0 to 12: 2, 6 and 10               f.f.f.f.
+
+Videos shorter than a clip start at frame 0 and wrap around, and all their views are one:
 
     clip_len=4, frame_interval=2, 5 frames  ->  0 2 4 1
 """
@@ -25,10 +36,7 @@ def train_frames(num_frames: int, *, clip_len: int, frame_interval: int, rng: np
 def view_frames(num_frames: int, *, clip_len: int, frame_interval: int, num_clips: int) -> np.ndarray:
     """num_clips clips spread evenly, each in the middle of its share; one clip is the centred one.
 
-    Returns (num_clips, clip_len) int64 frame numbers, 0-based. Nothing is random:
-
-        10 frames, clip_len=2, frame_interval=1, num_clips=3
-        starts  |--1--|--4--|--7--|
+    Returns (num_clips, clip_len) int64 frame numbers, 0-based. Nothing is random.
     """
     span = clip_len * frame_interval
     starts = np.zeros(num_clips, np.int64)

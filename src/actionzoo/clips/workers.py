@@ -169,6 +169,16 @@ class Pool:
             new.give(job)
 
 
+def keep_memory() -> None:
+    """Have the C library keep what this process frees: it asks for the same megabytes with every clip, and the system
+    takes up to a third of a clip's time to hand them out anew."""
+    if sys.platform.startswith("linux"):
+        trim_threshold, mmap_threshold = -1, -3
+        with contextlib.suppress(AttributeError):  # other libraries than GNU's know no mallopt
+            ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
+            ctypes.CDLL(None).mallopt(trim_threshold, 256 * 2**20)
+
+
 _NONE = object()
 _FORK = multiprocessing.get_context("fork")  # a worker has the clip list without a copy
 # The parent's ends of all pipes: a worker closes its copies, so that the last end goes with the parent
@@ -275,7 +285,7 @@ def _serve(place: int, work: Callable, shared: _Shared, pipe: connection.Connect
     for end in list(_parent_ends):
         end.close()
     gc.freeze()  # what the parent made is not ours to collect
-    _keep_memory()
+    keep_memory()
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, run, task, slot = pipe.recv()
@@ -288,13 +298,3 @@ def _serve(place: int, work: Callable, shared: _Shared, pipe: connection.Connect
                 except Exception:
                     answer = _Failure(traceback.format_exc())
             pipe.send((number, answer))
-
-
-def _keep_memory() -> None:
-    """Have the C library keep what is freed: a worker asks for the same megabytes with every clip, and the system
-    takes a third of a clip's time to hand them out anew."""
-    if sys.platform.startswith("linux"):
-        trim_threshold, mmap_threshold = -1, -3
-        with contextlib.suppress(AttributeError):  # other libraries than GNU's know no mallopt
-            ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
-            ctypes.CDLL(None).mallopt(trim_threshold, 256 * 2**20)

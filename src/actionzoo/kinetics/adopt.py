@@ -56,13 +56,19 @@ def adopt(
     has already stay. `folder` is what the list's paths are below of. `classes` has a class name per line, in the order
     of the labels; without it a class is called by its label. A clip that is not there, or cannot be decoded, is in the
     manifest with the reason. Raises UserError: for a list that cannot be read, and for more such clips than
-    `max_bad_share`.
+    `max_bad_share`, or for a form that the pipeline made.
     """
     kind = form.name.partition("_")[0]
     if kind not in ("videos", "frames"):
         raise UserError(f"{form} is to be called videos_<short side> or frames_<short side>, e.g. videos_256")
     if split not in SPLITS:
         raise UserError(f"the split is {split!r}, not one of {', '.join(SPLITS)}")
+    there = read_manifest(form / "manifest.csv") if (form / "manifest.csv").is_file() else []
+    if any(clip.shard.endswith(".tar") for clip in there):
+        raise UserError(
+            f"{form} holds shards that `dvc repro` made; give the folder's data set an entry of its own in params.yaml "
+            "and name it in data.name"
+        )
     lines = _read_list(list_file, has_frames=kind == "frames")
     names = _read_classes(classes) if classes else None
     if names and (beyond := [line for line in lines if line.label >= len(names)]):
@@ -81,10 +87,7 @@ def adopt(
             f"{len(bad)} of the {len(clips)} clips of {list_file} cannot be used, which is more than "
             f"{max_bad_share:.1%}; {_first(bad)}"
         )
-    others = []
-    if (form / "manifest.csv").is_file():
-        others = [clip for clip in read_manifest(form / "manifest.csv") if clip.split != split]
-    write_manifest(form / "manifest.csv", [*others, *clips])
+    write_manifest(form / "manifest.csv", [*(clip for clip in there if clip.split != split), *clips])
     left_out = f", {len(bad)} that cannot be used" if bad else ""
     return f"adopt: {len(clips) - len(bad)} clips of {split}{left_out} ({form / 'manifest.csv'})"
 
