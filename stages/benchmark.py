@@ -1,9 +1,9 @@
-"""Time one row: inference on random input of its test. Writes metrics/<dataset>/<row>.benchmark.json."""
+"""Measure what one row costs here: speed, memory, size. Writes metrics/<dataset>/<row>.benchmark.json."""
 
 import argparse
 
+from actionzoo.benchmarking import benchmark_row
 from actionzoo.params import load_params
-from actionzoo.pipeline import benchmark_row
 from actionzoo.process import stage
 
 

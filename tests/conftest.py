@@ -13,3 +13,18 @@ def tiny_mirror(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("tiny") / "mirror"
     make_mirror(root, Mirror(train_clips=1, val_clips=1, test_clips=1, parts=2, seed=0))
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tiny_mirror, tmp_path_factory) -> Path:
+    """A project's folder with data/demo/videos_256 made of that mirror, at a short side of 80."""
+    from actionzoo.kinetics.download import download
+    from actionzoo.kinetics.resize import resize
+    from actionzoo.kinetics.transcode import Encode
+
+    root = tmp_path_factory.mktemp("tiny_data")
+    data, scratch = root / "data" / "demo", root / "scratch"
+    download(str(tiny_mirror), data / "archive", splits=("train", "val", "test"), parts="all", jobs=2, scratch=scratch)
+    settings = {"jobs": 2, "scratch": scratch, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
+    resize(data / "archive", data / "videos_256", short_side=80, encode=Encode(), **settings)
+    return root

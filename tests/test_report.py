@@ -284,13 +284,13 @@ def test_curves_are_drawn_through_every_finite_value(project):
 def test_benchmark_stands_beside_the_published_speed_and_memory(project):
     project.write(
         "metrics/demo/row.benchmark.json",
-        json.dumps({"videos_per_second": 12.345, "peak_memory_mb": 2345.6, "device": "H200"}),
+        json.dumps({"videos_per_second": 12.345, "train_memory_mb": 2345.6, "device": "H200"}),
     )
     project.build(row())
     cells = Page(project.read("zoo.html")).row("row")
     assert cells[9:13] == ["1.6 ((32+4)x10x3 frames)", "12.35 H200", "6203", "2346"]
     project.write(
-        "metrics/demo/row.benchmark.json", json.dumps({"videos_per_second": 0.5, "peak_memory_mb": None})
+        "metrics/demo/row.benchmark.json", json.dumps({"videos_per_second": 0.5, "train_memory_mb": None})
     )  # on a CPU
     project.build(row())
     assert Page(project.read("zoo.html")).row("row")[9:13] == ["1.6 ((32+4)x10x3 frames)", "0.50", "6203", ""]

@@ -1,7 +1,6 @@
-"""A row tested and timed, once it is trained. Finished work is known by a fingerprint, as in training."""
+"""A row tested, once it is trained. Finished work is known by a fingerprint, as in training."""
 
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from . import tracking
 from .errors import UserError
 from .json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
-from .params import Params, Recipe, digest
+from .params import Params, digest
 from .run_files import RowFiles, data_folder, device_of, device_type, sha256
 from .zoo import build_model
 
@@ -152,39 +151,6 @@ def run_test(
     }
 
 
-def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
-    """Time the network of `row` on random input of its test's shape; gives the last line to print."""
-    recipe, files = params.recipe(row), RowFiles(root, params.name, row)
-    fingerprint = digest(recipe.model, recipe.clips, recipe.test)
-    made = read_json(files.metrics("benchmark.json"))
-    if made.get("fingerprint") != fingerprint:
-        import torch
-
-        from .engine.benchmark import inference_speed
-        from .engine.flops import count_macs, count_parameters
-
-        device = device_of(params)
-        model = build_model(recipe.model, 400)
-        shape = (3, recipe.clips.clip_len, recipe.test.crop_size, recipe.test.crop_size)
-        num_views = recipe.test.num_clips * recipe.test.num_crops
-        made = inference_speed(model, shape, num_views=num_views, device=device) | {
-            "parameters": count_parameters(model),
-            "macs_per_view": count_macs(model, (1, *shape)),
-            "views": num_views,
-            "frames": _frames_text(recipe),
-            "crop_size": recipe.test.crop_size,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
-            "threads": torch.get_num_threads(),
-            "fingerprint": fingerprint,
-        }
-        write_json(files.metrics("benchmark.json"), made)
-    return (
-        f"benchmark: {row}: {made['videos_per_second']:.2f} videos/s of {made['frames']} at {made['crop_size']} "
-        f"pixels on {made['device']}, {made['parameters'] / 1e6:.2f} M parameters, "
-        f"{made['macs_per_view'] / 1e9:.2f} G multiply-adds a view ({files.metrics('benchmark.json')})"
-    )
-
-
 def _test_summary(made: dict[str, Any]) -> str:
     metrics = made["metrics"]
     gone = metrics["missing"] + metrics["undecodable"]
@@ -193,14 +159,6 @@ def _test_summary(made: dict[str, Any]) -> str:
         f"{metrics['mean_class']:.4f} ({made['protocol']} views, {metrics['clips']} of {metrics['listed']} listed "
         f"clips, {gone} missing or undecodable)"
     )
-
-
-def _frames_text(recipe: Recipe) -> str:
-    """Frames of all views as the published table counts them: (32+4)x10x3 frames."""
-    frames = str(recipe.clips.clip_len)
-    if recipe.model.family == "slowfast":
-        frames = f"({frames}+{recipe.clips.clip_len // recipe.model.alpha})"
-    return f"{frames}x{recipe.test.num_clips}x{recipe.test.num_crops} frames"
 
 
 def _progress(what: str, total: int):

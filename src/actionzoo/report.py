@@ -55,7 +55,7 @@ class Result:
     evaluation: dict[str, Any] | None
     """None: not run yet. Else top1, top5, mean_class, clips (evaluated), missing (listed, not evaluated), protocol."""
     benchmark: dict[str, Any] | None
-    """None: not run yet. Else videos_per_second, peak_memory_mb, device, parameters …; each may be absent or None."""
+    """None: not run yet. Else videos_per_second, train_memory_mb, device, parameters …; each may be absent or None."""
     curves: list[dict[str, Any]]
     """Points of both curves: split, epoch, loss, top1, top5, lr; numbers, None where empty or not finite."""
     files: dict[str, str]
@@ -491,7 +491,7 @@ def _markdown_row(result: Result, text: dict[str, Any]) -> list[str]:
         _md(published.inference),
         _md(speed),
         "x" if published.gpu_mem_mb is None else str(published.gpu_mem_mb),
-        _benchmark(result, "peak_memory_mb", ".0f"),
+        _benchmark(result, "train_memory_mb", ".0f"),
         *(links(kind) for kind in ("ckpt", "log", "json")),
     ]
 

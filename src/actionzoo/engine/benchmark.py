@@ -1,42 +1,144 @@
-"""How fast a network tests one video: all its views, model time alone."""
+"""What a network costs: the time of testing a video, the memory of that and of training.
 
-import statistics
+A video is one batch of all its views, as it is tested; time is the network's alone, from the views on the device to the
+averaged scores in the host's memory.
+"""
+
+import contextlib
+import re
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .evaluate import average_views
+from .precision import Precision, autocast, grad_scaler
+
+MAX_VIEWS = 10
+"""Views that pass through the network at once, as in a test."""
 
 
-@torch.inference_mode()
-def inference_speed(
+def seconds_per_video(
     model: nn.Module,
     clip_shape: tuple[int, int, int, int],
     *,
     num_views: int,
+    average_clips: Literal["prob", "score"],
     device: torch.device,
-    max_views: int = 10,
-    warmup: int = 1,
-    repeats: int = 5,
-) -> dict[str, float | None]:
-    """Videos per second on random input, one video of num_views clips (3, T, H, W) at a time; median over repeats.
+    precision: Precision = "fp32",
+    layout: torch.memory_format = torch.contiguous_format,
+    max_views: int = MAX_VIEWS,
+    warmup: int = 2,
+    most: int = 10,
+    seconds: float = 2.0,
+) -> list[float]:
+    """Time `model` on videos of num_views random clips (3, T, H, W): the seconds of each, one after another.
 
-    Also peak_memory_mb of the device's tensors; None where the device is no GPU.
+    `most` after `warmup` others; fewer, but three, where they take longer than `seconds`. Each stands between two
+    synchronisations and counts once. The model is left on the device, in eval mode.
     """
     model = model.to(device).eval()
-    views = torch.randn(num_views, *clip_shape, device=device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    seconds = []
-    for repeat in range(warmup + repeats):
+    views = torch.randn(min(num_views, max_views), *clip_shape, device=device).contiguous(memory_format=layout)
+    times: list[float] = []
+    for number in range(warmup + most):
         _synchronise(device)
         began = time.perf_counter()
-        for part in views.split(max_views):
-            model(part)
+        _test(model, views, num_views, average_clips, device, precision)
         _synchronise(device)
-        if repeat >= warmup:
-            seconds.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
-    return {"videos_per_second": 1 / statistics.median(seconds), "peak_memory_mb": peak}
+        if number >= warmup:
+            times.append(time.perf_counter() - began)
+        if len(times) >= 3 and sum(times) > seconds:
+            break
+    return times
+
+
+def train_steps(
+    model: nn.Module,
+    clip_shape: tuple[int, int, int, int],
+    *,
+    batch_size: int,
+    momentum: float,
+    device: torch.device,
+    precision: Precision = "fp32",
+    layout: torch.memory_format = torch.contiguous_format,
+    steps: int = 2,
+) -> None:
+    """Train `model`, in the mode it is in, on random clips (batch_size, 3, T, H, W): what needs the memory of training.
+
+    The second step meets the momentum that the first one leaves, so it needs the most.
+    """
+    model.to(device)
+    clips = torch.randn(batch_size, *clip_shape, device=device).contiguous(memory_format=layout)
+    labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=momentum)
+    scaler = grad_scaler(precision, device)
+    for _ in range(steps):
+        optimizer.zero_grad(set_to_none=True)
+        with autocast(precision, device):
+            loss = F.cross_entropy(model(clips).float(), labels)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+    _synchronise(device)
+
+
+class PeakMemory:
+    """The most memory in use since it was made, or since `restart`.
+
+    On a GPU that of torch's tensors there, as MMAction2's logs have it. On a CPU this process' resident memory beyond
+    what it was when this was made: to be had on Linux, and right in a process that did nothing yet.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._start = None if device.type == "cuda" else _resident("VmRSS")
+        self.restart()
+
+    def restart(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            with contextlib.suppress(OSError):
+                Path("/proc/self/clear_refs").write_text("5")  # forgets the highest one, proc(5)
+
+    def megabytes(self) -> float | None:
+        """In units of 2**20 bytes; None where it cannot be had."""
+        if self._device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self._device) / 2**20
+        peak = _resident("VmHWM")
+        return None if peak is None or self._start is None else peak - self._start
+
+
+def _resident(key: str) -> float | None:
+    """VmRSS, now, or VmHWM, at most; of this process, in units of 2**20 bytes."""
+    with contextlib.suppress(OSError):
+        if found := re.search(rf"^{key}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
+            return int(found[1]) / 1024
+    return None
+
+
+@torch.inference_mode()
+def _test(
+    model: Callable[[Tensor], Tensor],
+    views: Tensor,
+    num_views: int,
+    average_clips: Literal["prob", "score"],
+    device: torch.device,
+    precision: Precision,
+) -> Tensor:
+    """Scores (1, num_classes) of a video, on the host; its views are `views`, taken again and again."""
+    logits, missing = [], num_views
+    while missing:
+        with autocast(precision, device):
+            logits.append(model(views[:missing]).float())
+        missing -= len(logits[-1])
+    return average_views(torch.cat(logits), num_views, average_clips).cpu()
 
 
 def _synchronise(device: torch.device) -> None:

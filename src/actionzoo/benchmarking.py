@@ -1,0 +1,238 @@
+"""What a row costs on this machine: videos per second with and without decoding, memory in test and training, size.
+
+One device, one video at a time with all its views, at the sizes that the row really uses. Published tables call the
+network's speed "inference time" and the training's memory "GPU memory"; both are measured as they were.
+"""
+
+import contextlib
+import platform
+import time
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from .json_files import read_json, write_json
+from .params import Params, Recipe, digest
+from .process import die_with_parent
+from .run_files import RowFiles, data_folder, device_of, sha256
+from .zoo import build_model, freeze
+
+NUM_CLASSES = 400
+"""Of the networks that are measured, whatever the data set: the published ones are so."""
+
+CLIPS, SECONDS = 16, 2.0
+"""Decoded clips of which the speed is taken, at most; and for how long at most, once there are three."""
+
+
+def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
+    """Measure `row` on its device, with clips of its val split if they are there; gives the last line to print.
+
+    Raises UserError.
+    """
+    import torch
+
+    recipe, files, runtime = params.recipe(row), RowFiles(root, params.name, row), params.runtime
+    folder, device = data_folder(params, recipe, root), device_of(params)
+    circumstances = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": runtime.precision,
+        "channels_last": runtime.channels_last,
+        "compile": runtime.compile,
+    }
+    manifest = sha256(folder / "manifest.csv") if (folder / "manifest.csv").is_file() else ""
+    used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
+    fingerprint = digest(*used, recipe.test, circumstances, manifest)
+    made = read_json(files.metrics("benchmark.json"))
+    if made.get("fingerprint") != fingerprint:
+        made = (
+            _measure(params, recipe, folder if manifest else None, device)
+            | circumstances
+            | {"fingerprint": fingerprint}
+        )
+        write_json(files.metrics("benchmark.json"), made)
+    return f"benchmark: {row}: {_summary(made)} ({files.metrics('benchmark.json')})"
+
+
+def _measure(params: Params, recipe: Recipe, folder: Path | None, device) -> dict[str, Any]:
+    from .engine.benchmark import seconds_per_video
+    from .engine.flops import count_macs, count_parameters
+
+    model = build_model(recipe.model, NUM_CLASSES)
+    shape, num_views = _test_shape(recipe), recipe.test.num_clips * recipe.test.num_crops
+    size = {"parameters": count_parameters(model), "macs_per_view": count_macs(model, (1, *shape))}
+    ready, how = _ready(params, model, device)
+    seconds = seconds_per_video(
+        ready, shape, num_views=num_views, average_clips=recipe.test.average_clips, device=device, **how
+    )
+    end_to_end = _end_to_end(params, recipe, folder, ready, device, how)
+    del model, ready
+    memory = _memory(params, recipe, device) if device.type == "cuda" else _memory_of_a_process(params, recipe)
+    return {
+        "videos_per_second": len(seconds) / sum(seconds),
+        "seconds_per_video": [round(each, 6) for each in seconds],
+        "frames": frames_text(recipe),
+        "views": num_views,
+        "crop_size": recipe.test.crop_size,
+        **end_to_end,
+        **memory,
+        **size,
+    }
+
+
+def _test_shape(recipe: Recipe) -> tuple[int, int, int, int]:
+    return 3, recipe.clips.clip_len, recipe.test.crop_size, recipe.test.crop_size
+
+
+def _ready(params: Params, model, device) -> tuple[Any, dict[str, Any]]:
+    """The model as runtime wants it, on the device; and the precision and the layout that go with it."""
+    import torch
+
+    from .engine.precision import set_tf32
+
+    runtime = params.runtime
+    set_tf32(runtime.precision)
+    layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
+    model.to(device, memory_format=layout)
+    return torch.compile(model) if runtime.compile else model, {"precision": runtime.precision, "layout": layout}
+
+
+def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, device, how) -> dict[str, Any]:
+    """Speed of a pass over real clips, from their bytes to averaged scores, by the loader that tests use.
+
+    The pass begins with nothing decoded ahead, so that no clip is had for free. None where there are no clips.
+    """
+    import torch
+
+    from .clips.inputs import to_input
+    from .clips.loader import view_loader
+    from .engine.benchmark import MAX_VIEWS
+    from .engine.evaluate import average_views
+    from .engine.precision import autocast
+
+    if folder is None:
+        return {"end_to_end_videos_per_second": None, "end_to_end_clips": 0, "workers": None}
+    loader = view_loader(
+        folder,
+        recipe.clips,
+        recipe.augment,
+        num_clips=recipe.test.num_clips,
+        num_crops=recipe.test.num_crops,
+        crop_size=recipe.test.crop_size,
+        batch_size=1,
+        workers=params.runtime.num_workers,
+        timeout_seconds=params.runtime.clip_timeout_seconds,
+        device=device,
+    )
+    make = partial(to_input, mean=recipe.augment.mean, std=recipe.augment.std, device=device)
+
+    @torch.inference_mode()
+    def test(views: list) -> None:
+        logits = []
+        for start in range(0, len(views), MAX_VIEWS):
+            inputs = make(views[start : start + MAX_VIEWS]).contiguous(memory_format=how["layout"])
+            with autocast(how["precision"], device):
+                logits.append(model(inputs).float())
+        average_views(torch.cat(logits), len(views), recipe.test.average_clips).cpu()
+
+    def a_pass(most: int, seconds: float) -> tuple[int, float]:
+        """How many clips, and how long they took."""
+        began, done = time.perf_counter(), 0
+        for batch in loader:
+            if batch.video_ids:
+                test(batch.views)
+                done += 1
+            took = time.perf_counter() - began
+            if done >= most or (done >= 3 and took > seconds):
+                break
+        return done, time.perf_counter() - began
+
+    try:
+        a_pass(2, 0.0)
+        clips, seconds = a_pass(CLIPS, SECONDS)
+    finally:
+        loader.close()
+    return {
+        "end_to_end_videos_per_second": clips / seconds if clips else None,
+        "end_to_end_clips": clips,
+        "workers": params.runtime.num_workers,
+    }
+
+
+def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
+    """Peaks of a test and of training; what is there already counts on a GPU, and not on a CPU (PeakMemory)."""
+    from .engine.benchmark import MAX_VIEWS, PeakMemory, seconds_per_video, train_steps
+
+    memory, optim = PeakMemory(device), recipe.optim
+    model = build_model(recipe.model, NUM_CLASSES)
+    ready, how = _ready(params, model, device)
+    views = min(MAX_VIEWS, recipe.test.num_clips * recipe.test.num_crops)
+    seconds_per_video(
+        ready, _test_shape(recipe), num_views=views, average_clips="prob", device=device, warmup=0, most=1, **how
+    )
+    made = _no_memory("") | {"test_memory_mb": memory.megabytes()}
+    if made["test_memory_mb"] is None:
+        return made | {"memory_reason": "this system does not say how much memory a process takes"}
+    memory.restart()
+    model.train()
+    for module in freeze(model, recipe.init.frozen_stages):
+        module.eval()
+    shape = (3, recipe.clips.clip_len, recipe.augment.crop_size, recipe.augment.crop_size)
+    try:
+        train_steps(ready, shape, batch_size=optim.videos_per_gpu, momentum=optim.momentum, device=device, **how)
+    except (RuntimeError, MemoryError) as error:  # the CPU's allocator has no exception of its own
+        if "memory" not in str(error):
+            raise
+        return made | {"memory_reason": f"a training step of {optim.videos_per_gpu} clips does not fit into memory"}
+    return made | {"train_memory_mb": memory.megabytes()}
+
+
+def _memory_of_a_process(params: Params, recipe: Recipe) -> dict[str, Any]:
+    """The same on a CPU, by a process that did nothing yet and that the kernel takes first, should memory run out."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_the_first_to_go) as pool:
+        try:
+            return pool.submit(_memory_on_cpu, params, recipe).result()
+        except BrokenProcessPool:
+            return _no_memory("the process that measured it was killed, as when memory runs out")
+
+
+def _memory_on_cpu(params: Params, recipe: Recipe) -> dict[str, Any]:
+    import torch
+
+    import actionzoo.engine.benchmark  # noqa: F401  # is not to count
+
+    return _memory(params, recipe, torch.device("cpu"))
+
+
+def _be_the_first_to_go() -> None:
+    die_with_parent()
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000")
+
+
+def _no_memory(reason: str) -> dict[str, Any]:
+    return {"test_memory_mb": None, "train_memory_mb": None, "memory_reason": reason}
+
+
+def frames_text(recipe: Recipe) -> str:
+    """Frames of all views as the published table counts them: (32+4)x10x3 frames."""
+    frames = str(recipe.clips.clip_len)
+    if recipe.model.family == "slowfast":
+        frames = f"({frames}+{recipe.clips.clip_len // recipe.model.alpha})"
+    return f"{frames}x{recipe.test.num_clips}x{recipe.test.num_crops} frames"
+
+
+def _summary(made: dict[str, Any]) -> str:
+    def number(key: str, layout: str) -> str:
+        return "unknown" if made[key] is None else format(made[key], layout)
+
+    return (
+        f"{made['videos_per_second']:.2f} videos/s of {made['frames']} at {made['crop_size']} pixels on "
+        f"{made['device']} in {made['precision']}, with decoding {number('end_to_end_videos_per_second', '.2f')}; "
+        f"memory in test {number('test_memory_mb', '.0f')}, in training {number('train_memory_mb', '.0f')} MB; "
+        f"{made['parameters'] / 1e6:.2f} M parameters, {made['macs_per_view'] / 1e9:.2f} G multiply-adds a view"
+    )

@@ -1,0 +1,88 @@
+"""Seconds that count once, and memory that was really in use."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch import nn
+
+from actionzoo.engine.benchmark import seconds_per_video, train_steps
+
+CPU = torch.device("cpu")
+SHAPE = (3, 2, 4, 4)
+
+
+class Sleeper(nn.Module):
+    """Gives three scores a clip, after a while."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.clips: list[int] = []
+
+    def forward(self, clips):
+        self.clips.append(len(clips))
+        time.sleep(0.02)
+        return clips.mean((1, 2, 3, 4))[:, None] + self.weight
+
+
+def timed(model, **more):
+    return seconds_per_video(model, SHAPE, num_views=25, average_clips="prob", device=CPU, **more)
+
+
+def test_a_video_is_all_its_views_in_parts_of_ten():
+    model = Sleeper()
+    times = timed(model, warmup=1, most=2)
+    assert model.clips == [10, 10, 5] * 3 and len(times) == 2
+    assert all(0.06 <= seconds < 0.3 for seconds in times)
+
+
+def test_warm_up_does_not_count_and_no_sample_counts_twice():
+    model = Sleeper()
+    began = time.perf_counter()
+    times = timed(model, warmup=2, most=4)
+    assert sum(times) <= (time.perf_counter() - began) * 4 / 6 + 0.05
+    assert len(times) == 4 and len(model.clips) == 3 * 6
+
+
+def test_a_slow_network_is_timed_on_three_videos():
+    assert len(timed(Sleeper(), seconds=0.01)) == 3
+
+
+def test_training_is_of_the_batch_and_leaves_other_weights():
+    model = Sleeper().train()
+    train_steps(model, SHAPE, batch_size=6, momentum=0.9, device=CPU)
+    assert model.clips == [6, 6] and model.training
+    assert not torch.equal(model.weight, torch.zeros(3))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory of a process is read from Linux's /proc")
+def test_peak_of_a_process_is_what_it_used_beyond_its_start_and_is_forgotten_on_restart():
+    code = """
+import torch
+from actionzoo.engine.benchmark import PeakMemory
+before = torch.ones(100 * 2**18)
+memory = PeakMemory(torch.device("cpu"))
+torch.ones(300 * 2**18)
+high = memory.megabytes()
+memory.restart()
+print(high, memory.megabytes())
+"""
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    high, after = map(float, printed.split())
+    assert 295 <= high < 320 and after < 20
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="counts a GPU's tensors")
+def test_peak_on_a_gpu_is_that_of_its_tensors():
+    from actionzoo.engine.benchmark import PeakMemory
+
+    device = torch.device("cuda")
+    kept = torch.ones(10 * 2**18, device=device)
+    memory = PeakMemory(device)
+    torch.ones(30 * 2**18, device=device)
+    assert memory.megabytes() >= 40
+    memory.restart()
+    assert 10 <= memory.megabytes() < 40 and len(kept)
