@@ -4,8 +4,8 @@ import argparse
 
 from actionzoo.launch import spread
 from actionzoo.params import load_params
-from actionzoo.pipeline import evaluate_row
 from actionzoo.process import stage
+from actionzoo.testing import evaluate_row
 
 
 def parse_args() -> argparse.Namespace:

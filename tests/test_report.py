@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.report import STATES, Row, read_report, terminal_table, wilson_interval, write_report
+from actionzoo.report import STATES, Row, read_report, terminal_table, write_report
 
 PUBLISHED = {
     "config": "row",
@@ -167,12 +167,6 @@ def test_families_have_their_own_tables_in_the_order_of_the_rows(project):
         < text.index("## SlowFast")
         < text.index("| b |")
     )
-
-
-def test_wilson_interval_is_that_of_the_textbook():
-    assert wilson_interval(13, 16) == pytest.approx((0.5699, 0.9341), abs=1e-4)
-    assert wilson_interval(0, 10) == pytest.approx((0.0, 0.2775), abs=1e-4)
-    assert wilson_interval(10, 10) == pytest.approx((0.7225, 1.0), abs=1e-4)
 
 
 def test_another_data_set_is_marked_and_shows_no_difference(project):

@@ -237,9 +237,9 @@ def test_second_evaluation_is_the_one_that_counts(root, client):
         pass
     for top1 in (0.5, 0.75, 0.25):
         with tracking.run(experiment="demo", name="row", phase="evaluate", run_id=training.id) as active:
-            active.log(tracking.TEST_STEP, {"test/top1": top1})
+            active.log(tracking.TEST_STEP, {"test/top1:10x3": top1})
         time.sleep(0.002)  # MLflow's clock has milliseconds
-        assert client.get_run(training.id).data.metrics["test/top1"] == top1
+        assert client.get_run(training.id).data.metrics["test/top1:10x3"] == top1
 
 
 # --- files
@@ -408,7 +408,7 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     assert history(client, done.run_id, "train/top1") == [(2, 0.25), (4, 0.5), (6, 0.75)]
     assert history(client, done.run_id, "val/top1") == [(4, 0.5)]
     assert history(client, done.run_id, "memory_mb") == [(6, 6203.0)]
-    assert history(client, done.run_id, "test/top1") == [(tracking.TEST_STEP, 0.8)]
+    assert history(client, done.run_id, "test/top1:10x3") == [(tracking.TEST_STEP, 0.8)]
     assert found.info.status == "FINISHED" and found.info.run_name == "row"
     assert found.data.params == {"recipe.optim.lr": "0.1"}
     assert found.data.tags["checkpoint.md5"] == tracking.checkpoint_md5(folder / "best.pth")
@@ -431,13 +431,13 @@ def test_sync_completes_a_run_that_lost_values_and_takes_a_newer_evaluation(root
     folder = write_run(root)
     with tracking.run(experiment="demo", name="row") as active:
         active.log(2, {"train/loss": 3.0})
-        active.log(tracking.TEST_STEP, {"test/top1": 0.1})
+        active.log(tracking.TEST_STEP, {"test/top1:10x3": 0.1})
         active.tag("checkpoint.md5", tracking.checkpoint_md5(folder / "best.pth"))
     time.sleep(0.002)  # MLflow's clock has milliseconds
     (done,) = tracking.sync(root)
     assert (done.action, done.run_id) == ("completed", active.id)
     assert history(client, active.id, "train/loss") == [(2, 3.0), (4, 1.5), (6, 1.0)]
-    assert client.get_run(active.id).data.metrics["test/top1"] == 0.8
+    assert client.get_run(active.id).data.metrics["test/top1:10x3"] == 0.8
     assert tracking.sync(root)[0].action == "unchanged"
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from . import tracking
+from .accuracy import wilson_interval
 from .errors import UserError
 from .json_files import read_json, write_json
 from .kinetics.atomic import atomic_write
 from .kinetics.labels import places
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, digest
-from .pipeline import run_test
-from .report import KINETICS400, PUBLISHED_CLIPS, page_templates, wilson_interval
+from .report import KINETICS400, PUBLISHED_CLIPS, page_templates
 from .run_files import data_folder
+from .testing import FORM, run_test
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
@@ -101,7 +102,7 @@ def _evaluate(
         file = fetch_weights(address, root / CACHE, tell=tell)
     checkpoint_md5 = tracking.checkpoint_md5(file)
     sections = (model_section, recipe.clips, recipe.augment, recipe.test)
-    fingerprint = digest(*sections, manifest.read_text(encoding="utf-8"), checkpoint_md5)
+    fingerprint = digest(FORM, *sections, manifest.read_text(encoding="utf-8"), checkpoint_md5)
     path = root / "released" / "results" / params.name / row / f"{kind}.json"
     made = read_json(path)
     if made.get("fingerprint") != fingerprint:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from actionzoo.accuracy import wilson_interval
 from actionzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -179,18 +180,6 @@ def page_templates() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927, without continuity correction): right near 0 and 1, and for few trials."""
-    if trials == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 _FAMILIES = {"slowfast": "SlowFast", "csn": "CSN"}

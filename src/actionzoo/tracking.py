@@ -46,15 +46,18 @@ METRIC_NAMES = {
         "mean_class_accuracy": "val/mean_class",
     },
     "test": {
-        "top1": "test/top1",
-        "top5": "test/top5",
-        "mean_class": "test/mean_class",
+        "top1": "test/top1:{protocol}",
+        "top5": "test/top5:{protocol}",
+        "mean_class": "test/mean_class:{protocol}",
+        "top1_low": "test/top1_low:{protocol}",
+        "top1_high": "test/top1_high:{protocol}",
         "top1_published": "test/top1_published",
         "top1_gap": "test/top1_gap",
     },
 }
 """Mode of a line -> its key -> the name in MLflow. `train` and `val` are lines of log.json, `test` is
-metrics/<dataset>/<row>.json. MLflow's pages group by what stands before the slash."""
+metrics/<dataset>/<row>.json, and its names say of which views an accuracy is: test/top1:10x3. MLflow knows no @ in
+names, and its pages group by what stands before the slash."""
 
 RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "val_clips")
 """Keys of recipe.json that become a run's parameters; hashes and class names do not."""
@@ -78,7 +81,12 @@ Point = tuple[str, int, float, int]
 def to_metrics(line: Mapping[str, Any]) -> dict[str, float]:
     """The metrics of one line, named as in MLflow. Keys that are no metrics, and lines of no known mode, give none."""
     names = METRIC_NAMES.get(line.get("mode", ""), {})
-    return {names[key]: float(value) for key, value in line.items() if key in names and value is not None}
+    protocol = line.get("protocol", "unknown")
+    return {
+        names[key].format(protocol=protocol): float(value)
+        for key, value in line.items()
+        if key in names and value is not None
+    }
 
 
 def run_params(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from actionzoo.errors import UserError
 
 from .distributed import World
-from .metrics import mean_class_accuracy, top_k_accuracy
+from .metrics import check_scores, mean_class_accuracy, top_k_accuracy
 
 
 @dataclass
@@ -26,7 +26,8 @@ class Scores:
     """One sentence for each clip that is missing here because it did not decode."""
 
     def accuracies(self) -> dict[str, float]:
-        """top1, top5 and mean_class as fractions."""
+        """top1, top5 and mean_class as fractions. Raises UserError that names a clip whose scores are no numbers."""
+        check_scores(self.scores, self.labels, self.video_ids)
         top1, top5 = top_k_accuracy(self.scores, self.labels, (1, 5))
         return {"top1": top1, "top5": top5, "mean_class": mean_class_accuracy(self.scores, self.labels)}
 

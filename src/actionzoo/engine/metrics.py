@@ -1,25 +1,72 @@
-"""Accuracies over (N, num_classes) scores and (N,) labels, exact down to ties."""
+"""Accuracies over (N, num_classes) scores and (N,) labels, exact down to ties.
+
+MMAction2 sorts with numpy, whose default sort leaves the order of equal scores open from 17 classes on; here it is
+always that of a stable sort, which is what numpy gives for fewer.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from actionzoo.errors import UserError
 
-def top_k_accuracy(scores: Tensor, labels: Tensor, topk: tuple[int, ...] = (1, 5)) -> list[float]:
-    """Share of clips whose label is among the k best scores, for each k. Of equal scores the later class wins."""
+
+def top_k_accuracy(scores: Tensor, labels: Tensor, topk: Sequence[int] = (1, 5)) -> list[float]:
+    """Share of clips whose label is among the k best scores, for each k. Of equal scores the later class wins.
+
+    Of fewer than k classes all are among the k best. Raises UserError as `check_scores` does.
+    """
+    check_scores(scores, labels)
+    return top_k_hits(scores, labels, topk).double().mean(dim=0).tolist()
+
+
+def top_k_hits(scores: Tensor, labels: Tensor, topk: Sequence[int]) -> Tensor:
+    """(N, len(topk)) bool: whether a clip's label is among its k best scores."""
     order = scores.argsort(dim=1, stable=True).flip(1)
     hits = order == labels[:, None]
-    return [hits[:, :k].any(dim=1).double().mean().item() for k in topk]
+    return torch.stack([hits[:, :k].any(dim=1) for k in topk], dim=1)
 
 
 def mean_class_accuracy(scores: Tensor, labels: Tensor) -> float:
     """Mean over classes of the share of their clips that is right. Of equal scores the earlier class wins.
 
     Averages over the classes that occur as a label or as a prediction, as MMAction2 does: a class that is only
-    predicted counts 0.
+    predicted counts 0. Raises UserError as `check_scores` does.
     """
+    check_scores(scores, labels)
     predictions = scores.argsort(dim=1, descending=True, stable=True)[:, 0]
     num_classes = scores.shape[1]
     seen = torch.bincount(labels, minlength=num_classes)
     right = torch.bincount(labels[predictions == labels], minlength=num_classes)
     occurs = (seen + torch.bincount(predictions, minlength=num_classes)) > 0
     return (right.double() / seen.clamp(min=1))[occurs].mean().item()
+
+
+def check_scores(scores: Tensor, labels: Tensor | None = None, video_ids: Sequence[str] = ()) -> None:
+    """Raises UserError that names a clip whose scores have a NaN, or whose label is none of the classes; or if there
+    is no clip. An accuracy of such would be a number all the same."""
+    if not len(scores):
+        raise UserError("there is no clip to take an accuracy of")
+    bad = scores.isnan().flatten(1).any(dim=1)
+    if bad.any():
+        raise UserError(
+            f"{_names(bad, video_ids)}: scores are NaN, so the network's weights or its input are no numbers there; "
+            "look at the clip, set runtime.precision to fp32, or take another checkpoint"
+        )
+    if labels is None:
+        return
+    strange = (labels < 0) | (labels >= scores.shape[-1])
+    if strange.any():
+        label = int(labels[strange.nonzero()[0, 0]])
+        raise UserError(
+            f"{_names(strange, video_ids)}: label {label} is none of the {scores.shape[-1]} classes scored"
+            + ("; a split without labels has no accuracy" if label == -1 else "")
+        )
+
+
+def _names(which: Tensor, video_ids: Sequence[str]) -> str:
+    """The first of the clips, and how many there are."""
+    numbers = which.nonzero()[:, 0].tolist()
+    first = video_ids[numbers[0]] if video_ids else f"clip number {numbers[0]}"
+    return f"{first} ({len(numbers)} of {len(which)} clips)" if len(numbers) > 1 else first

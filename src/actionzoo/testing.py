@@ -1,4 +1,7 @@
-"""A row tested, once it is trained. Finished work is known by a fingerprint, as in training."""
+"""A row tested: all views of every clip of a split through a checkpoint, and what comes of it.
+
+Finished work is known by a fingerprint, as in training.
+"""
 
 import os
 from collections.abc import Sequence
@@ -6,12 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from . import tracking
+from .accuracy import list_sha256, with_interval, with_protocol
 from .errors import UserError
 from .json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, digest
 from .run_files import RowFiles, data_folder, device_of, device_type, sha256
 from .zoo import build_model
+
+FORM = 2
+"""Of what a test writes: another one is tested again."""
 
 
 def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
@@ -31,9 +38,8 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     from .engine.checkpoint import load_checkpoint
 
     checkpoint_md5 = tracking.checkpoint_md5(files.best)
-    fingerprint = digest(
-        recipe.model, recipe.clips, recipe.augment, recipe.test, sha256(folder / "manifest.csv"), checkpoint_md5
-    )
+    sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
+    fingerprint = digest(FORM, *sections, sha256(folder / "manifest.csv"), checkpoint_md5)
     made = read_json(files.result)
     if made.get("fingerprint") == fingerprint and read_json(files.metrics()).get("top1") == made["metrics"]["top1"]:
         done = f"evaluate: {row} is tested already, this very checkpoint on these very clips; {_test_summary(made)}"
@@ -58,7 +64,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
         "metrics": metrics,
         "classes": classes,
     }
-    write_json(files.metrics(), metrics)
+    write_json(files.metrics(), with_protocol(metrics))
     write_json(files.result, made, indent=None)
 
     published = params.recipes[row].published.top1[0] / 100
@@ -74,6 +80,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
             "dataset": params.name,
             "checkpoint.md5": checkpoint_md5,
             "test.protocol": recipe.test.protocol,
+            "test.list_sha256": metrics["list_sha256"],
         },
     ) as record:
         line = metrics | {"mode": "test", "top1_published": published, "top1_gap": metrics["top1"] - published}
@@ -88,8 +95,9 @@ def run_test(
     """All views of the row's val clips through `model`, as the row's test says; of all processes of engine's `world`.
 
     `label_places` says which of the network's classes each label of the data set is, if it is not the same number.
-    Gives protocol, average_clips, metrics (top1, top5, mean_class; how many clips were evaluated, missing, undecodable,
-    listed), undecodable (a sentence each) and clips (video_id, label, scores). Raises UserError.
+    Gives protocol, average_clips, metrics (top1 with its 95 % interval, top5, mean_class; how many clips were
+    evaluated, missing, undecodable, listed, and the hash of the list), undecodable (a sentence each) and clips:
+    video_id -> label, scores. Raises UserError.
     """
     import torch
 
@@ -101,7 +109,8 @@ def run_test(
     world = world or World()
     recipe, device = params.recipe(row), device_of(params, world.local_rank)
     folder = data_folder(params, recipe, root)
-    listed = sum(clip.split == "val" and clip.is_listed for clip in read_manifest(folder / "manifest.csv"))
+    clips = read_manifest(folder / "manifest.csv")
+    listed = sum(clip.split == "val" and clip.is_listed for clip in clips)
     loader = view_loader(
         folder,
         recipe.clips,
@@ -130,24 +139,28 @@ def run_test(
     )
     if label_places is not None:
         scores.labels = torch.tensor(label_places)[scores.labels]
-    metrics = scores.accuracies() | {
-        "clips": len(scores.video_ids),
-        "missing": listed - len(loader.clips),
-        "undecodable": len(scores.undecodable),
-        "listed": listed,
-        "protocol": recipe.test.protocol,
-    }
+    metrics = with_interval(
+        scores.accuracies()
+        | {
+            "clips": len(scores.video_ids),
+            "missing": listed - len(loader.clips),
+            "undecodable": len(scores.undecodable),
+            "listed": listed,
+            "protocol": recipe.test.protocol,
+            "list_sha256": list_sha256(clips, "val"),
+        }
+    )
     return {
         "protocol": recipe.test.protocol,
         "average_clips": recipe.test.average_clips,
         "metrics": metrics,
         "undecodable": scores.undecodable,
-        "clips": [
-            {"video_id": video_id, "label": label, "scores": row_scores}
+        "clips": {
+            video_id: {"label": label, "scores": row_scores}
             for video_id, label, row_scores in zip(
                 scores.video_ids, scores.labels.tolist(), scores.scores.tolist(), strict=True
             )
-        ],
+        },
     }
 
 

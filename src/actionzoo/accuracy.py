@@ -1,0 +1,46 @@
+"""What an accuracy is of, and how sure it is: the list of clips by its hash, the protocol in its name, its interval."""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .kinetics.manifest import Clip
+
+
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927, without continuity correction): right near 0 and 1, and for few trials."""
+    if trials == 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    share = successes / trials
+    centre = share + z * z / (2 * trials)
+    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    scale = 1 + z * z / trials
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+
+
+def list_sha256(clips: Iterable[Clip], split: str) -> str:
+    """The hash of the annotation's list of a split: of `video_id,label` lines, sorted, of every listed clip.
+
+    It does not depend on which clips could be had or decoded: two accuracies of one list are of one question.
+    """
+    lines = sorted(f"{clip.video_id},{clip.label}\n" for clip in clips if clip.split == split and clip.is_listed)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def with_interval(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with top1_low and top1_high, from `top1` and the number of `clips` evaluated."""
+    clips = metrics["clips"]
+    low, high = wilson_interval(round(metrics["top1"] * clips), clips)
+    return {**metrics, "top1_low": low, "top1_high": high}
+
+
+def with_protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, and each accuracy once more under a name that says of which views it is: `test/top1@10x3`."""
+    named = {
+        f"test/{key}@{metrics['protocol']}": value
+        for key, value in metrics.items()
+        if key == "mean_class" or (key.startswith("top") and key[3:].isdigit())
+    }
+    return {**metrics, **named}
