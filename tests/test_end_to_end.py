@@ -1,11 +1,16 @@
 """The whole chain by real DVC, in a workspace of its own: small sizes, real networks, nothing replaced."""
 
+import copy
 import hashlib
+import json
 import os
+import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -212,6 +217,82 @@ def test_a_killed_training_goes_on_from_its_last_epoch(demo):
     assert "going on after epoch 1 of an interrupted training" in printed
     epochs = [int(number) for number in re.findall(r"^Epoch \[(\d+)\]", printed, re.MULTILINE)]
     assert sorted(set(epochs)) == [2, 3]
+
+
+def trained(demo, work_dir: Path, kill_at: int | None = None) -> None:
+    """`actionzoo train` there; killed as soon as that many lines are in its log.json."""
+    command = [sys.executable, "-m", "actionzoo.cli", "train", SLOWFAST, "--work-dir", work_dir, "--validate",
+               "--seed", "3", "--deterministic"]  # fmt: skip
+    with (work_dir.parent / f"{work_dir.name}.txt").open("a") as printed:
+        process = subprocess.Popen(command, cwd=demo.root, env=demo.environment, stdout=printed, stderr=printed)
+        while process.poll() is None:
+            if kill_at and sum(path.read_text().count("\n") for path in work_dir.glob("*.log.json")) > kill_at:
+                process.kill()
+            time.sleep(0.02)
+    assert process.returncode == (-signal.SIGKILL if kill_at else 0), Path(printed.name).read_text()[-3000:]
+
+
+def without_clocks(log: Path) -> list[dict]:
+    clocks = ("time", "data_time", "work_dir", "env_info")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{key: line[key] for key in line if key not in clocks} for line in lines]
+
+
+def test_a_training_killed_again_and_again_leaves_the_files_of_an_undisturbed_one(demo, tmp_path):
+    """Weights, curves and log.json; the loop alone is killed ten times in tests/engine/test_train.py."""
+    before = demo.params["datasets"]["demo"]["overrides"]["slowfast"], demo.params["runtime"]
+    slowfast, demo.params["runtime"] = copy.deepcopy(before[0]), {**before[1], "save_minutes": 0.0001}
+    slowfast["optim"]["videos_per_gpu"], slowfast["schedule"]["epochs"] = 2, 2
+    demo.params["datasets"]["demo"]["overrides"]["slowfast"] = slowfast
+    demo.save()
+    try:
+        trained(demo, tmp_path / "whole")
+        (log,) = (tmp_path / "whole").glob("*.log.json")
+        num_lines = len(without_clocks(log))
+        for kill_at in sorted(random.Random(0).sample(range(2, num_lines - 1), 3)):
+            trained(demo, tmp_path / "cut", kill_at)
+        trained(demo, tmp_path / "cut")
+    finally:
+        demo.params["datasets"]["demo"]["overrides"]["slowfast"], demo.params["runtime"] = before
+        demo.save()
+    assert (tmp_path / "cut.txt").read_text().count("of an interrupted training") == 3
+    (other,) = (tmp_path / "cut").glob("*.log.json")
+    assert without_clocks(other) == without_clocks(log)
+    for name in ("best.pth", "latest.pth", f"{SLOWFAST}.train.csv", f"{SLOWFAST}.val.csv"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+def test_two_processes_train_and_test_a_row_together(demo):
+    """Started by the stages themselves; one log, one run in MLflow, every clip tested once."""
+    from mlflow import MlflowClient
+
+    before = demo.params["runtime"]
+    demo.params["runtime"] = before | {"gpus": 2, "batch_norm": "sync"}
+    demo.params["datasets"]["demo"]["overrides"]["slowfast"]["optim"]["videos_per_gpu"] = 3
+    demo.save()
+    try:
+        ran, printed = demo.repro(f"evaluate@{SLOWFAST}")
+        assert {f"train@{SLOWFAST}", f"evaluate@{SLOWFAST}"} <= set(ran)
+        assert "batch      6 = 2 processes x 3 videos x 1 accumulated" in printed and "2 x cpu" in printed
+        together = json.loads((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
+        demo.params["runtime"] = before
+        demo.save()
+        (demo.root / "runs/demo" / SLOWFAST / "result.json").unlink()
+        demo.repro(f"evaluate@{SLOWFAST}")
+    finally:
+        demo.params["runtime"] = before
+        del demo.params["datasets"]["demo"]["overrides"]["slowfast"]["optim"]["videos_per_gpu"]
+        demo.save()
+    alone = json.loads((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
+    assert together["metrics"] == pytest.approx(alone["metrics"])
+    assert len(together["clips"]) == len(alone["clips"]) == alone["metrics"]["clips"]
+    client = MlflowClient(f"sqlite:///{demo.root / 'mlflow.db'}")
+    (experiment,) = [found for found in client.search_experiments() if found.name == "demo"]
+    runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{SLOWFAST}'")
+    md5 = hashlib.md5((demo.root / "runs/demo" / SLOWFAST / "best.pth").read_bytes()).hexdigest()
+    (run,) = [run for run in runs if run.data.tags.get("checkpoint.md5") == md5]
+    logs = [file.path for file in client.list_artifacts(run.info.run_id) if file.path.endswith(".log.json")]
+    assert len(logs) == 1 and run.data.metrics["train/loss"] > 0
 
 
 def test_unknown_rows_keys_and_data_sets_are_told_in_a_sentence(demo):
