@@ -1,4 +1,7 @@
-"""Make the zoo table. Reads metrics/<dataset>/ and the manifests; writes report/<dataset>/zoo.{md,zh.md,html,json}."""
+"""Make the zoo table. Reads metrics/<dataset>/ and the manifests; writes report/<dataset>/zoo.{md,zh.md,html,json}.
+
+Beside them runs.js, for the page's links to MLflow and to logs: another one each time, and so no output of the stage.
+"""
 
 import argparse
 from pathlib import Path
@@ -6,7 +9,10 @@ from pathlib import Path
 from actionzoo.kinetics.manifest import count_states, read_manifest
 from actionzoo.params import load_params
 from actionzoo.process import stage
-from actionzoo.report import read_report, rows_of, write_report
+from actionzoo.report import read_report, rows_of
+from actionzoo.report_page import write_page
+from actionzoo.report_table import write_tables
+from actionzoo.run_links import write_run_links
 
 
 def main() -> None:
@@ -18,7 +24,9 @@ def main() -> None:
             form: count_states(read_manifest(data / form / "manifest.csv")) for form in ("videos_256", "videos_320")
         }
         report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=out, clip_states=states)
-        write_report(report, out)
+        write_tables(report, out)
+        write_page(report, out)
+        write_run_links(params)
         print(f"report: {len(report.evaluated)} of {len(report.results)} rows evaluated; open {out / 'zoo.html'}")
 
 

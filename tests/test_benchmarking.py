@@ -43,6 +43,7 @@ def test_speed_memory_and_size_are_measured_and_say_on_what(made):
 def test_a_training_step_takes_the_weights_three_times_and_more(made):
     values = json.loads(made[1].read_text())
     weights = values["parameters"] * 4 / 2**20
+    assert values["memory_of"] == "process" and values["memory_reason"] == ""
     assert weights < values["test_memory_mb"] < values["train_memory_mb"]
     assert values["train_memory_mb"] > 3 * weights  # gradients and momentum are as large
 

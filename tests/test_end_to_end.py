@@ -112,7 +112,7 @@ def test_dvc_repro_builds_every_stage_down_to_the_report(demo):
     for row in (SLOWFAST, CSN):
         assert {path.name for path in (demo.root / "runs/demo" / row).glob("*.pth")} == {"best.pth", "latest.pth"}
     assert sorted(path.name for path in (demo.root / "report/demo").iterdir()) == [
-        "zoo.html", "zoo.json", "zoo.md", "zoo.zh.md"]  # fmt: skip
+        "runs.js", "zoo.html", "zoo.json", "zoo.md", "zoo.zh.md"]  # fmt: skip
 
 
 def test_a_second_dvc_repro_runs_nothing_and_the_status_is_clean(demo):

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.report import STATES, Row, read_report, terminal_table, write_report
+from actionzoo.report import STATES, Row, read_report
+from actionzoo.report_page import write_page
+from actionzoo.report_table import terminal_table, write_tables
 
 PUBLISHED = {
     "config": "row",
@@ -62,7 +64,8 @@ class Project:
     def build(self, *rows, dataset="demo", out="report", **more):
         self.out = self.folder / out / dataset
         report = read_report(dataset=dataset, rows=rows, root=self.folder, out=self.out, **more)
-        write_report(report, self.out)
+        write_tables(report, self.out)
+        write_page(report, self.out)
         return report
 
     def read(self, name):
@@ -81,7 +84,7 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.names, self.links, self.rows, self.text = [], set(), [], [], ""
+        self.open, self.names, self.links, self.scripts, self.rows, self.text = [], set(), [], [], [], ""
         self.feed(text)
         self.close()
         assert self.open == []
@@ -91,7 +94,9 @@ class Page(HTMLParser):
         if tag not in self.VOID:
             self.open.append(tag)
         if tag == "a":
-            self.links.append(dict(attributes)["href"])
+            self.links += [value for name, value in attributes if name == "href"]
+        if tag == "script":
+            self.scripts.append(dict(attributes).get("src", ""))
         if tag == "tr":
             self.rows.append([])
         if tag in ("td", "th"):
@@ -106,7 +111,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if "style" in self.open:
+        if "style" in self.open or "script" in self.open:
             return
         self.text += data
         if "td" in self.open or "th" in self.open:
@@ -130,7 +135,7 @@ def test_a_row_that_ran_stands_beside_the_published_and_one_that_did_not_stays_v
     page = Page(project.read("zoo.html"))
     assert page.row("ran")[:9] == [
         *("ran", "short side 256", "8x4", "ResNet50", "None"),
-        *("82.76/82.6", "81.25 57.0–93.4", "95.68/95.3", "100.00"),
+        *("82.76/82.6", "81.25 demo 57.0–93.4 16 of 18 clips", "95.68/95.3", "100.00 demo 80.6–100.0"),
     ]
     assert page.row("waits")[5:7] == ["76.94", "not run yet"]
     assert "1 of 2 rows evaluated" in page.text
@@ -147,14 +152,18 @@ def test_columns_are_those_of_the_published_tables_with_ours_beside(project):
         "预训练",
         "top1 准确率",
         "top5 准确率",
-        "推理时间 video/s",
+        "推理时间 (video/s)",
+        "GPU 显存占用 (M)",
     ):
         assert any(title.startswith(column) for title in chinese[0]), column
     assert chinese[0][-3:] == ["ckpt", "log", "json"]
     assert len(chinese[0]) == len(chinese[2]) == 16
     assert chinese[2][1] == "短边 256" and chinese[2][6] == "尚未运行"
     english = markdown_rows(project.read("zoo.md"))
-    assert english[2][5:9] == ["82.76/82.6", "not run yet", "95.68/95.3", ""]
+    assert english[2][5:13] == [
+        *("82.76/82.6", "not run yet", "95.68/95.3", "not run yet"),
+        *("1.6 ((32+4)x10x3 frames)", "not run yet", "6203", "not run yet"),
+    ]
 
 
 def test_families_have_their_own_tables_in_the_order_of_the_rows(project):
@@ -162,10 +171,10 @@ def test_families_have_their_own_tables_in_the_order_of_the_rows(project):
     text = project.read("zoo.md")
     assert (
         text.index("## CSN")
-        < text.index("| a |")
-        < text.index("| c |")
+        < text.index("| [a]")
+        < text.index("| [c]")
         < text.index("## SlowFast")
-        < text.index("| b |")
+        < text.index("| [b]")
     )
 
 
@@ -196,7 +205,7 @@ def test_on_kinetics_400_as_published_the_difference_is_shown_and_nothing_is_mar
     project.evaluated("row", "kinetics400", top1=0.83, clips=19_404)
     report = project.build(row(), dataset="kinetics400")
     assert report.results[0].gap == pytest.approx(0.24)
-    assert Page(project.read("zoo.html")).row("row")[6].startswith("83.00 (+0.24) 82.5–83.5")
+    assert Page(project.read("zoo.html")).row("row")[6].startswith("83.00 +0.24 82.5–83.5")
     assert "⚠" not in project.read("zoo.html") + project.read("zoo.md") + project.read("zoo.zh.md")
 
 
@@ -214,7 +223,7 @@ def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
     )
     project.build(nasty, dataset="<demo>")
     page = Page(project.read("zoo.html"))
-    assert not {"script", "i"} & page.names
+    assert "i" not in page.names and page.scripts == ["", "runs.js"]
     assert page.row(nasty.name)[3] == "<b>|bold|"
     assert "5 < 6 & `code` | **not bold**" in page.text and "<i>: 1 -> 2" in page.text
     text = project.read("zoo.md")
@@ -225,7 +234,7 @@ def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
 def test_an_address_that_is_none_of_the_web_is_no_link(project):
     project.build(row(ckpt="javascript:alert(1)"))
     page = Page(project.read("zoo.html"))
-    assert page.links == ["https://example.org/row.log.json"]
+    assert [link for link in page.links if not link.startswith("#")] == ["https://example.org/row.log.json"]
     assert "javascript:alert(1)" in page.text
 
 
@@ -233,16 +242,24 @@ def test_links_to_our_files_are_relative_and_lead_there(project):
     project.evaluated("row")
     project.write("runs/demo/row/best.pth", "weights")
     project.build(row())
-    ours = [link for link in Page(project.read("zoo.html")).links if not link.startswith("https:")]
-    assert ours == ["../../runs/demo/row/best.pth", "../../metrics/demo/row.json"]
+    project.write("runs/demo/row/result.json", "{}")
+    project.build(row())
+    ours = [link for link in Page(project.read("zoo.html")).links if not link.startswith(("https:", "#"))]
+    assert {"../../runs/demo/row/best.pth", "../../runs/demo/row/result.json", "../../metrics/demo/row.json"} == set(
+        ours
+    )
     assert all((project.out / link).is_file() for link in ours)
+    (cells,) = markdown_rows(project.read("zoo.md"))[2:]
+    assert cells[-3].endswith("[ours](<../../runs/demo/row/best.pth>)") and "result.json" in cells[-1]
+    assert cells[0] == "[row](<zoo.html#row>)"
 
 
-def test_page_loads_nothing_and_runs_nothing(project):
+def test_page_loads_nothing_but_its_own_links(project):
     project.evaluated("row")
     project.build(row())
     page = Page(project.read("zoo.html"))
-    assert not {"script", "link", "img", "iframe", "object"} & page.names
+    assert not {"link", "img", "iframe", "object"} & page.names
+    assert page.scripts == ["", "runs.js"]
     assert "url(" not in project.read("zoo.html") and "@import" not in project.read("zoo.html")
 
 
@@ -275,19 +292,66 @@ def test_curves_are_drawn_through_every_finite_value(project):
     assert points(top1, "val") == ["34.0,131.2", "350.0,77.6"]
 
 
+BENCHMARK = {
+    "videos_per_second": 12.345,
+    "end_to_end_videos_per_second": 4.5,
+    "frames": "(32+4)x10x3 frames",
+    "device": "H200",
+    "precision": "bf16",
+    "train_memory_mb": 2345.6,
+    "test_memory_mb": 456.7,
+    "memory_of": "tensors",
+    "memory_reason": "",
+}
+
+
 def test_benchmark_stands_beside_the_published_speed_and_memory(project):
-    project.write(
-        "metrics/demo/row.benchmark.json",
-        json.dumps({"videos_per_second": 12.345, "train_memory_mb": 2345.6, "device": "H200"}),
-    )
+    project.write("metrics/demo/row.benchmark.json", json.dumps(BENCHMARK))
     project.build(row())
-    cells = Page(project.read("zoo.html")).row("row")
-    assert cells[9:13] == ["1.6 ((32+4)x10x3 frames)", "12.35 H200", "6203", "2346"]
-    project.write(
-        "metrics/demo/row.benchmark.json", json.dumps({"videos_per_second": 0.5, "train_memory_mb": None})
-    )  # on a CPU
+    assert Page(project.read("zoo.html")).row("row")[9:13] == [
+        *("1.6 ((32+4)x10x3 frames)", "12.35 ((32+4)x10x3 frames) H200, bf16 4.50 with decoding"),
+        *("6203", "2346 457 in test"),
+    ]
+    (cells,) = markdown_rows(project.read("zoo.md"))[2:]
+    assert cells[10] == "**12.35** ((32+4)x10x3 frames); H200, bf16; 4.50 with decoding"
+
+
+def test_memory_of_a_cpu_is_called_what_it_is_and_one_that_was_not_had_says_why(project):
+    made = BENCHMARK | {"device": "cpu (x86_64)", "precision": "fp32", "memory_of": "process"}
+    project.write("metrics/demo/row.benchmark.json", json.dumps(made))
     project.build(row())
-    assert Page(project.read("zoo.html")).row("row")[9:13] == ["1.6 ((32+4)x10x3 frames)", "0.50", "6203", ""]
+    assert Page(project.read("zoo.html")).row("row")[12] == "2346 457 in test of a process on a CPU"
+    made |= {"train_memory_mb": None, "test_memory_mb": None, "memory_reason": "it does not fit"}
+    project.write("metrics/demo/row.benchmark.json", json.dumps(made))
+    project.build(row())
+    assert Page(project.read("zoo.html")).row("row")[12] == "it does not fit"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "speed", "memory"),
+    [
+        (["schedule.epochs: 256 -> 10"], "**12.35**", "**2346**"),
+        (["test.crop_size: 256 -> 44"], "**12.35**‡", "**2346**‡"),
+        (["optim.videos_per_gpu: 4 -> 8"], "**12.35**", "**2346**‡"),
+        (["augment.resize: 256 -> 44"], "**12.35**‡", "**2346**"),
+    ],
+)
+def test_the_very_cell_says_what_was_changed(project, overrides, speed, memory):
+    project.evaluated("row", "kinetics400", clips=19_404)
+    project.write("metrics/kinetics400/row.benchmark.json", json.dumps(BENCHMARK))
+    project.build(row(overrides=overrides), dataset="kinetics400")
+    (cells,) = markdown_rows(project.read("zoo.md"))[2:]
+    assert cells[6].startswith("**81.25**‡ ") and cells[8].startswith("**100.00**‡ ")
+    assert cells[10].startswith(f"{speed} ") and cells[12].startswith(f"{memory} ")
+    assert "changed" in Page(project.read("zoo.html")).row("row")[6]
+
+
+def test_each_mark_is_explained_under_its_table(project):
+    project.evaluated("row")
+    project.build(row(overrides=["test.crop_size: 256 -> 44"]))
+    for name, said in [("zoo.md", "† measured on demo, not on Kinetics-400"), ("zoo.zh.md", "† 在 demo 上测得")]:
+        text = project.read(name)
+        assert said in text and "**81.25**†‡" in text and "‡ " in text
 
 
 def test_clips_are_counted_by_state(project):
@@ -370,7 +434,7 @@ def test_terminal_shows_ours_with_interval_the_published_and_why_not_to_compare(
 
 
 def test_report_needs_neither_torch_nor_mlflow():
-    code = "import sys, actionzoo.report; sys.exit(bool({'torch', 'mlflow', 'rich', 'jinja2'} & set(sys.modules)))"
+    code = "import sys, actionzoo.report_page; sys.exit(bool({'torch', 'mlflow', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -9,7 +9,6 @@ import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -108,7 +107,7 @@ def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, devi
     """
     import torch
 
-    from .clips.inputs import to_input
+    from .clips.inputs import ToInput
     from .clips.loader import view_loader
     from .engine.benchmark import MAX_VIEWS
     from .engine.evaluate import average_views
@@ -128,7 +127,7 @@ def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, devi
         timeout_seconds=params.runtime.clip_timeout_seconds,
         device=device,
     )
-    make = partial(to_input, mean=recipe.augment.mean, std=recipe.augment.std, device=device)
+    make = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device)
 
     @torch.inference_mode()
     def test(views: list) -> None:
@@ -174,7 +173,7 @@ def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
     seconds_per_video(
         ready, _test_shape(recipe), num_views=views, average_clips="prob", device=device, warmup=0, most=1, **how
     )
-    made = _no_memory("") | {"test_memory_mb": memory.megabytes()}
+    made = _no_memory("", device.type) | {"test_memory_mb": memory.megabytes()}
     if made["test_memory_mb"] is None:
         return made | {"memory_reason": "this system does not say how much memory a process takes"}
     memory.restart()
@@ -197,7 +196,7 @@ def _memory_of_a_process(params: Params, recipe: Recipe) -> dict[str, Any]:
         try:
             return pool.submit(_memory_on_cpu, params, recipe).result()
         except BrokenProcessPool:
-            return _no_memory("the process that measured it was killed, as when memory runs out")
+            return _no_memory("the process that measured it was killed, as when memory runs out", "cpu")
 
 
 def _memory_on_cpu(params: Params, recipe: Recipe) -> dict[str, Any]:
@@ -214,8 +213,9 @@ def _be_the_first_to_go() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _no_memory(reason: str) -> dict[str, Any]:
-    return {"test_memory_mb": None, "train_memory_mb": None, "memory_reason": reason}
+def _no_memory(reason: str, device: str) -> dict[str, Any]:
+    of = "tensors" if device == "cuda" else "process"
+    return {"test_memory_mb": None, "train_memory_mb": None, "memory_of": of, "memory_reason": reason}
 
 
 def frames_text(recipe: Recipe) -> str:

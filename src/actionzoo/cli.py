@@ -187,7 +187,8 @@ def _params(args) -> None:
 def _table(args) -> None:
     from rich.console import Console
 
-    from .report import read_report, rows_of, terminal_table
+    from .report import read_report, rows_of
+    from .report_table import terminal_table
 
     params = load_params()
     report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=params.folder("report"))
@@ -312,9 +313,19 @@ def _ui(args) -> None:
             raise UserError(
                 f"port {args.port} on 127.0.0.1 is in use; `actionzoo ui --port {args.port + 1}` takes another"
             ) from None
+    _lead_to_runs(f"http://127.0.0.1:{args.port}")
     command = tracking.ui_command(port=args.port)
     print(f"{command}\nopen http://127.0.0.1:{args.port}, Ctrl-C ends it", flush=True)
     os.execv("/bin/sh", ["/bin/sh", "-c", f"exec env {command}"])
+
+
+def _lead_to_runs(server: str) -> None:
+    """Let the report's links lead to the pages that are opened there."""
+    from .run_links import write_run_links
+
+    params = load_params()
+    if (params.folder("report") / "zoo.html").is_file():
+        write_run_links(params, server=server)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from .clips.readers import Undecodable, open_clip, read
 from .kinetics.atomic import atomic_write
 from .kinetics.manifest import STATES, Clip, export_lists, read_manifest
 from .kinetics.overview import SHOWN, Overview, as_json, difference, survey
-from .report import page_templates
+from .pages import page_templates
 
 Progress = Callable[[str, int, int], None]
 

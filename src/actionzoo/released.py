@@ -17,8 +17,9 @@ from .json_files import read_json, write_json
 from .kinetics.atomic import atomic_write
 from .kinetics.labels import places
 from .kinetics.manifest import label_map, read_manifest
+from .pages import page_templates
 from .params import Params, digest
-from .report import KINETICS400, PUBLISHED_CLIPS, page_templates
+from .report import KINETICS400, PUBLISHED_CLIPS
 from .run_files import data_folder
 from .testing import FORM, run_test
 

@@ -65,6 +65,9 @@ RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "v
 TEST_STEP = 0
 """Evaluations have no course; all of them stand at this step, and the newest is the one that counts."""
 
+UI_ADDRESS = "http://127.0.0.1:5000"
+"""Where `ui_command` opens MLflow's pages, if no other port is named."""
+
 _FLUSH_SECONDS = 3.0
 _CLOSE_ATTEMPTS = 3
 _MAX_PENDING = 200_000
@@ -286,6 +289,29 @@ def find_run(experiment: str, recipe: str, checkpoint_md5: str) -> str | None:
     except Exception as error:
         _log.warning("tracking: could not look for %s in MLflow at %s (%s)", recipe, _shown_uri(), _one_line(error))
         return None
+
+
+def run_pages(
+    experiment: str, checkpoints: Mapping[str, str], root: Path | None = None, server: str | None = None
+) -> dict[str, str]:
+    """Recipe -> address of MLflow's page on the newest run that made the checkpoint of that md5, as far as there are.
+
+    `server` is where the pages are; without it the store, if that is a server, else where `ui_command` opens them.
+    Nothing is made: without a store there are none.
+    """
+    uri = tracking_uri(root)
+    if server is None:
+        server = uri if urllib.parse.urlparse(uri).scheme in ("http", "https") else UI_ADDRESS
+    if ((database := _database(uri)) is not None and not database.exists()) or not checkpoints:
+        return {}
+    try:
+        client, experiment_id, _ = _connect(experiment, root)
+        found = {recipe: _find(client, experiment_id, recipe, md5) for recipe, md5 in checkpoints.items()}
+    except Exception as error:
+        _log.warning("tracking: could not look for runs in MLflow at %s (%s)", _shown_uri(root), _one_line(error))
+        return {}
+    base = f"{_without_password(server).rstrip('/')}/#/experiments/{experiment_id}/runs"
+    return {recipe: f"{base}/{id}" for recipe, id in found.items() if id is not None}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""The zoo as one HTML file that opens from disk: everything stands in it, and nothing of it needs the network.
+
+Beside it may lie runs.js (run_links), which fills links that must not stand in the page.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from .charts import curve_chart
+from .kinetics.atomic import atomic_write
+from .pages import page_templates
+from .report import MARKS, Report, Result
+from .report_table import TEXT, clip_lines, numbers, our_cells, percent, warnings, why_not_comparable
+
+
+def write_page(report: Report, out: Path) -> None:
+    """Write out/zoo.html."""
+    jinja = page_templates()
+    jinja.filters |= {
+        "numbers": numbers,
+        "percent": percent,
+        "breakable": _breakable,
+        "thousands": lambda number: f"{number:,}",
+    }
+    text = TEXT["en"]
+    page = jinja.get_template("zoo.html.j2").render(
+        report=report,
+        warnings=warnings(report, "en"),
+        cells=lambda result: our_cells(result, "en"),
+        used_marks=[mark for mark in MARKS if any(mark in what for r in report.results for what in r.marks.values())],
+        badge=lambda mark: _badge(report, mark),
+        marks={mark: said.format(dataset=report.dataset) for mark, said in text["marks"].items()},
+        notes=text["notes"],
+        why_not_comparable=why_not_comparable,
+        charts=_charts,
+        clip_columns=text["clip_columns"],
+        clip_lines=clip_lines(report),
+        is_web=lambda address: bool(address) and address.startswith(("https://", "http://")),
+    )
+    with atomic_write(out / "zoo.html") as file:
+        file.write(page.encode())
+
+
+def _badge(report: Report, mark: str) -> str:
+    return {"data": report.dataset, "recipe": "changed", "part": "partial"}[mark]
+
+
+def _charts(result: Result) -> list[Any]:
+    return [
+        curve_chart("loss", result.curves, "loss"),
+        curve_chart("top1 %", result.curves, "top1", scale=100, top=100),
+    ]
+
+
+def _breakable(name: str) -> Markup:
+    """A long name that may break after each underscore."""
+    return Markup("_<wbr>").join(escape(part) for part in name.split("_"))
