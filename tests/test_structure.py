@@ -106,7 +106,21 @@ def test_every_stage_explains_itself(script):
 
 @pytest.mark.parametrize(
     "command",
-    ["demo", "rows", "params", "table", "states", "lists", "sync", "ui", "weights", "publish", "train", "data"],
+    [
+        "demo",
+        "rows",
+        "params",
+        "table",
+        "states",
+        "lists",
+        "sync",
+        "ui",
+        "weights",
+        "publish",
+        "train",
+        "data",
+        "predict",
+    ],
 )
 def test_every_command_explains_itself(command):
     done = subprocess.run(

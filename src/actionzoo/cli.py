@@ -121,6 +121,28 @@ def main() -> None:
     command.add_argument("folder", type=Path, help="the run's: runs/<dataset>/<row>")
     command.add_argument("--out", type=Path, help="folder for both files; without it the run's")
 
+    command = _add(
+        commands,
+        "predict",
+        _predict,
+        "say which classes a trained network sees in videos, or in each window of a long one",
+        "example: actionzoo predict slowfast_r50_video_4x16x1_256e_kinetics400_rgb holiday.mp4 --draw drawn.mp4",
+    )
+    _add_model(command)
+    command.add_argument("videos", nargs="+", metavar="VIDEO", help="file, or folder for all videos below it")
+    command.add_argument("--top", type=_positive, default=5, help="classes shown (default 5)")
+    command.add_argument("--clips", type=_positive, help="clips of a video; without it those of the row's test")
+    command.add_argument(
+        "--crops", type=int, choices=(1, 3), help="crops of a clip; without it those of the row's test"
+    )
+    command.add_argument("--window", type=float, metavar="SECONDS", help="predict each so many seconds by themselves")
+    command.add_argument(
+        "--stride", type=float, metavar="SECONDS", help="from one window's start to the next; without it no gap, no lap"
+    )
+    command.add_argument("--json", action="store_true", help="print an object per video, a line each (docs/use.md)")
+    command.add_argument("--draw", type=Path, metavar="OUT", help="write copies with the classes on: .mp4 or a folder")
+    command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="without it runtime.device")
+
     command = _add(commands, "ui", _ui, "open the MLflow UI on what was logged, on this machine alone")
     command.add_argument("--port", type=int, default=5000, help="TCP port on 127.0.0.1 (default 5000)")
 
@@ -133,6 +155,19 @@ def _add(commands, name: str, run, text: str, epilog: str | None = None) -> argp
     command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", epilog=epilog)
     command.set_defaults(run=run)
     return command
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    """What names a trained network."""
+    command.add_argument("model", help="a row, a checkpoint, or a run's folder")
+    command.add_argument("--row", help="whose checkpoint it is, if it does not say so itself")
+    command.add_argument("--classes", type=Path, metavar="FILE", help="class names, a line each, if it has none")
+
+
+def _positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
 
 
 def _demo(args) -> None:
@@ -298,6 +333,24 @@ def _publish(args) -> None:
 
     for path in publish_run(args.folder, args.out):
         print(path)
+
+
+def _predict(args) -> None:
+    from .predict import open_predictor, predict_all
+
+    predictor = open_predictor(
+        args.model, row=args.row, classes=args.classes, num_clips=args.clips, num_crops=args.crops, device=args.device
+    )
+    print(predictor.trained.text(), file=sys.stderr)
+    predict_all(
+        predictor,
+        args.videos,
+        top=args.top,
+        window_seconds=args.window,
+        stride_seconds=args.stride,
+        as_json=args.json,
+        draw=args.draw,
+    )
 
 
 def _ui(args) -> None:

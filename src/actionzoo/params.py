@@ -215,6 +215,23 @@ class Recipe:
     published: Published
 
 
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True))
+class Viewing:
+    """How a network looks at a video: what of a recipe outlives its training. Fields as in Clips, Augment and Test."""
+
+    form: Literal["videos", "frames"]
+    short_side: Positive
+    clip_len: Positive
+    frame_interval: Positive
+    resize: Positive
+    mean: Rgb
+    std: Rgb
+    num_clips: Positive
+    num_crops: Literal[1, 3]
+    crop_size: Positive
+    average_clips: Literal["prob", "score"]
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Synthetic:
     """Size of the made-up mirror: clips per class and split, parts per split."""
@@ -412,6 +429,20 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     )
     _check_datasets(path, file)
     return params
+
+
+def network_of(recipe: dict[str, Any], where: Path) -> tuple[SlowFastModel | CSNModel, Viewing]:
+    """The network and how it looks at videos, of a recipe as plain values, as files that `where` names keep it.
+
+    Other keys are passed over: they may be an older version's. Raises UserError.
+    """
+    sections = {name: recipe.get(name) for name in ("clips", "augment", "test")}
+    if not all(isinstance(section, dict) for section in sections.values()):
+        raise UserError(f"{where}: its recipe has no clips, augment and test; it is of no version of actionzoo")
+    # a training crops by augment.crop_size, a test by test.crop_size: the later one is meant
+    viewing = {key: value for section in sections.values() for key, value in section.items()}
+    model = _validated(where, recipe.get("model"), Model, "recipe.model")
+    return model, _validated(where, viewing, Viewing, "recipe")
 
 
 def as_dict(section: Any) -> dict[str, Any]:

@@ -121,6 +121,22 @@ def open_model(
     return network, report, classes
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a weights file is, as far as it says so itself."""
+
+    kind: str
+    meta: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    """Of its tensors, by their names in the network."""
+
+
+def look_at(file: Path) -> Contents:
+    """Read a weights file without loading it into a network. Raises UserError if it is damaged or of no known kind."""
+    weights = _read(fetch_weights(file))
+    return Contents(weights.kind, weights.meta, {name: tuple(t.shape) for name, t in weights.state.items()})
+
+
 def import_weights(
     row: str,
     source: str | Path | None = None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 def rows() -> list[str]:
     """Names of all rows of the zoo."""
-    return _params().rows()
+    return project_params().rows()
 
 
 def create_model(row: str, num_classes: int = 400) -> "nn.Module":
@@ -21,7 +21,7 @@ def create_model(row: str, num_classes: int = 400) -> "nn.Module":
 
     As the recipe says, whatever data set is chosen. Raises UserError for an unknown row.
     """
-    params = _params()
+    params = project_params()
     params.check_row(row)
     return build_model(params.recipes[row].model, num_classes)
 
@@ -64,7 +64,7 @@ def freeze(model: "nn.Module", frozen_stages: int) -> "list[nn.Module]":
     return modules
 
 
-def _params() -> Params:
+def project_params() -> Params:
     """Of the working directory, else of the checkout that this package is installed from."""
     for folder in (Path(), Path(__file__).resolve().parents[2]):
         if (folder / "params.yaml").is_file():

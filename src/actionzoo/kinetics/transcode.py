@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -77,17 +77,19 @@ def transcode(
     encode: EncodeSettings,
     timeout_seconds: float,
     scratch: Path | None = None,
+    span: tuple[float, float] | None = None,
 ) -> Encoded:
     """Scale to `short_side` pixels, as seen: a phone's rotation is applied to the pixels first.
 
     Never enlarges; sizes are even; every source frame is kept, with its time; sound is dropped. Equal sources give
-    equal bytes with the same ffmpeg. Raises BadVideo.
+    equal bytes with the same ffmpeg. `span` is where to start, and how long a part to take, in seconds; None for all.
+    Raises BadVideo.
     """
     with _clip_folder(source, scratch) as (folder, path):
         shown = "min(iw,ih)"
         # both sides by one rule: scaled by min(short_side, shown) / shown, rounded to even, never above the source
         side = f"min(2*trunc(%s/2),2*round(%s*min({short_side},{shown})/({shown})/2))"
-        video = _input(path).filter(
+        video = _input(path, span).filter(
             "scale", w=side.replace("%s", "iw"), h=side.replace("%s", "ih"), flags=_SCALER, out_range="tv"
         )
         out = folder / "out.mp4"
@@ -101,13 +103,26 @@ def transcode(
         return _describe(out.read_bytes(), damage=_reason(complaint) if complaint else "")
 
 
-def to_jpegs(source: bytes | Path, *, qscale: int, timeout_seconds: float, scratch: Path | None = None) -> list[bytes]:
-    """Every frame as a JPEG, `qscale` 2 (best) to 31. Raises BadVideo."""
+def to_jpegs(
+    source: bytes | Path,
+    *,
+    qscale: int,
+    timeout_seconds: float,
+    scratch: Path | None = None,
+    wanted: Sequence[int] | None = None,
+) -> list[bytes]:
+    """Every frame as a JPEG, `qscale` 2 (best) to 31; or the `wanted` ones, by number, ascending, each once.
+
+    Raises BadVideo.
+    """
     with _clip_folder(source, scratch) as (folder, path):
         out = folder / "out.mjpeg"
         # JPEG means BT.601 at full range; a video says itself what it means, often BT.709 at a limited one. Converted
         # here, so that a frame has the colours that decord gives it from the video
-        video = _input(path).filter("scale", flags=_SCALER, out_color_matrix="bt601", out_range="pc")
+        video = _input(path)
+        if wanted is not None:
+            video = video.filter("select", _any_of([f"eq(n,{number})" for number in wanted]))
+        video = video.filter("scale", flags=_SCALER, out_color_matrix="bt601", out_range="pc")
         jpeg = {"c:v": "mjpeg", "qscale:v": qscale, "pix_fmt": "yuvj420p", "f": "mjpeg"}
         complaint = _run(video.output(str(out), **jpeg, **_every_frame(), **_SAME_BYTES), timeout_seconds, folder)
         if not out.is_file():
@@ -119,6 +134,87 @@ def to_jpegs(source: bytes | Path, *, qscale: int, timeout_seconds: float, scrat
             (b"" if number == 0 else _JPEG_START) + data + (b"" if number == last else _JPEG_END)
             for number, data in enumerate(files)
         ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Measures:
+    """What a video is like, before anything is done to it."""
+
+    duration_seconds: float
+    """To the end of the last frame that is really in the file, whatever its header says."""
+    audio: tuple[str, ...]
+    """ffmpeg's name of each sound track's codec."""
+
+
+def measure(source: Path, *, timeout_seconds: float, scratch: Path | None = None) -> Measures:
+    """Read the file through without decoding it. Raises BadVideo."""
+    with _clip_folder(source, scratch) as (folder, path):
+        out = folder / "packets"
+        # a line for each packet, behind some on each track; framecrc is for tests, and says just what is asked here
+        command = ffmpeg.output(_input(path), _source(path)["a?"], str(out), c="copy", f="framecrc")
+        complaint = _run(command, timeout_seconds, folder)
+        audio, tick, end = [], 0.0, 0.0
+        with open(out, encoding="ascii") if out.is_file() else contextlib.nullcontext(()) as lines:
+            for line in lines:
+                if line.startswith("#tb 0:"):
+                    ticks, per_seconds = line.split()[-1].split("/")
+                    tick = int(ticks) / int(per_seconds)
+                elif line.startswith("#codec_id ") and not line.startswith("#codec_id 0:"):
+                    audio.append(line.split()[-1])
+                elif line.startswith("0,"):
+                    times = [int(text) for text in line.split(",")[1:4] if re.fullmatch(r" *-?\d+", text)]
+                    end = max(end, *((time + times[-1]) * tick for time in times[:-1] if abs(time) < 2**62), 0.0)
+        if not end:
+            raise BadVideo(_reason(complaint))
+        return Measures(end, tuple(audio))
+
+
+def shown_size(source: Path, *, timeout_seconds: float, scratch: Path | None = None) -> tuple[int, int]:
+    """(height, width) of the first frame as it is shown, a phone's rotation applied. Raises BadVideo."""
+    with _clip_folder(source, scratch) as (folder, path):
+        out = folder / "first.ppm"
+        picture = {"c:v": "ppm", "f": "image2pipe", "frames:v": 1}
+        complaint = _run(_input(path).output(str(out), **picture), timeout_seconds, folder)
+        header = out.read_bytes()[:64].split() if out.is_file() else []
+        if len(header) < 3:
+            raise BadVideo(_reason(complaint))
+        return int(header[2]), int(header[1])
+
+
+def lay_over(
+    source: Path,
+    pictures: Sequence[tuple[bytes, float]],
+    out: Path,
+    *,
+    left: int,
+    top: int,
+    timeout_seconds: float,
+    scratch: Path | None = None,
+) -> None:
+    """A copy of the video as mp4 with pictures on it, each a PNG of one size and the second until which it is shown;
+    the last one stays to the end.
+
+    Size, times of frames and sound stay; tracks of sound that mp4 players do not know become AAC. Raises BadVideo.
+    """
+    is_odd = any(side % 2 for side in shown_size(source, timeout_seconds=timeout_seconds, scratch=scratch))
+    audio = measure(source, timeout_seconds=timeout_seconds, scratch=scratch).audio
+    with _clip_folder(source, scratch) as (folder, path):
+        lines, shown_from = ["ffconcat version 1.0"], 0.0
+        for number, (png, until) in enumerate(pictures):
+            (folder / f"{number}.png").write_bytes(png)
+            lines += [f"file {number}.png", f"duration {max(until - shown_from, 0):.6f}"]
+            shown_from = until
+        (folder / "pictures.ffconcat").write_text("\n".join([*lines[:-1], ""]))
+        above = ffmpeg.input(str(folder / "pictures.ffconcat"), f="concat", protocol_whitelist="file")
+        # colours at half the size, as players want them, cannot be had of an odd size
+        subsampling = "yuv444" if is_odd else "yuv420"
+        whole = _source(path, threads=0)
+        drawn = whole["V:0"].overlay(above, x=left, y=top, format=subsampling)
+        coded = {"c:v": "libx264", "crf": 18, "preset": "veryfast", "pix_fmt": f"{subsampling}p"}
+        sound = {"c:a": "copy"} if set(audio) <= _MP4_AUDIO else {"c:a": "aac", "b:a": "192k"}
+        there = {"f": "mp4", "movflags": "+faststart"}
+        made = ffmpeg.output(drawn, whole["a?"], str(out), **coded, **sound, **there, **_every_frame())
+        _run(made, timeout_seconds, folder)
 
 
 def from_frames(
@@ -191,13 +287,27 @@ _SAME_BYTES = {"flags": "+bitexact", "fflags": "+bitexact"}
 # CPU time, and look less like them (docs/transcode.md)
 _SCALER = "bicubic"
 # a playlist that calls itself .mp4 must not make us read other files or call out
-_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg"
+_CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
 
 
-def _input(path: Path):
+_MP4_AUDIO = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}
+
+
+def _input(path: Path, span: tuple[float, float] | None = None):
     """The first video stream that is no cover picture."""
-    source = ffmpeg.input(str(path), protocol_whitelist="file", format_whitelist=_CONTAINERS, threads=1)
-    return source["V:0"]
+    return _source(path, span)["V:0"]
+
+
+def _source(path: Path, span: tuple[float, float] | None = None, threads: int = 1):
+    part = {} if span is None else {"ss": f"{span[0]:.6f}", "t": f"{span[1]:.6f}"}
+    return ffmpeg.input(str(path), protocol_whitelist="file", format_whitelist=_CONTAINERS, threads=threads, **part)
+
+
+def _any_of(conditions: Sequence[str]) -> str:
+    """One expression of ffmpeg's, whose sums may not have more than some 100 parts."""
+    while len(conditions) > 50:
+        conditions = [f"({'+'.join(conditions[start : start + 50])})" for start in range(0, len(conditions), 50)]
+    return "+".join(conditions)
 
 
 def _every_frame() -> dict[str, object]:

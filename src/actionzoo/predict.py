@@ -1,0 +1,477 @@
+"""A trained network put to use: the classes of videos, and of what happens in them when.
+
+A video goes the way that the pipeline's clips went: encoded anew at the row's short side, made into JPEGs where the row
+reads frames, cut into the views of its test. So the numbers are those that `evaluate` would give.
+"""
+
+import concurrent.futures
+import itertools
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .clips.dataset import ViewClips
+from .clips.inputs import Footage, View, to_input
+from .clips.sampling import view_frames
+from .drawing import margin_of, text_boxes
+from .engine.evaluate import average_views
+from .errors import UserError
+from .kinetics.atomic import sync_folder
+from .kinetics.folder import ENDINGS
+from .kinetics.manifest import Clip
+from .kinetics.parts import in_order
+from .kinetics.transcode import (
+    TIMED_OUT,
+    BadVideo,
+    Measures,
+    lay_over,
+    measure,
+    shown_size,
+    to_jpegs,
+    transcode,
+)
+from .params import Params
+from .run_files import device_of
+from .trained import Trained, open_trained
+from .zoo import project_params
+
+WINDOW_SECONDS = 10.0
+"""How long Kinetics' clips are."""
+
+VIDEOS = (*ENDINGS, ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv", ".gif")
+"""Endings by which a folder's videos are known. A file that is named may have any."""
+
+_MAX_VIEWS = 10  # that pass through the network at once, as in evaluate
+
+Top = list[tuple[str, float]]
+"""(class name, probability), the likeliest first."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of a video, or of a part of it."""
+
+    video: Path
+    top: Top
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    """None: to the end."""
+    note: str = ""
+    """What ffmpeg complained of; of a `fault`, nothing more."""
+    fault: str = ""
+    """Why there is nothing in `top`: a sentence."""
+
+
+def open_predictor(
+    model: str | Path,
+    *,
+    row: str | None = None,
+    classes: Path | None = None,
+    num_clips: int | None = None,
+    num_crops: int | None = None,
+    device: str | None = None,
+    params: Params | None = None,
+    root: Path = Path(),
+) -> "Predictor":
+    """A function from videos to classes; `model` is whatever `trained.py` knows by a name.
+
+        predictor = open_predictor("slowfast_r50_video_4x16x1_256e_kinetics400_rgb")
+        predictor("clip.mp4")  ->  [("climbing a rope", 0.93), …]
+
+    `num_clips` and `num_crops` are those of the row's test if None, `device` (cpu or cuda) is runtime.device. Raises
+    UserError.
+    """
+    params = params or project_params()
+    if device:
+        params = replace(params, runtime=replace(params.runtime, device=device))
+    trained = open_trained(model, params=params, row=row, classes=classes, root=root)
+    views = {"num_clips": num_clips, "num_crops": num_crops}
+    viewing = replace(trained.viewing, **{key: value for key, value in views.items() if value is not None})
+    return Predictor(replace(trained, viewing=viewing), params)
+
+
+class Predictor:
+    def __init__(self, trained: Trained, params: Params):
+        self.trained, self.params = trained, params
+        self.device = device_of(params)
+        self._network = trained.network.to(self.device)
+
+    def __call__(self, video: str | Path, top: int = 5) -> Top:
+        """The likeliest classes of a video. Raises UserError if it cannot be read."""
+        (prediction,) = self.each([Path(video)], top=top)
+        if prediction.fault:
+            raise UserError(prediction.fault)
+        return prediction.top
+
+    def each(self, videos: Iterable[Path], *, top: int = 5) -> Iterator[Prediction]:
+        """One prediction for each video, in order; while one is in the network the next ones are read."""
+        return self._predict((_Piece(video) for video in videos), top)
+
+    def windows(
+        self,
+        video: str | Path,
+        *,
+        window_seconds: float = WINDOW_SECONDS,
+        stride_seconds: float | None = None,
+        top: int = 5,
+    ) -> Iterator[Prediction]:
+        """A prediction for each window, from second 0 on; the last one is moved back to end with the video.
+
+        A window is predicted as if it had been cut out as a clip of its own. Only some of them are in memory at a time,
+        however long the video is. Without a stride, windows lie side by side. Raises UserError if the video cannot be
+        read at all; a window without a picture has a fault.
+        """
+        video, stride_seconds = Path(video), stride_seconds or window_seconds
+        if min(window_seconds, stride_seconds) <= 0:
+            raise UserError(f"windows of {window_seconds:g} s every {stride_seconds:g} s: give more than 0")
+        duration = self._measure(video).duration_seconds
+        starts = _starts(duration, window_seconds, stride_seconds)
+        return self._predict((_Piece(video, start, min(start + window_seconds, duration)) for start in starts), top)
+
+    def draw(self, predictions: Sequence[Prediction], out: Path) -> None:
+        """A copy of the predictions' video, as mp4, with the likeliest classes on it: always those of the window
+        whose middle is nearest. Written whole or not at all. Raises UserError."""
+        video, limit = predictions[0].video, self.params.runtime.clip_timeout_seconds
+        if out.exists() and out.samefile(video):
+            raise UserError(f"{out} is the video itself; give --draw another name")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.name}.partial")
+        middles = [(each.start_seconds + (each.end_seconds or 0)) / 2 for each in predictions]
+        untils = [*((one + two) / 2 for one, two in itertools.pairwise(middles)), math.inf]
+        try:
+            height, width = shown_size(video, timeout_seconds=limit)
+            boxes = text_boxes([_lines(each) for each in predictions], height, width)
+            margin = margin_of(height, width)
+            # encoding all of it at full size: at a twentieth of its speed, if need be
+            patience = limit + 20 * self._measure(video).duration_seconds
+            lay_over(
+                video,
+                list(zip(boxes, untils, strict=True)),
+                partial,
+                left=margin,
+                top=margin,
+                timeout_seconds=patience,
+            )
+            with open(partial, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, out)
+        except BadVideo as error:
+            raise UserError(f"{_shown(video)} could not be drawn on: {error}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        sync_folder(out.parent)
+
+    def _measure(self, video: Path) -> Measures:
+        if fault := _not_a_file(video):
+            raise UserError(fault)
+        try:
+            return measure(video, timeout_seconds=self.params.runtime.clip_timeout_seconds)
+        except BadVideo as error:
+            raise UserError(_sentence(video, str(error))) from None
+
+    def _predict(self, pieces: Iterable["_Piece"], top: int) -> Iterator[Prediction]:
+        """Pieces are read ahead, on disk, and go through the network together as far as they fill it."""
+        jobs = self.params.runtime.num_jobs
+        with tempfile.TemporaryDirectory(prefix="actionzoo-") as name:
+            tasks = (
+                (piece, partial(self._prepare, piece, Path(name) / str(number))) for number, piece in enumerate(pieces)
+            )
+            with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+                try:
+                    group = []
+                    for piece, prepared in in_order(tasks, pool, ahead=jobs):
+                        group.append((piece, *self._views(piece, prepared)))
+                        if sum(len(views) for _, views, _ in group if not isinstance(views, str)) >= _MAX_VIEWS:
+                            yield from self._through(group, top)
+                            group = []
+                    yield from self._through(group, top)
+                finally:
+                    pool.shutdown(cancel_futures=True)
+
+    def _prepare(self, piece: "_Piece", folder: Path) -> "_Prepared | str":
+        """The piece as the pipeline stores its clips, in a folder of its own; or why it cannot be had."""
+        video, viewing, limit = piece.video, self.trained.viewing, self.params.runtime.clip_timeout_seconds
+        if fault := _not_a_file(video):
+            return fault
+        span = None if piece.end_seconds is None else (piece.start_seconds, piece.end_seconds - piece.start_seconds)
+        form = folder / viewing.form
+        form.mkdir(parents=True)
+        try:
+            made = transcode(
+                video,
+                short_side=viewing.short_side,
+                encode=self.params.prepare.encode,
+                timeout_seconds=limit,
+                scratch=folder,
+                span=span,
+            )
+            if viewing.form == "videos":
+                stored = "clip.mp4"
+                (form / stored).write_bytes(made.data)
+            else:
+                stored = "clip"
+                (form / stored).mkdir()
+                wanted = np.unique(view_frames(made.num_frames, **self._sampling())).tolist()
+                qscale = self.params.prepare.jpeg.qscale
+                jpegs = to_jpegs(made.data, qscale=qscale, timeout_seconds=limit, scratch=folder, wanted=wanted)
+                for number, jpeg in zip(wanted, jpegs, strict=True):
+                    (form / stored / f"img_{number + 1:05d}.jpg").write_bytes(jpeg)
+        except BadVideo as error:
+            return _sentence(video, str(error), piece.start_seconds if span else None)
+        clip = Clip(
+            video_id=video.name,
+            split="test",
+            label=-1,
+            class_name="",
+            state="ok",
+            shard=stored,
+            offset=0,
+            size=len(made.data),
+            num_frames=made.num_frames,
+            width=made.width,
+            height=made.height,
+        )
+        # where a part begins in the midst of a video, decoders complain of what is no fault
+        return _Prepared(form, clip, "" if span else made.damage)
+
+    def _views(self, piece: "_Piece", prepared: "_Prepared | str") -> tuple[list[View] | str, str]:
+        """All views of a piece, or why there are none; and what there was to complain of."""
+        if isinstance(prepared, str):
+            return prepared, ""
+        viewing = self.trained.viewing
+        look = ViewClips(
+            prepared.form,
+            [prepared.clip],
+            **self._sampling(),
+            num_crops=viewing.num_crops,
+            resize=viewing.resize,
+            crop_size=viewing.crop_size,
+        )
+        slot = np.empty(look.slot_bytes, np.uint8)
+        sample = look((0, 0), slot)
+        for path in sorted(prepared.form.rglob("*"), reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+        if sample.reason:
+            return _sentence(piece.video, sample.reason), ""
+        footage = Footage(torch.from_numpy(slot[: math.prod(sample.shape)].reshape(sample.shape)))
+        views = [View(footage, places, box, viewing.crop_size) for box in sample.boxes for places in sample.places]
+        return views, prepared.damage
+
+    @torch.inference_mode()
+    def _through(self, group: list[tuple["_Piece", list[View] | str, str]], top: int) -> list[Prediction]:
+        viewing = self.trained.viewing
+        views = [view for _, of, _ in group if not isinstance(of, str) for view in of]
+        parts = [views[start : start + _MAX_VIEWS] for start in range(0, len(views), _MAX_VIEWS)]
+        cut = partial(to_input, mean=viewing.mean, std=viewing.std, device=self.device)
+        logits = [self._network(cut(part)).float().cpu() for part in parts]
+        num_views = viewing.num_clips * viewing.num_crops
+        scores = iter(average_views(torch.cat(logits), num_views, viewing.average_clips) if logits else ())
+        return [
+            Prediction(piece.video, [], piece.start_seconds, piece.end_seconds, fault=of)
+            if isinstance(of, str)
+            else Prediction(piece.video, self._top(next(scores), top), piece.start_seconds, piece.end_seconds, note)
+            for piece, of, note in group
+        ]
+
+    def _top(self, scores: Tensor, top: int) -> Top:
+        probabilities = scores.softmax(dim=0) if self.trained.viewing.average_clips == "score" else scores
+        values, labels = probabilities.topk(min(top, len(probabilities)))
+        return [
+            (self.trained.classes[label], value) for label, value in zip(labels.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _sampling(self) -> dict[str, int]:
+        viewing = self.trained.viewing
+        return {
+            "clip_len": viewing.clip_len,
+            "frame_interval": viewing.frame_interval,
+            "num_clips": viewing.num_clips,
+        }
+
+
+def predict_all(
+    predictor: Predictor,
+    videos: Sequence[str | Path],
+    *,
+    top: int = 5,
+    window_seconds: float | None = None,
+    stride_seconds: float | None = None,
+    as_json: bool = False,
+    draw: Path | None = None,
+) -> None:
+    """Print the classes of videos, and of all in folders, as text or as a JSON object a line; `draw` is an mp4 file, or
+    a folder for several. What cannot be read is named; in the end, UserError says how many."""
+    paths = _found(videos)
+    targets = _targets(paths, draw) if draw else {}
+    num_faults = 0
+    for path, predictions in _predictions(predictor, list(paths), top, window_seconds, stride_seconds):
+        is_windowed = bool(window_seconds or stride_seconds)
+        said = []
+        for prediction in predictions:
+            said.append(prediction)
+            if not as_json:
+                print(_text(prediction, is_windowed, is_first=len(said) == 1), flush=True)
+        usable = [prediction for prediction in said if not prediction.fault]
+        drawn, fault = None, "" if usable else said[0].fault
+        if path in targets and usable:
+            try:
+                predictor.draw(said, drawn := targets[path])
+            except UserError as error:
+                drawn, fault = None, str(error)
+            if not as_json:
+                print(f"  {fault or f'drawn: {_shown(drawn)}'}", flush=True)
+        if as_json:
+            print(json.dumps(_plain(path, said, is_windowed, fault, drawn), ensure_ascii=False), flush=True)
+        num_faults += bool(fault) or len(usable) < len(said)
+    if num_faults:
+        raise UserError(f"{num_faults} of {len(paths)} videos could not be used, or not all of them; see above")
+
+
+class _Piece(NamedTuple):
+    video: Path
+    start_seconds: float = 0.0
+    end_seconds: float | None = None
+    """None for all of the video."""
+
+
+class _Prepared(NamedTuple):
+    form: Path
+    clip: Clip
+    damage: str
+
+
+def _predictions(
+    predictor: Predictor, paths: list[Path], top: int, window_seconds: float | None, stride_seconds: float | None
+) -> Iterator[tuple[Path, Iterable[Prediction]]]:
+    """Each video with what is said of it, once or window by window."""
+    if not (window_seconds or stride_seconds):
+        yield from ((prediction.video, [prediction]) for prediction in predictor.each(paths, top=top))
+        return
+    for path in paths:
+        try:
+            windows = predictor.windows(
+                path, window_seconds=window_seconds or WINDOW_SECONDS, stride_seconds=stride_seconds, top=top
+            )
+        except UserError as error:
+            windows = [Prediction(path, [], fault=str(error))]
+        yield path, windows
+
+
+def _starts(duration: float, window: float, stride: float) -> list[float]:
+    """Where windows begin. The last one is whole, too, as long as the video is:
+
+    duration 25, window 10, stride 10  ->  0 10 15
+    """
+    last = max(duration - window, 0)
+    # a last window that would be the one before it, but for a frame or two, is none
+    return [*np.arange(0, last - 0.05 * window, stride).tolist(), last] if last else [0.0]
+
+
+def _found(videos: Sequence[str | Path]) -> dict[Path, Path]:
+    """Each video, those below folders included, sorted there; and what it is called from the folder that was named."""
+    found: dict[Path, Path] = {}
+    for video in map(Path, videos):
+        if not video.is_dir():
+            found.setdefault(video, Path(video.name))
+            continue
+        below = (Path(folder) / name for folder, _, names in os.walk(video) for name in names)
+        there = sorted(path for path in below if path.suffix.lower() in VIDEOS and not path.name.startswith("."))
+        if not there:
+            raise UserError(f"{_shown(video)} has no videos; known endings are {' '.join(VIDEOS)}")
+        for path in there:
+            found.setdefault(path, path.relative_to(video))
+    return found
+
+
+def _targets(paths: dict[Path, Path], draw: Path) -> dict[Path, Path]:
+    """Where each video's copy goes."""
+    if draw.suffix.lower() == ".mp4" and not draw.is_dir():
+        if len(paths) > 1:
+            raise UserError(f"--draw {_shown(draw)} is one file for {len(paths)} videos; name a folder")
+        return dict.fromkeys(paths, draw)
+    if draw.suffix and not draw.is_dir():
+        raise UserError(f"--draw {_shown(draw)}: what is drawn is mp4; name a file that ends in .mp4, or a folder")
+    targets: dict[Path, Path] = {}
+    for path, name in paths.items():
+        target = draw / name.with_suffix(".mp4")
+        number = 1
+        while target in targets.values():
+            number += 1
+            target = draw / name.with_name(f"{name.stem}-{number}.mp4")
+        targets[path] = target
+    return targets
+
+
+def _not_a_file(path: Path) -> str:
+    try:
+        if path.is_file():
+            path.open("rb").close()
+            return ""
+    except OSError as error:
+        return f"{_shown(path)} cannot be read: {error.strerror}"
+    return f"{_shown(path)} {'is no regular file' if path.exists() else 'is not there'}"
+
+
+def _sentence(video: Path, reason: str, start_seconds: float | None = None) -> str:
+    where = "" if start_seconds is None else f" from {start_seconds:.1f} s on"
+    remedy = ""
+    if reason.startswith(TIMED_OUT):
+        remedy = "; predict it in windows (--window 10), or raise runtime.clip_timeout_seconds"
+    return f"{_shown(video)} gives no picture{where}: {reason}{remedy}"
+
+
+def _lines(prediction: Prediction) -> list[str]:
+    """For people: probabilities first, so that they stand below each other."""
+    times = [] if prediction.end_seconds is None else [_times(prediction)]
+    if prediction.fault:
+        return [*times, prediction.fault]
+    return [*times, *(f"{100 * value:5.1f} %  {name}" for name, value in prediction.top)]
+
+
+def _times(prediction: Prediction) -> str:
+    return f"{prediction.start_seconds:.1f} – {prediction.end_seconds:.1f} s"
+
+
+def _text(prediction: Prediction, is_windowed: bool, is_first: bool) -> str:
+    title = [_shown(prediction.video)] if is_first else []
+    if prediction.note:
+        title += [f"  decodes with faults: {prediction.note}"]
+    return "\n".join([*title, *(f"  {line}" for line in _lines(prediction))])
+
+
+def _plain(
+    path: Path, predictions: Sequence[Prediction], is_windowed: bool, fault: str, drawn: Path | None
+) -> dict[str, Any]:
+    """A video's line of JSON."""
+
+    def top(prediction: Prediction) -> list[dict[str, Any]]:
+        return [{"class_name": name, "probability": value} for name, value in prediction.top]
+
+    line: dict[str, Any] = {"video": _shown(path)}
+    if fault:
+        line["error"] = fault
+    if not is_windowed:
+        line |= {"top": top(predictions[0])}
+    elif predictions[0].end_seconds is not None:
+        line["windows"] = [
+            {"start_seconds": each.start_seconds, "end_seconds": each.end_seconds, "top": top(each)}
+            | ({"error": each.fault} if each.fault else {})
+            for each in predictions
+        ]
+    notes = [prediction.note for prediction in predictions if prediction.note]
+    return line | ({"note": notes[0]} if notes else {}) | ({"drawn": _shown(drawn)} if drawn else {})
+
+
+def _shown(path: Path) -> str:
+    """As text that can be printed, whatever bytes the name is of."""
+    return str(path).encode(errors="backslashreplace").decode()
