@@ -400,9 +400,10 @@ def watch_memory(form: Path, count: int) -> dict:
 
 
 def _resident_mb(pid: int) -> float:
-    """Its share where it has pages together with others."""
+    """What it has asked for, its share where it is shared. Without pages of files, of which any process that runs
+    beside this one and reads the same libraries takes a share."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("Pss:"))
+    return sum(int(line.split()[1]) / 1024 for line in lines if line.startswith(("Pss_Anon:", "Pss_Shmem:")))
 
 
 # steps
