@@ -19,9 +19,9 @@ from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_size
 from actionzoo.params import as_dict, load_params
-from actionzoo.pipeline import run_test
 from actionzoo.predict import Predictor, open_predictor, predict_all
 from actionzoo.run_files import RowFiles
+from actionzoo.testing import run_test
 from actionzoo.tracking import checkpoint_md5
 from actionzoo.trained import open_trained
 from actionzoo.zoo import build_model
@@ -134,12 +134,12 @@ def test_predictions_are_those_of_the_pipelines_own_test(params, root, row):
     tested = run_test(params, row, trained.network, root)["clips"]
     predictor = Predictor(trained, params)
     films = {path.stem: path for path in (root / "films" / "val").rglob("*.mp4")}
-    assert len(tested) == len(CLASSES) and {clip["video_id"] for clip in tested} == set(films)
-    for clip in tested:
-        said = dict(predictor(films[clip["video_id"]]))
+    assert len(tested) == len(CLASSES) and tested.keys() == films.keys()
+    for video_id, clip in tested.items():
+        said = dict(predictor(films[video_id]))
         # the same pixels; but other clips beside them in the batch, where sums may be of another order
         np.testing.assert_allclose([said[name] for name in CLASSES], clip["scores"], atol=1e-5)
-    spread = np.ptp([clip["scores"] for clip in tested], axis=0)
+    spread = np.ptp([clip["scores"] for clip in tested.values()], axis=0)
     assert spread.max() > 0.05, "these clips could be mistaken for each other"
 
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from .clips.dataset import ViewClips
-from .clips.inputs import Footage, View, to_input
+from .clips.inputs import Footage, ToInput, View
 from .clips.sampling import view_frames
 from .drawing import margin_of, text_boxes
 from .engine.evaluate import average_views
@@ -105,6 +105,7 @@ class Predictor:
         self.trained, self.params = trained, params
         self.device = device_of(params)
         self._network = trained.network.to(self.device)
+        self._to_input = ToInput(mean=trained.viewing.mean, std=trained.viewing.std, device=self.device)
 
     def __call__(self, video: str | Path, top: int = 5) -> Top:
         """The likeliest classes of a video. Raises UserError if it cannot be read."""
@@ -272,8 +273,7 @@ class Predictor:
         viewing = self.trained.viewing
         views = [view for _, of, _ in group if not isinstance(of, str) for view in of]
         parts = [views[start : start + _MAX_VIEWS] for start in range(0, len(views), _MAX_VIEWS)]
-        cut = partial(to_input, mean=viewing.mean, std=viewing.std, device=self.device)
-        logits = [self._network(cut(part)).float().cpu() for part in parts]
+        logits = [self._network(self._to_input(part)).float().cpu() for part in parts]
         num_views = viewing.num_clips * viewing.num_crops
         scores = iter(average_views(torch.cat(logits), num_views, viewing.average_clips) if logits else ())
         return [
