@@ -84,6 +84,7 @@ import actionzoo.models.slowfast, actionzoo.models.csn
 import actionzoo.engine.train, actionzoo.engine.evaluate, actionzoo.engine.schedule, actionzoo.engine.benchmark
 import actionzoo.engine.distributed, actionzoo.engine.norms, actionzoo.engine.precision
 import actionzoo.engine.flops, actionzoo.engine.logs, actionzoo.engine.checkpoint, actionzoo.engine.metrics
+import actionzoo.engine.views, actionzoo.engine.finished, actionzoo.engine.tensor_file
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 

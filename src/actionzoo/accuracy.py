@@ -30,7 +30,9 @@ def list_sha256(clips: Iterable[Clip], split: str) -> str:
 
 
 def with_interval(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with top1_low and top1_high, from `top1` and the number of `clips` evaluated."""
+    """The same with top1_low and top1_high, where there is a `top1`, from it and the number of `clips` evaluated."""
+    if "top1" not in metrics:
+        return dict(metrics)
     clips = metrics["clips"]
     low, high = wilson_interval(round(metrics["top1"] * clips), clips)
     return {**metrics, "top1_low": low, "top1_high": high}
@@ -38,9 +40,10 @@ def with_interval(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def with_protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """The same, and each accuracy once more under a name that says of which views it is: `test/top1@10x3`."""
-    named = {
-        f"test/{key}@{metrics['protocol']}": value
-        for key, value in metrics.items()
-        if key == "mean_class" or (key.startswith("top") and key[3:].isdigit())
-    }
+    named = {f"test/{key}@{metrics['protocol']}": value for key, value in metrics.items() if is_accuracy(key)}
     return {**metrics, **named}
+
+
+def is_accuracy(key: str) -> bool:
+    """Whether it is mean_class, top1, top5 or the like."""
+    return key == "mean_class" or (key.startswith("top") and key[3:].isdigit())

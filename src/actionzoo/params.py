@@ -298,6 +298,8 @@ class Runtime:
     precision: Literal["fp32", "tf32", "bf16", "fp16"]
     channels_last: bool
     compile: bool
+    max_views: Positive
+    """That a test puts through the network at once; half as many where memory runs out."""
     batch_norm: Literal["local", "sync", "ghost"]
     """What batch norm sees: a process' batch, all processes' batches, or videos_per_gpu of the recipe at a time."""
     save_minutes: PositiveFloat

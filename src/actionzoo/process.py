@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +39,24 @@ def stage(name: str) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(130)
+
+
+@contextlib.contextmanager
+def sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, so that what is open is closed; leaves alone whoever handles the signal already."""
+    is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    is_ours = is_ours and threading.current_thread() is threading.main_thread()  # no other may set handlers
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if is_ours:
+        signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        if is_ours and signal.getsignal(signal.SIGTERM) is leave:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def mend_dvc(root: Path) -> None:

@@ -1,12 +1,14 @@
 """Published weights, tested on the clips at hand: measured beside published, with a verdict.
 
 weights/<file>                                 as fetched, its hash checked
-released/results/<dataset>/<row>/<kind>.json   scores of every clip; kind is ckpt or infer_ckpt
+released/results/<dataset>/<row>/<kind>.json   scores of every clip; kind is ckpt or infer_ckpt. Beside it,
+                                               <kind>.views.safetensors
 released/metrics/<dataset>/<row>.json          kind -> accuracies, 95 % intervals, published numbers, verdict
 released/report/<dataset>/released.*           the table of all rows, as .md, .html and .json
 """
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,12 @@ from .accuracy import wilson_interval
 from .errors import UserError
 from .json_files import read_json, write_json
 from .kinetics.atomic import atomic_write
-from .kinetics.labels import places
 from .kinetics.manifest import label_map, read_manifest
 from .pages import page_templates
 from .params import Params, digest
 from .report import KINETICS400, PUBLISHED_CLIPS
 from .run_files import data_folder
-from .testing import FORM, run_test
+from .testing import FORM, find_label_places, read_head, run_test, write_result
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
@@ -105,19 +106,31 @@ def _evaluate(
     sections = (model_section, recipe.clips, recipe.augment, recipe.test)
     fingerprint = digest(FORM, *sections, manifest.read_text(encoding="utf-8"), checkpoint_md5)
     path = root / "released" / "results" / params.name / row / f"{kind}.json"
-    made = read_json(path)
+    made = read_head(path)
     if made.get("fingerprint") != fingerprint:
         model, report, known = open_model(model_section, file, cache=root / CACHE)
         print(report.text(), flush=True)
-        made = {
+        about = {
             "row": row,
             "dataset": params.name,
             "fingerprint": fingerprint,
+            "checkpoint_md5": checkpoint_md5,
             "file": file.name,
             "sha256": report.sha256,
-            **run_test(params, row, model, root, label_places=_label_places(file, classes, known, model)),
         }
-        write_json(path, made, indent=None)
+        outcome = run_test(
+            params,
+            row,
+            model,
+            root,
+            views=path.with_name(f"{kind}.views.safetensors"),
+            about=about,
+            classes=known or classes,
+            label_places=find_label_places(file, classes, known, model),
+        )
+        made = about | outcome.head
+        write_result(path, made, outcome)
+        shutil.rmtree(outcome.scratch)
         _record(params, row, kind, made, checkpoint_md5, path)
     _, top1, top5 = published.released[kind]
     metrics = made["metrics"]
@@ -127,23 +140,6 @@ def _evaluate(
         bounds[f"{name}_low"], bounds[f"{name}_high"] = _interval(metrics[name], metrics["clips"])
     numbers = {"published_top1": top1, "published_top5": top5}
     return metrics | bounds | numbers | {"verdict": verdict, "why": why, "file": made["file"], "sha256": made["sha256"]}
-
-
-def _label_places(file: Path, classes: list[str], known: list[str], model) -> list[int] | None:
-    """Which class of the network each label of the data set is."""
-    if known:
-        try:
-            return places(classes, known)
-        except UserError as error:
-            raise UserError(f"{file} cannot be tested on this data set: {error}") from None
-    num_classes = model.state_dict()["cls_head.fc_cls.weight"].shape[0]
-    if num_classes != len(classes):
-        raise UserError(
-            f"{file} knows {num_classes} classes without naming them, and the data set has {len(classes)}; test it on "
-            "the data set that it was trained on"
-        )
-    print(f"warning: {file} names no classes; they are taken to be the data set's, in its order", flush=True)
-    return None
 
 
 def _record(params: Params, row: str, kind: str, made: dict[str, Any], checkpoint_md5: str, path: Path) -> None:

@@ -38,6 +38,11 @@ class RowFiles:
     def result(self) -> Path:
         return self.run / "result.json"
 
+    @property
+    def views(self) -> Path:
+        """Logits of every view, as the evaluation saw them."""
+        return self.run / "views.safetensors"
+
     def metrics(self, kind: str = "json") -> Path:
         """kind: json (evaluation), benchmark.json, train.csv, val.csv."""
         return (self.work_dir or self.root / "metrics" / self.dataset) / f"{self.row}.{kind}"

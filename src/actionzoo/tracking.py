@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from actionzoo.errors import UserError
+from actionzoo.process import sigterm_as_exit
 
 METRIC_NAMES = {
     "train": {
@@ -272,7 +273,7 @@ def run(
     A store that cannot be opened is warned about; the block runs all the same, with `.id` None.
     """
     active = _open(experiment, name, phase, params or {}, tags or {}, run_id)
-    with _sigterm_as_exit():
+    with sigterm_as_exit():
         try:
             yield active
         except BaseException as error:
@@ -631,24 +632,6 @@ def _git(*arguments: str) -> str:
         answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=60, check=True)
         return answer.stdout.strip()
     return ""
-
-
-@contextlib.contextmanager
-def _sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that the run is closed; leaves alone whoever handles the signal already."""
-    is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    is_ours = is_ours and threading.current_thread() is threading.main_thread()  # no other may set handlers
-
-    def leave(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if is_ours:
-        signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        if is_ours and signal.getsignal(signal.SIGTERM) is leave:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _status_after(error: BaseException) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -78,6 +78,21 @@ class EveryClip:
             yield [(0, clip) for clip in self.numbers[start : start + self.batch_size]]
 
 
+class ClipGroups:
+    """Batches of neighbouring clips, by number: clips 0 to batch_size - 1 are group 0. Of the groups that are named."""
+
+    def __init__(self, num_clips: int, *, batch_size: int, groups: Sequence[int]):
+        self.num_clips, self.batch_size, self.groups = num_clips, batch_size, groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for group in self.groups:
+            start = group * self.batch_size
+            yield [(0, clip) for clip in range(start, min(start + self.batch_size, self.num_clips))]
+
+
 class Loader:
     """Batches, one pass after another; `set_epoch` before each pass of a training loader.
 
@@ -87,7 +102,7 @@ class Loader:
     def __init__(
         self,
         dataset: TrainClips | ViewClips,
-        order: EpochBatches | EveryClip,
+        order: EpochBatches | EveryClip | ClipGroups,
         *,
         workers: int,
         timeout_seconds: float,
@@ -242,10 +257,14 @@ def view_loader(
     timeout_seconds: float,
     rank: int = 0,
     world_size: int = 1,
+    groups: Sequence[int] | None = None,
     device: torch.device = CPU,
     quarantine: Path | None = None,
 ) -> Loader:
-    """Fixed views of each video; by default the one of a validation: centred clip, centre crop of augment.crop_size."""
+    """Fixed views of each video; by default the one of a validation: centred clip, centre crop of augment.crop_size.
+
+    With `groups` these alone, of `batch_size` neighbouring clips each, whatever the rank.
+    """
     clips = usable_clips(folder, split)
     dataset = ViewClips(
         folder,
@@ -258,6 +277,8 @@ def view_loader(
         crop_size=crop_size or augment.crop_size,
     )
     order = EveryClip(len(clips), batch_size=batch_size, rank=rank, world_size=world_size)
+    if groups is not None:
+        order = ClipGroups(len(clips), batch_size=batch_size, groups=groups)
     return Loader(
         dataset, order, workers=workers, timeout_seconds=timeout_seconds, device=device, quarantine=quarantine
     )

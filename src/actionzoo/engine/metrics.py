@@ -12,6 +12,15 @@ from torch import Tensor
 from actionzoo.errors import UserError
 
 
+def accuracies(
+    scores: Tensor, labels: Tensor, video_ids: Sequence[str] = (), topk: Sequence[int] = (1, 5)
+) -> dict[str, float]:
+    """top1, top5 and mean_class as fractions; other k if they are given. Raises UserError as `check_scores` does."""
+    check_scores(scores, labels, video_ids)
+    best = dict(zip((f"top{k}" for k in topk), top_k_accuracy(scores, labels, topk), strict=True))
+    return best | {"mean_class": mean_class_accuracy(scores, labels)}
+
+
 def top_k_accuracy(scores: Tensor, labels: Tensor, topk: Sequence[int] = (1, 5)) -> list[float]:
     """Share of clips whose label is among the k best scores, for each k. Of equal scores the later class wins.
 

@@ -9,6 +9,7 @@ fp16    convolutions in float16: 11 bits, a small range, so the loss is scaled
 import contextlib
 import copy
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
@@ -35,6 +36,18 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
     if precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+@contextlib.contextmanager
+def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
+    """A forward pass in that precision; behind the block TF32 is as it was."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    set_tf32(precision)
+    try:
+        with autocast(precision, device):
+            yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def grad_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:

@@ -1,0 +1,126 @@
+"""Tensors in a file of the safetensors format: written piece by piece, read by mapping, never whole in memory.
+
+    8 bytes      length of the header, little-endian
+    header       JSON: name -> dtype, shape, first and last byte of its data; __metadata__: texts
+    data         of one tensor after the other, row-major
+
+Any reader of that format reads these files; equal content gives equal bytes.
+"""
+
+import ctypes
+import json
+import math
+import mmap
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor
+
+from actionzoo.errors import UserError
+from actionzoo.kinetics.atomic import atomic_write
+
+
+class DamagedFile(UserError):
+    """Not a whole file of that format; names it and the next step."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A tensor to be written, as what follows one another along its first axis."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    tensors: Iterable[Tensor]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in its file."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    offset: int
+    """Bytes from the file's start."""
+
+    @property
+    def size_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Pieces], metadata: Mapping[str, str]) -> None:
+    """Write the file whole or not at all. Tensors whose values take more bytes come first, so that all are aligned."""
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, pieces in tensors.items():
+        size = math.prod(pieces.shape) * pieces.dtype.itemsize
+        header[name] = {
+            "dtype": _NAMES[pieces.dtype],
+            "shape": list(pieces.shape),
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name, pieces in tensors.items():
+            written = 0
+            for tensor in pieces.tensors:
+                assert tensor.dtype == pieces.dtype and tensor.shape[1:] == pieces.shape[1:], (name, tensor.shape)
+                _write(file, tensor)
+                written += len(tensor)
+            assert written == pieces.shape[0], (name, written, pieces.shape)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Name -> tensor, mapped: the system reads what is looked at, and nobody's writing reaches the file. And the
+    metadata. Raises DamagedFile; FileNotFoundError if there is none."""
+    places, metadata = read_header(path)
+    with open(path, "rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    tensors = {}
+    for name, place in places.items():
+        if place.size_bytes:
+            flat = torch.frombuffer(mapped, dtype=place.dtype, count=math.prod(place.shape), offset=place.offset)
+            tensors[name] = flat.view(place.shape)
+        else:
+            tensors[name] = torch.empty(place.shape, dtype=place.dtype)
+    return tensors, metadata
+
+
+def read_header(path: Path) -> tuple[dict[str, Place], dict[str, str]]:
+    """Name -> where it lies, and the metadata. Raises DamagedFile; FileNotFoundError if there is none."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        try:
+            (length,) = struct.unpack("<Q", file.read(8))
+            if length > size - 8:
+                raise ValueError(f"it ends within its header, at byte {size}")
+            header = json.loads(file.read(length))
+            metadata = header.pop("__metadata__", {})
+            places = {
+                name: Place(tuple(entry["shape"]), _DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
+                for name, entry in header.items()
+            }
+            end = max((place.offset + place.size_bytes for place in places.values()), default=8 + length)
+            if end != size:
+                raise ValueError(f"it has {size} bytes, its header speaks of {end}")
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise DamagedFile(f"{path} is no whole safetensors file ({error}); delete it and make it anew") from None
+    return places, metadata
+
+
+_NAMES = {torch.float32: "F32", torch.int64: "I64"}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+
+
+def _write(file: BinaryIO, tensor: Tensor) -> None:
+    """The tensor's memory, without a copy and without numpy; on machines that store the low byte first."""
+    tensor = tensor.contiguous()
+    if size := tensor.numel() * tensor.element_size():
+        file.write((ctypes.c_char * size).from_address(tensor.data_ptr()))

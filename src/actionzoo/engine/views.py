@@ -1,0 +1,166 @@
+"""The logits of every view of every clip, and what follows from them without another look at the clips.
+
+A view is one of num_clips clips of a video, cut at one of num_crops places. View number = crop * num_clips + clip:
+
+    2 clips, 3 crops  ->  left 0, left 1, right 0, right 1, centre 0, centre 1
+
+(top, bottom, centre of a portrait video). One crop is the centre.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from actionzoo.errors import UserError
+
+from .tensor_file import Pieces, read_header, read_tensors, write_tensors
+
+Average = Literal["prob", "score"]
+
+_FORMAT = "actionzoo views 1"
+_BLOCK = 64
+"""Clips that are in memory at once; one size everywhere, so that sums are the same to the last bit."""
+
+
+@dataclass(frozen=True)
+class Views:
+    video_ids: list[str]
+    labels: Tensor
+    """(N,) int64; -1 where the clip has none."""
+    logits: Tensor
+    """(N, num_crops * num_clips, num_classes) float32, mapped from the file."""
+    num_clips: int
+    num_crops: int
+    classes: list[str]
+    """By place among the logits."""
+    about: dict[str, Any]
+    """row, dataset, split, list_sha256; listed, missing, undecodable: numbers of clips; precision; what made it."""
+
+    @property
+    def num_views(self) -> int:
+        return self.num_clips * self.num_crops
+
+
+def write_views(
+    path: Path,
+    logits: Iterable[Tensor],
+    *,
+    video_ids: Sequence[str],
+    labels: Sequence[int],
+    num_clips: int,
+    num_crops: int,
+    classes: Sequence[str],
+    about: dict[str, Any],
+) -> None:
+    """Write the file whole or not at all; `logits` are of one clip each, (views, num_classes), in the clips' order."""
+    known = {
+        "num_clips": num_clips,
+        "num_crops": num_crops,
+        "classes": list(classes),
+        "video_ids": list(video_ids),
+    } | about
+    shape = (len(video_ids), num_clips * num_crops, len(classes))
+    write_tensors(
+        path,
+        {
+            "labels": Pieces((len(labels),), torch.int64, [torch.tensor(labels, dtype=torch.int64)]),
+            "logits": Pieces(shape, torch.float32, (clip.unsqueeze(0) for clip in logits)),
+        },
+        {"format": _FORMAT, "about": json.dumps(known, ensure_ascii=False)},
+    )
+
+
+def read_views(path: Path) -> Views:
+    """The file, mapped. Raises UserError if it is not there, damaged, or something else."""
+    try:
+        tensors, texts = read_tensors(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is not there; `dvc repro evaluate@<row>` and `actionzoo test --views` make it"
+        ) from None
+    if texts.get("format") != _FORMAT:
+        raise UserError(
+            f"{path} has no view logits; give a file that `dvc repro evaluate@<row>` made: views.safetensors"
+        )
+    known = json.loads(texts["about"])
+    return Views(
+        video_ids=known.pop("video_ids"),
+        labels=tensors["labels"],
+        logits=tensors["logits"],
+        num_clips=known.pop("num_clips"),
+        num_crops=known.pop("num_crops"),
+        classes=known.pop("classes"),
+        about=known,
+    )
+
+
+def fingerprint_of(path: Path) -> str | None:
+    """Of what made the file; None if there is none, or none that is whole."""
+    try:
+        texts = read_header(path)[1]
+    except (FileNotFoundError, UserError):
+        return None
+    return json.loads(texts["about"]).get("fingerprint") if texts.get("format") == _FORMAT else None
+
+
+def average_views(logits: Tensor, num_views: int, average_clips: Average) -> Tensor:
+    """(N x num_views, num_classes) logits, views of a video adjacent -> (N, num_classes).
+
+    prob: softmax of each view, then their mean. score: mean of the raw scores.
+    """
+    views = logits.float().unflatten(0, (-1, num_views))
+    return (views.softmax(dim=2) if average_clips == "prob" else views).mean(dim=1)
+
+
+def average(views: Views, average_clips: Average, chosen: Sequence[int] | None = None) -> Tensor:
+    """(N, num_classes): each clip's average over its views, or over the `chosen` ones."""
+    parts = []
+    for block in blocks(views):
+        block = block if chosen is None else block[:, list(chosen)]
+        parts.append(average_views(block.flatten(0, 1), block.shape[1], average_clips))
+    return torch.cat(parts)
+
+
+def blocks(views: Views) -> Iterator[Tensor]:
+    """The logits of some clips after the other, (n, views, num_classes)."""
+    for start in range(0, len(views.video_ids), _BLOCK):
+        yield views.logits[start : start + _BLOCK]
+
+
+def choose(views: Views, clips: int, crops: int) -> list[int]:
+    """Numbers of the views of `clips` clips, evenly spread over the video, at `crops` places.
+
+    One crop is the centre, two are the outer ones. Raises UserError if there are not so many.
+    """
+    if not (1 <= clips <= views.num_clips and 1 <= crops <= views.num_crops):
+        raise UserError(
+            f"{clips}x{crops} views are asked for, there are {views.num_clips}x{views.num_crops} (clips x crops); ask "
+            "for as many or fewer"
+        )
+    return [crop * views.num_clips + clip for crop in _crops(views)[crops] for clip in _evenly(clips, views.num_clips)]
+
+
+def choose_number(views: Views, number: int) -> list[int]:
+    """`number` views: clips evenly spread, at the centre first; then at the other places too."""
+    centre = _crops(views)[1][0] * views.num_clips
+    if number <= views.num_clips:
+        return [centre + clip for clip in _evenly(number, views.num_clips)]
+    others = [view for view in range(views.num_views) if not centre <= view < centre + views.num_clips]
+    # in the order of time, so that those taken are evenly spread as well
+    others.sort(key=lambda view: (view % views.num_clips, view))
+    more = [others[place] for place in _evenly(number - views.num_clips, len(others))]
+    return sorted([*range(centre, centre + views.num_clips), *more])
+
+
+def _crops(views: Views) -> dict[int, list[int]]:
+    return {1: [0]} if views.num_crops == 1 else {1: [2], 2: [0, 1], 3: [0, 1, 2]}
+
+
+def _evenly(count: int, total: int) -> list[int]:
+    """Each in the middle of its share: 2 of 10  ->  2, 7"""
+    return [int((number + 0.5) * total / count) for number in range(count)]

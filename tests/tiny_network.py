@@ -1,0 +1,74 @@
+"""A network of a few weights in the place of a row's, and its test by as many processes as torchrun started.
+
+torchrun --nproc-per-node 2 -m tests.tiny_network ROOT VIEWS [DIE_AFTER]: killed once that many videos are seen
+"""
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from actionzoo.engine import finished
+from actionzoo.engine.distributed import joined
+from actionzoo.params import Params, load_params
+from actionzoo.testing import Outcome, run_test
+
+PROJECT = Path(__file__).resolve().parents[1]
+ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+CLASSES = ["a", "b", "c", "d"]
+
+
+class TinyNetwork(nn.Module):
+    """Colours and motion of a clip, weighed at random. Calls `on_pass` each time."""
+
+    def __init__(self, on_pass=lambda number: None):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.on_pass, self.passes = nn.Linear(6, len(CLASSES)), on_pass, 0
+
+    def forward(self, clip: Tensor) -> Tensor:  # (N, 3, T, H, W)
+        self.passes += 1
+        self.on_pass(self.passes)
+        features = torch.cat([clip.mean((2, 3, 4)), clip.diff(dim=2).abs().mean((2, 3, 4))], dim=1)
+        return self.layer(features)
+
+
+def tiny_params(**runtime) -> Params:
+    """Those of the demo on this machine's CPU, this process decoding."""
+    params = load_params(PROJECT / "params.yaml")
+    runtime = {"device": "cpu", "workers": 0} | runtime
+    return dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, **runtime))
+
+
+def outcome_of(
+    root: Path, views: Path, *, on_pass=lambda number: None, params=None, world=None, **how
+) -> Outcome | None:
+    """All views of the val clips through a TinyNetwork."""
+    about = {"row": ROW, "dataset": "demo", "fingerprint": "f", "checkpoint_md5": "5a"}
+    model = TinyNetwork(on_pass)
+    return run_test(
+        params or tiny_params(), ROW, model, root, views=views, about=about, classes=CLASSES, world=world, **how
+    )
+
+
+def main(root: Path, views: Path, die_after: int | None) -> None:
+    torch.set_num_threads(1)
+    finished.SAVE_CLIPS = 1
+
+    def die(number: int) -> None:
+        if number > (die_after or number):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with joined("cpu") as world:
+        outcome = outcome_of(root, views, on_pass=die, params=tiny_params(max_views=2), world=world)
+        if outcome:
+            views.with_suffix(".json").write_text(json.dumps(outcome.head))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]) if len(sys.argv) > 3 else None)
