@@ -24,7 +24,7 @@ from .clips.dataset import ViewClips
 from .clips.inputs import Footage, ToInput, View
 from .clips.sampling import view_frames
 from .drawing import margin_of, text_boxes
-from .engine.evaluate import average_views
+from .engine.views import average_views
 from .errors import UserError
 from .kinetics.atomic import sync_folder
 from .kinetics.folder import ENDINGS
