@@ -324,6 +324,11 @@ def test_a_training_starts_from_the_weights_that_its_recipe_names(demo, tmp_path
     assert f"train@{CSN}" in ran and "backbone weights" in printed
     assert f"matched    {len(state)} of" in printed and "head       fresh, for 4 classes" in printed
 
+    # a row's name means its published checkpoint
+    init["weights"], demo.params["recipes"][CSN]["published"]["ckpt"] = CSN, str(path)
+    demo.save()
+    assert f"{path.name}: backbone weights" in demo.repro(f"train@{CSN}")[1]
+
     init["weights"] = str(tmp_path / "nowhere.pth")
     demo.save()
     printed = demo.run("dvc", "repro", f"train@{CSN}", succeeds=False)

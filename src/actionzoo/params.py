@@ -61,7 +61,8 @@ Model = Annotated[SlowFastModel | CSNModel, Field(discriminator="family")]
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Init:
     weights: str | None
-    """URL or file that training starts from: its backbone, and its head where the classes are as many; null: none."""
+    """What training starts from, backbone and, where the classes are as many, head: a URL, a file, or a row of the zoo,
+    which means its published checkpoint; null: random weights."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)]
     """Of the backbone's five (stem, layer1 ... layer4), how many stay as they are."""
     backbone_lr: PositiveFloat

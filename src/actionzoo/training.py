@@ -283,6 +283,9 @@ def _load_init(model, params: Params, row: str, root: Path):
     source = params.recipe(row).init.weights
     if source is None:
         return None
+    if source in params.recipes:
+        published = params.recipes[source].published
+        source = published.ckpt or published.infer_ckpt
     try:
         with progress("bytes") as tell:
             return load_weights(model, source, cache=root / CACHE, tell=tell)
