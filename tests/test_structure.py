@@ -41,6 +41,7 @@ def importers(names: tuple[str, ...], folder: Path) -> set[str]:
         (("mlflow",), {"src/actionzoo/tracking.py"}),
         (("decord", "simplejpeg"), {"src/actionzoo/clips/readers.py"}),
         (("ffmpeg", "imageio_ffmpeg"), {"src/actionzoo/kinetics/transcode.py"}),
+        (("onnx", "onnxruntime", "onnxscript"), {"src/actionzoo/export.py"}),
         (("dask", "distributed"), {"src/actionzoo/kinetics/cluster.py"}),
         (("prefect", "dvc"), set()),
     ],
@@ -121,6 +122,7 @@ def test_every_stage_explains_itself(script):
         "train",
         "data",
         "predict",
+        "export",
     ],
 )
 def test_every_command_explains_itself(command):

@@ -143,6 +143,18 @@ def main() -> None:
     command.add_argument("--draw", type=Path, metavar="OUT", help="write copies with the classes on: .mp4 or a folder")
     command.add_argument("--device", choices=("auto", "cpu", "cuda"), help="without it runtime.device")
 
+    command = _add(
+        commands,
+        "export",
+        _export,
+        "write a trained network as a file that runs without this package, checked against the network",
+        "example: actionzoo export slowfast_r50_video_4x16x1_256e_kinetics400_rgb --to onnx slowfast.onnx",
+    )
+    _add_model(command)
+    command.add_argument("out", type=Path, help="the file to write")
+    command.add_argument("--to", required=True, choices=("torchscript", "torch.export", "onnx"), help="the format")
+    command.add_argument("--batch", type=_positive, help="clips of a call; without it any number")
+
     command = _add(commands, "ui", _ui, "open the MLflow UI on what was logged, on this machine alone")
     command.add_argument("--port", type=int, default=5000, help="TCP port on 127.0.0.1 (default 5000)")
 
@@ -351,6 +363,15 @@ def _predict(args) -> None:
         as_json=args.json,
         draw=args.draw,
     )
+
+
+def _export(args) -> None:
+    from .export import export_model
+    from .trained import open_trained
+    from .zoo import project_params
+
+    trained = open_trained(args.model, params=project_params(), row=args.row, classes=args.classes)
+    print(export_model(trained, args.to, args.out, batch=args.batch))
 
 
 def _ui(args) -> None:
