@@ -1,5 +1,6 @@
 """A small made-up mirror with all flaws, made once per session."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,12 @@ def tiny_data(tiny_mirror, tmp_path_factory) -> Path:
     settings = {"jobs": 2, "scratch": scratch, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
     resize(data / "archive", data / "videos_256", short_side=80, encode=Encode(), **settings)
     return root
+
+
+@pytest.fixture
+def tiny_project(tiny_data, tmp_path) -> Path:
+    """A project of one test alone, on the clips of train and val with all their flaws, as val."""
+    from tests.tiny_network import with_manifest
+
+    (tmp_path / "data").symlink_to(tiny_data / "data")
+    return with_manifest(tmp_path, lambda clip: dataclasses.replace(clip, split=clip.split.replace("train", "val")))

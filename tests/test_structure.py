@@ -119,6 +119,7 @@ def test_every_stage_explains_itself(script):
         "ui",
         "weights",
         "publish",
+        "test",
         "train",
         "data",
         "predict",

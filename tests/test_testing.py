@@ -14,9 +14,8 @@ import torch
 from actionzoo.engine import finished
 from actionzoo.engine.metrics import mean_class_accuracy, top_k_accuracy
 from actionzoo.errors import UserError
-from actionzoo.kinetics.manifest import read_manifest, write_manifest
-from actionzoo.testing import read_head, write_result
-from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params
+from actionzoo.testing import read_head, run_test, write_result
+from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -29,29 +28,8 @@ def one_thread():
 
 
 @pytest.fixture
-def root(tiny_data, tmp_path):
-    """A project of this test alone, on the clips of train and val with all their flaws, as val."""
-    (tmp_path / "data").symlink_to(tiny_data / "data")
-    return with_manifest(tmp_path, lambda clip: dataclasses.replace(clip, split=clip.split.replace("train", "val")))
-
-
-def val_clips(root):
-    return [clip for clip in read_manifest(root / "data/demo/videos_256/manifest.csv") if clip.split == "val"]
-
-
-def with_manifest(root, change):
-    """Shards as they are, and a manifest with changed lines."""
-    form = root / "data/demo/videos_256"
-    manifest = list(map(change, read_manifest(form / "manifest.csv")))
-    if (root / "data").is_symlink():
-        source = form.resolve()
-        (root / "data").unlink()
-        form.mkdir(parents=True)
-        for path in source.iterdir():
-            (form / path.name).symlink_to(path)
-    (form / "manifest.csv").unlink()
-    write_manifest(form / "manifest.csv", manifest)
-    return root
+def root(tiny_project):
+    return tiny_project
 
 
 def in_child(work) -> int:
@@ -188,8 +166,6 @@ def test_scores_that_are_no_numbers_stop_a_test_and_name_the_clip(root):
 
     model = TinyNetwork(poison)
     usable = [clip for clip in val_clips(root) if clip.is_usable]
-    from actionzoo.testing import run_test
-
     about = {"checkpoint_md5": "6b"}
     with pytest.raises(UserError, match=f"^{usable[1].video_id}: scores are NaN"):
         run_test(tiny_params(max_views=2), ROW, model, root, views=root / "v", about=about, classes=CLASSES)

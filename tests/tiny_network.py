@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from actionzoo.engine import finished
 from actionzoo.engine.distributed import joined
+from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.params import Params, load_params
 from actionzoo.testing import Outcome, run_test
 
@@ -54,6 +56,25 @@ def outcome_of(
     return run_test(
         params or tiny_params(), ROW, model, root, views=views, about=about, classes=CLASSES, world=world, **how
     )
+
+
+def val_clips(root: Path) -> list[Clip]:
+    return [clip for clip in read_manifest(root / "data/demo/videos_256/manifest.csv") if clip.split == "val"]
+
+
+def with_manifest(root: Path, change: Callable[[Clip], Clip]) -> Path:
+    """The project's shards as they are, and a manifest with changed lines."""
+    form = root / "data/demo/videos_256"
+    manifest = list(map(change, read_manifest(form / "manifest.csv")))
+    if (root / "data").is_symlink():
+        source = form.resolve()
+        (root / "data").unlink()
+        form.mkdir(parents=True)
+        for path in source.iterdir():
+            (form / path.name).symlink_to(path)
+    (form / "manifest.csv").unlink()
+    write_manifest(form / "manifest.csv", manifest)
+    return root
 
 
 def main(root: Path, views: Path, die_after: int | None) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .any_checkpoint import MEASURES
 from .errors import UserError
 from .params import as_dict, load_params
 from .process import mend_dvc, stage
@@ -110,6 +111,27 @@ def main() -> None:
     command.add_argument("--seed", type=int, help="instead of the recipe's")
     command.add_argument("--deterministic", action="store_true", help="bit-identical repeats")
     command.add_argument("--resume", type=Path, metavar="STATE", help="a saved state to go on from: state-*.pth")
+
+    command = _add(
+        commands,
+        "test",
+        _test,
+        "test any checkpoint of a row on the chosen data set's clips",
+        "example: actionzoo test slowfast_r50_video_4x16x1_256e_kinetics400_rgb work/best.pth "
+        "--eval top_k_accuracy mean_class_accuracy --out result.json --average-clips prob",
+    )
+    command.add_argument("row", help="a key of params.yaml's recipes")
+    command.add_argument("checkpoint", help="file or URL: a run's, a saved state, or a published one")
+    command.add_argument(
+        "--eval", nargs="+", choices=MEASURES, metavar="MEASURE", help=f"{' and '.join(MEASURES)}; without it both"
+    )
+    command.add_argument("--topk", nargs="+", type=int, default=[1, 5], metavar="K", help="of top_k_accuracy; 1 and 5")
+    command.add_argument("--average-clips", choices=("prob", "score", "none"), help="over the views; else the recipe's")
+    command.add_argument("--split", choices=("train", "val", "test"), default="val", help="whose clips; else val")
+    command.add_argument("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="instead of runtime.precision")
+    command.add_argument("--out", type=Path, metavar="FILE", help="result.json: scores of each clip, by its id")
+    command.add_argument("--plain", action="store_true", help="--out as MMAction2's tools read it: a list of lists")
+    command.add_argument("--views", type=Path, metavar="FILE", help="logits of every view, for `actionzoo scores`")
 
     command = _add(
         commands,
@@ -337,6 +359,37 @@ def _train(args) -> None:
     spread(params.runtime)
     work_dir = args.work_dir or Path("work_dirs") / args.row
     if said := train_row(params, args.row, work_dir=work_dir, resume=args.resume):
+        print(said)
+
+
+def _test(args) -> None:
+    import dataclasses
+
+    from .any_checkpoint import evaluate_checkpoint
+    from .launch import spread
+
+    params = load_params()
+    params.check_row(args.row)
+    if args.plain and not args.out:
+        raise UserError("--plain says how --out is written; name that file: --out result.json --plain")
+    if any(k < 1 for k in args.topk):
+        raise UserError(f"--topk {' '.join(map(str, args.topk))}: the best k are 1 or more")
+    if args.precision:
+        params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision=args.precision))
+    spread(params.runtime)
+    said = evaluate_checkpoint(
+        params,
+        args.row,
+        args.checkpoint,
+        measures=args.eval,
+        topk=args.topk,
+        average_clips=args.average_clips,
+        split=args.split,
+        out=args.out,
+        is_plain=args.plain,
+        views=args.views,
+    )
+    if said:
         print(said)
 
 

@@ -96,7 +96,7 @@ def run_test(
     model,
     root: Path = Path(),
     *,
-    views: Path,
+    views: Path | None,
     about: dict[str, Any],
     classes: Sequence[str],
     label_places: Sequence[int] | None = None,
@@ -107,9 +107,10 @@ def run_test(
 ) -> Outcome | None:
     """All views of a split's clips through `model`, as the row's test says; of all processes of engine's `world`.
 
-    Writes their logits to `views`, with what `about` says of the checkpoint: its md5 at least. `classes` are the
-    network's; `label_places` says which of them each label of the data set is, if it is not the same number.
-    `average_clips` is the recipe's if None; `none` leaves the views as they are, and then there are no accuracies.
+    Writes their logits to `views`, or into the scratch if None, with what `about` says of the checkpoint: its md5 at
+    least. `classes` are the network's; `label_places` says which of them each label of the data set is, if it is not
+    the same number. `average_clips` is the recipe's if None; `none` leaves the views as they are, and there are no
+    accuracies.
 
     Gives metrics as accuracies by name; how many clips were evaluated, missing, undecodable, listed; the hash of the
     list. None in all processes but the first. Raises UserError.
@@ -152,6 +153,7 @@ def run_test(
         "precision": params.runtime.precision,
         "list_sha256": list_sha256(listed, split),
     }
+    views = views or scratch / "views.safetensors"
     write_views(
         views,
         (rows[clip.video_id].read() for clip in tested),
@@ -202,14 +204,17 @@ def summary(made: dict[str, Any]) -> str:
     metrics = made["metrics"]
     gone = metrics["missing"] + metrics["undecodable"]
     names = {key: "mean class" if key == "mean_class" else f"top-{key[3:]}" for key in filter(is_accuracy, metrics)}
-    accuracies = ", ".join(f"{name} {metrics[key]:.4f}" for key, name in names.items())
+    bounds = {"top1": f" (95 %: {metrics['top1_low']:.4f}-{metrics['top1_high']:.4f})"} if "top1" in metrics else {}
+    accuracies = ", ".join(f"{name} {metrics[key]:.4f}{bounds.get(key, '')}" for key, name in names.items())
     return (
         f"{made['row']}: {accuracies or 'no accuracy'} ({made['protocol']} views, {metrics['clips']} of "
         f"{metrics['listed']} listed clips, {gone} missing or undecodable)"
     )
 
 
-def find_label_places(file: Path, classes: Sequence[str], known: Sequence[str], model) -> list[int] | None:
+def find_label_places(
+    file: Path, classes: Sequence[str], known: Sequence[str], model, *, is_told: bool = True
+) -> list[int] | None:
     """Which class of the network each label of the data set is; None if they have the same numbers.
 
     `classes` are the data set's, `known` the network's if its file names them. Raises UserError where they do not go
@@ -226,7 +231,8 @@ def find_label_places(file: Path, classes: Sequence[str], known: Sequence[str], 
             f"{file} knows {num_classes} classes without naming them, and the data set has {len(classes)}; test it on "
             "the data set that it was trained on"
         )
-    print(f"warning: {file} names no classes; they are taken to be the data set's, in its order", flush=True)
+    if is_told:
+        print(f"warning: {file} names no classes; they are taken to be the data set's, in its order", flush=True)
     return None
 
 

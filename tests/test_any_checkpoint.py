@@ -1,0 +1,136 @@
+"""actionzoo test: one's own and published checkpoints, MMAction2's words, and what is refused."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from actionzoo.any_checkpoint import evaluate_checkpoint
+from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
+from actionzoo.engine.views import read_views
+from actionzoo.errors import UserError
+from actionzoo.kinetics.labels import kinetics400
+from actionzoo.kinetics.manifest import label_map, read_manifest
+from actionzoo.zoo import build_model
+from tests.tiny_network import PROJECT, ROW, tiny_params, val_clips
+
+ROW_256 = "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb"
+
+
+@pytest.fixture
+def root(tiny_project):
+    return tiny_project
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory) -> Path:
+    """A checkpoint as a training leaves it, of random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("run") / "best.pth"
+    save_checkpoint(path, trained_weights(build_model(tiny_params().recipes[ROW].model, 4), 2, 0.5))
+    return path
+
+
+def test_a_checkpoint_is_tested_as_mmaction2s_users_know_it(root, best):
+    """The very command of the published pages, after `actionzoo`."""
+    params = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    params["runtime"] |= {"device": "cpu", "workers": 1}
+    (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    command = f"test {ROW} {best} --eval top_k_accuracy mean_class_accuracy --out result.json --average-clips prob"
+    done = subprocess.run(
+        [sys.executable, "-m", "actionzoo.cli", *command.split()], cwd=root, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    made = json.loads((root / "result.json").read_text())
+    metrics = made["metrics"]
+    assert [line for line in done.stdout.splitlines() if line.split(":")[0].endswith(("_acc", "_accuracy"))] == [
+        f"top1_acc: {metrics['top1']:.4f}",
+        f"top5_acc: {metrics['top5']:.4f}",
+        f"mean_class_accuracy: {metrics['mean_class']:.4f}",
+    ]
+    usable = [clip.video_id for clip in val_clips(root) if clip.is_usable]
+    assert list(made["clips"]) == usable and made["average_clips"] == "prob"
+    assert (
+        f"{len(usable)} of {metrics['listed']} listed clips" in done.stdout and "scores in result.json" in done.stdout
+    )
+    assert not list((root / ".scratch/evaluate/demo" / ROW).iterdir())
+
+
+def test_the_plain_list_is_in_the_order_of_a_list_of_clips_and_says_what_it_lacks(root, best):
+    said = evaluate_checkpoint(tiny_params(), ROW, str(best), root, out=root / "plain.json", is_plain=True)
+    evaluate_checkpoint(tiny_params(), ROW, str(best), root, out=root / "result.json")
+    clips = json.loads((root / "result.json").read_text())["clips"]
+    plain = json.loads((root / "plain.json").read_text())
+    assert plain == [clip["scores"] for clip in clips.values()]
+    text = (root / "plain.json").read_text()
+    assert text == json.dumps(plain)  # one line, as MMAction2 writes it
+    lines = [line.split() for line in (root / "plain.txt").read_text().splitlines()]
+    assert [(name, int(label)) for name, _, label in lines] == [(name, clip["label"]) for name, clip in clips.items()]
+    gone = [clip for clip in val_clips(root) if clip.is_listed and not clip.is_usable]
+    assert gone and all(f"  {clip.video_id}: {clip.state}" in said for clip in gone)
+
+
+def test_other_k_are_measured_where_they_are_asked_for(root, best):
+    said = evaluate_checkpoint(tiny_params(), ROW, str(best), root, measures=["top_k_accuracy"], topk=[2, 4])
+    first, second, third = said.splitlines()
+    assert first.startswith("top2_acc: 0.") and second == "top4_acc: 1.0000" and third.startswith("test: ")
+    assert "mean_class_accuracy" not in said
+
+
+def test_no_average_writes_every_view_and_measures_nothing(root, best):
+    with pytest.raises(UserError, match=r"--eval needs one score .* prob or score"):
+        evaluate_checkpoint(tiny_params(), ROW, str(best), root, average_clips="none", measures=["top_k_accuracy"])
+    with pytest.raises(UserError, match="name a file for the scores"):
+        evaluate_checkpoint(tiny_params(), ROW, str(best), root, average_clips="none")
+    said = evaluate_checkpoint(
+        tiny_params(), ROW, str(best), root, average_clips="none", out=root / "p.json", is_plain=True, views=root / "v"
+    )
+    assert "_acc" not in said
+    views = read_views(root / "v")
+    assert json.loads((root / "p.json").read_text()) == views.logits.flatten(0, 1).tolist()
+
+
+def test_results_in_another_format_are_refused_before_hours_go_by(root, best):
+    with pytest.raises(UserError, match=r"result.pkl is no \.json"):
+        evaluate_checkpoint(tiny_params(), ROW, str(best), root, out=root / "result.pkl")
+
+
+def test_a_run_of_other_classes_is_refused(root, best, tmp_path):
+    other = tmp_path / "best.pth"
+    other.symlink_to(best)
+    (tmp_path / "recipe.json").write_text(json.dumps({"classes": ["yoga", "zumba", "welding", "waxing legs"]}))
+    with pytest.raises(UserError, match=r"best.pth cannot be tested on this data set: 4 of 4 classes"):
+        evaluate_checkpoint(tiny_params(), ROW, str(other), root)
+
+
+def test_a_published_checkpoint_is_tested_as_the_network_it_was_trained_as_on_its_classes(root, tmp_path):
+    """The published 8x8 of short side 256 has other laterals than its recipe; its 400 classes hold the four here."""
+    params = tiny_params()
+    recipe = params.recipes[ROW_256]
+    model = build_model(dataclasses.replace(recipe.model, fusion_kernel=5), 400)
+    with torch.no_grad():
+        model.cls_head.fc_cls.weight.zero_()
+        model.cls_head.fc_cls.bias.zero_()[kinetics400().index("climbing a rope")] = 1
+    path = tmp_path / "slowfast_published.pth"
+    torch.save({"meta": {}, "state_dict": model.state_dict()}, path)
+    # the clips at hand are videos
+    recipe = dataclasses.replace(recipe, clips=dataclasses.replace(recipe.clips, form="videos"))
+    params.recipes[ROW_256] = recipe
+    with pytest.raises(UserError, match="fusion_kernel to 5"):
+        evaluate_checkpoint(params, ROW_256, str(path), root)
+
+    published = dataclasses.replace(recipe.published, ckpt=f"https://example.org/{path.name}")
+    params.recipes[ROW_256] = dataclasses.replace(recipe, published=published)
+    said = evaluate_checkpoint(params, ROW_256, str(path), root, out=root / "result.json")
+    made = json.loads((root / "result.json").read_text())
+    classes = label_map(read_manifest(root / "data/demo/videos_256/manifest.csv"))
+    ropes = sum(clip.class_name == "climbing a rope" for clip in val_clips(root) if clip.is_usable)
+    assert made["metrics"]["top1"] == ropes / made["metrics"]["clips"] > 0 and "top1_acc: " in said
+    assert made["classes"] == kinetics400()
+    labels = {made["classes"][clip["label"]] for clip in made["clips"].values()}
+    assert labels == {clip.class_name for clip in val_clips(root) if clip.is_usable} <= set(classes)
