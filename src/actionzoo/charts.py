@@ -1,7 +1,10 @@
 """Pictures made of numbers, as SVG that stands in a page and takes its colours from the page's style."""
 
+import base64
 import math
-from collections.abc import Iterable
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -55,6 +58,112 @@ def curve_chart(
         svg.append(f'<text class="legend {split}" x="{legend}" y="14" text-anchor="end">{split}</text>')
         legend -= 34
     return Markup("".join([*svg, "</svg>"]))
+
+
+LABELLED = 24
+"""Classes up to which a confusion matrix has names and numbers; beyond it is a picture of a pixel per cell."""
+
+
+def confusion_chart(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
+    """Clips by what they are (rows) and what they were taken for (columns): blue where right, orange where wrong, the
+    stronger the larger a share of the row's clips."""
+    draw = _labelled_matrix if len(classes) <= LABELLED else _pixel_matrix
+    return draw(classes, matrix)
+
+
+def bar(share: float) -> Markup:
+    """A share of 1 as a bar on a line of text."""
+    return Markup(
+        f'<svg class="bar" viewBox="0 0 100 8" aria-hidden="true"><rect width="{100 * share:.1f}" height="8"/></svg>'
+    )
+
+
+def standalone(chart: Markup) -> str:
+    """The chart as a file of its own."""
+    return (
+        str(chart)
+        .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
+        .replace(">", f'><style>{_ALONE}</style><rect width="100%" height="100%" fill="#fff"/>', 1)
+    )
+
+
+_ALONE = (
+    "svg { font: 11px system-ui, sans-serif; } text { fill: #1d2126; } "
+    ".right { fill: #1a5fb4; } .wrong { fill: #c64600; } "
+    ".frame { fill: none; stroke: #c9ced3; } image { image-rendering: pixelated; }"
+)
+
+
+def _confusion_start(width: int, height: int, num_classes: int) -> str:
+    about = f'role="img" aria-label="confusion matrix of {num_classes} classes"'
+    return f'<svg class="confusion" viewBox="0 0 {width} {height}" width="{width}" {about}>'
+
+
+def _labelled_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
+    cell, names, head = (40 if len(classes) <= 10 else 26), 190, 34
+    side = cell * len(classes)
+    svg = [
+        _confusion_start(names + side + 6, head + side + 6, len(classes)),
+        f'<text x="{names}" y="12">taken for</text><text x="{names - 8}" y="{head - 6}" text-anchor="end">is</text>',
+    ]
+    for label, (name, row) in enumerate(zip(classes, matrix, strict=True)):
+        y, total = head + cell * label, sum(row)
+        short = name if len(name) <= 26 else f"{name[:25]}…"
+        svg.append(
+            f'<text x="{names - 8}" y="{y + cell / 2 + 4:g}" text-anchor="end">{escape(short)} ({label})'
+            f"<title>{escape(name)}</title></text>"
+        )
+        svg.append(f'<text x="{names + cell * (label + 0.5):g}" y="{head - 6}" text-anchor="middle">{label}</text>')
+        for guess, count in enumerate(row):
+            if count:
+                kind, x = ("right" if guess == label else "wrong"), names + cell * guess
+                svg.append(
+                    f'<rect class="{kind}" x="{x}" y="{y}" width="{cell}" height="{cell}" '
+                    f'fill-opacity="{0.08 + 0.6 * count / total:.3f}"><title>{escape(name)} taken for '
+                    f"{escape(classes[guess])}: {count} of {total}</title></rect>"
+                    f'<text x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}" text-anchor="middle">{count}</text>'
+                )
+    svg.append(f'<rect class="frame" x="{names}" y="{head}" width="{side}" height="{side}"/></svg>')
+    return Markup("".join(svg))
+
+
+def _pixel_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
+    left, head, side = 44, 34, 600
+    picture = base64.b64encode(_png(_pixels(matrix), len(classes))).decode()
+    svg = [
+        _confusion_start(left + side + 6, head + side + 6, len(classes)),
+        f'<text x="{left}" y="12">taken for, by label</text>',
+        f'<text x="{left - 8}" y="{head - 6}" text-anchor="end">is</text>',
+        f'<image x="{left}" y="{head}" width="{side}" height="{side}" href="data:image/png;base64,{picture}"/>',
+    ]
+    for label in _whole_ticks(0, len(classes) - 1):
+        at = (label + 0.5) * side / len(classes)
+        svg.append(f'<text x="{left - 8}" y="{head + at + 4:.1f}" text-anchor="end">{label:g}</text>')
+        svg.append(f'<text x="{left + at:.1f}" y="{head - 6}" text-anchor="middle">{label:g}</text>')
+    svg.append(f'<rect class="frame" x="{left}" y="{head}" width="{side}" height="{side}"/></svg>')
+    return Markup("".join(svg))
+
+
+def _pixels(matrix: Sequence[Sequence[int]]) -> bytes:
+    """RGBA, row by row; a cell of few clips is faint, and still to be seen."""
+    pixels = bytearray()
+    for label, row in enumerate(matrix):
+        total = sum(row) or 1
+        for guess, count in enumerate(row):
+            colour = (45, 115, 205) if guess == label else (214, 90, 20)
+            pixels += bytes((*colour, round(255 * math.sqrt(count / total))))
+    return bytes(pixels)
+
+
+def _png(pixels: bytes, side: int) -> bytes:
+    """A square RGBA picture (PNG specification, third edition, sections 5 and 11)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + pixels[start : start + 4 * side] for start in range(0, len(pixels), 4 * side))
+    header = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:

@@ -20,6 +20,7 @@ from .json_files import read_json, write_json
 from .kinetics.atomic import atomic_write
 from .kinetics.labels import places
 from .kinetics.manifest import Clip, label_map, read_manifest
+from .looks import Scored, write_looks
 from .params import Params, Recipe, digest
 from .process import sigterm_as_exit
 from .progress import progress
@@ -67,8 +68,10 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
     fingerprint = digest(FORM, *sections, sha256(manifest), checkpoint_md5)
     if (made := _finished(files, fingerprint)) is not None:
-        done = f"evaluate: {row} is tested already, this very checkpoint on these very clips; {summary(made)}"
-        return done if os.environ.get("RANK", "0") == "0" else ""
+        if os.environ.get("RANK", "0") != "0":
+            return ""
+        _look(params, row, made, files, root)
+        return f"evaluate: {row} is tested already, this very checkpoint on these very clips; {summary(made)}"
 
     from .engine.checkpoint import load_checkpoint
     from .engine.distributed import joined
@@ -85,7 +88,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     made["metrics"] |= {"epoch": checkpoint["meta"]["epoch"]}
     write_result(files.result, made, outcome)
     write_json(files.metrics(), with_protocol(made["metrics"]))
-    _record(params, row, made, files)
+    _record(params, row, made, files, _look(params, row, made, files, root))
     shutil.rmtree(outcome.scratch)
     return f"evaluate: {summary(made)}; scores in {files.result}"
 
@@ -354,7 +357,22 @@ def read_head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles) -> None:
+def _look(params: Params, row: str, made: dict[str, Any], files: RowFiles, root: Path) -> list[Path]:
+    """The files that show where the row errs, made if they are not of this test."""
+    from .engine.views import average, read_views
+
+    def scored() -> Scored:
+        views = read_views(files.views)
+        scores = average(views, made["average_clips"])
+        shares = scores if made["average_clips"] == "prob" else scores.softmax(dim=1)
+        return Scored(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes)
+
+    folder = data_folder(params, params.recipe(row), root)
+    clips = read_manifest(folder / "manifest.csv")
+    return write_looks(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
+
+
+def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, looks: list[Path]) -> None:
     published = params.recipes[row].published.top1[0] / 100
     metrics = made["metrics"]
     with tracking.run(
@@ -376,6 +394,8 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles) -> 
         record.log(tracking.TEST_STEP, tracking.to_metrics(line))
         record.artifact(files.result)
         record.artifact(files.metrics())
+        for path in looks:
+            record.artifact(path, tracking.LOOKS)
 
 
 def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, manifest_sha256: str, split: str) -> Path:

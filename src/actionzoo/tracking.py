@@ -63,6 +63,9 @@ names, and its pages group by what stands before the slash."""
 RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "val_clips")
 """Keys of recipe.json that become a run's parameters; hashes and class names do not."""
 
+LOOKS = "looks"
+"""Folder of a run's files for what its test looks like: tables, pictures, strips of clips."""
+
 TEST_STEP = 0
 """Evaluations have no course; all of them stand at this step, and the newest is the one that counts."""
 
@@ -352,10 +355,14 @@ def _sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: s
         return Synced(dataset, row, "skipped", reason=f"{folder / checkpoint} is not there")
     logs = sorted(folder.glob("*.log.json"))
     points = _points_of_logs(logs)
-    recipe, results = _read_json(folder / "recipe.json"), _read_json(root / "metrics" / dataset / f"{row}.json")
+    metrics = root / "metrics" / dataset
+    recipe, results = _read_json(folder / "recipe.json"), _read_json(metrics / f"{row}.json")
     md5 = checkpoint_md5(folder / checkpoint)
     names = (checkpoint, "latest.pth", "recipe.json", "result.json")
-    files = [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]
+    looks = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion")]
+    looks += sorted((metrics / f"{row}.looks").glob("*"))
+    files = {path: "" for path in [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]}
+    files |= {path: LOOKS for path in looks}
 
     client, experiment_id, keeps_files = _connect_or_explain(dataset, root)
     run_id = _find(client, experiment_id, row, md5)
@@ -371,7 +378,7 @@ def _sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: s
     kept = _kept(client, run_id)
     missing = [path for path in files if path.is_file() and path.name not in kept] if keeps_files else []
     for path in missing:
-        _keep(client, run_id, info.info.artifact_uri, path)
+        _keep(client, run_id, info.info.artifact_uri, path, files[path])
     if is_new:
         client.set_terminated(run_id, "FINISHED", ended)
     action = "recorded" if is_new else "completed" if sent or missing else "unchanged"
