@@ -1,3 +1,4 @@
+import base64
 import io
 import json
 import subprocess
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from actionzoo.errors import UserError
+from actionzoo.looks import write_looks
 from actionzoo.report import STATES, Row, read_report
 from actionzoo.report_page import write_page
 from actionzoo.report_table import terminal_table, write_tables
@@ -80,7 +82,7 @@ def project(tmp_path):
 class Page(HTMLParser):
     """Checks that every tag is closed in its turn; collects texts of cells, links, and tag names."""
 
-    VOID = frozenset({"meta", "br", "wbr", "line", "circle", "polyline"})
+    VOID = frozenset({"meta", "br", "wbr", "line", "circle", "polyline", "img"})
 
     def __init__(self, text):
         super().__init__()
@@ -258,7 +260,7 @@ def test_page_loads_nothing_but_its_own_links(project):
     project.evaluated("row")
     project.build(row())
     page = Page(project.read("zoo.html"))
-    assert not {"link", "img", "iframe", "object"} & page.names
+    assert not {"link", "iframe", "object"} & page.names
     assert page.scripts == ["", "runs.js"]
     assert "url(" not in project.read("zoo.html") and "@import" not in project.read("zoo.html")
 
@@ -362,6 +364,41 @@ def test_clips_are_counted_by_state(project):
     cells = Page(project.read("zoo.html")).row("videos_256")
     assert cells == ["videos_256", "val", "1,937", "1,903", "1,900", "2", "1", "30", "4", "7"]
     assert cells in markdown_rows(project.read("zoo.md"))
+
+
+@pytest.fixture
+def erring(project):
+    """A row that takes five of seven clips for another class; and whose worst clip has a strip."""
+    project.evaluated("row", clips=7)
+    labels = [0, 0, 0, 1, 1, 1, 1]
+    scores = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.7, 0.3], [0.95, 0.05], [0.4, 0.6]]
+    clips = {f"clip{n}": {"label": label, "scores": s} for n, (label, s) in enumerate(zip(labels, scores, strict=True))}
+    result = {"fingerprint": "f", "average_clips": "prob", "classes": ["<up>", "down"], "clips": clips}
+    write_looks(result, [], project.folder, project.folder / "metrics/demo/row.json")
+    folder = project.folder / "metrics/demo/row.looks"
+    facts = json.loads((folder / "looks.json").read_text())
+    facts["worst"][0] |= {"strip": "01.jpg", "fault": ""}
+    (folder / "looks.json").write_text(json.dumps(facts))
+    (folder / "01.jpg").write_bytes(b"a picture")
+    return project
+
+
+def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
+    erring.build(row(), row("waits"))
+    page = Page(erring.read("zoo.html"))
+    assert ["0", "<up>", "3", "1", "33.3", ""] in page.rows and ["1", "down", "4", "1", "25.0", ""] in page.rows
+    assert ["down", "<up>", "3", "4"] in page.rows and ["<up>", "down", "2", "3"] in page.rows
+    assert "clip5, loss 3.00" in page.text and "it is no usable clip of the manifest any more" in page.text
+    assert f'src="data:image/jpeg;base64,{base64.b64encode(b"a picture").decode()}"' in erring.read("zoo.html")
+    assert erring.read("zoo.html").count('class="confusion"') == 1
+    (worst, *_) = json.loads(erring.read("zoo.json"))["rows"][0]["worst_clips"]
+    assert worst["video_id"] == "clip5" and worst["predicted"] == "<up>"
+
+
+def test_a_strip_that_is_gone_is_named_with_the_next_step(erring):
+    (erring.folder / "metrics/demo/row.looks/01.jpg").unlink()
+    with pytest.raises(UserError, match=r"01\.jpg is not there; delete .*row\.looks and run dvc repro evaluate@row"):
+        erring.build(row())
 
 
 def test_states_are_those_of_the_manifest():

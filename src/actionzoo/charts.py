@@ -100,7 +100,7 @@ def _confusion_start(width: int, height: int, num_classes: int) -> str:
 
 
 def _labelled_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
-    cell, names, head = (40 if len(classes) <= 10 else 26), 190, 34
+    cell, names, head = (40 if len(classes) <= 10 else 26), 240, 34
     side = cell * len(classes)
     svg = [
         _confusion_start(names + side + 6, head + side + 6, len(classes)),
@@ -108,7 +108,7 @@ def _labelled_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) ->
     ]
     for label, (name, row) in enumerate(zip(classes, matrix, strict=True)):
         y, total = head + cell * label, sum(row)
-        short = name if len(name) <= 26 else f"{name[:25]}…"
+        short = name if len(name) <= 36 else f"{name[:35]}…"
         svg.append(
             f'<text x="{names - 8}" y="{y + cell / 2 + 4:g}" text-anchor="end">{escape(short)} ({label})'
             f"<title>{escape(name)}</title></text>"
@@ -128,7 +128,7 @@ def _labelled_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) ->
 
 
 def _pixel_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
-    left, head, side = 44, 34, 600
+    left, head, side = 44, 34, len(classes) * max(2, 600 // len(classes))
     picture = base64.b64encode(_png(_pixels(matrix), len(classes))).decode()
     svg = [
         _confusion_start(left + side + 6, head + side + 6, len(classes)),
@@ -151,7 +151,8 @@ def _pixels(matrix: Sequence[Sequence[int]]) -> bytes:
         total = sum(row) or 1
         for guess, count in enumerate(row):
             colour = (45, 115, 205) if guess == label else (214, 90, 20)
-            pixels += bytes((*colour, round(255 * math.sqrt(count / total))))
+            strength = 80 + 175 * math.sqrt(count / total) if count else 0
+            pixels += bytes((*colour, round(strength)))
     return bytes(pixels)
 
 

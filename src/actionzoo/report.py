@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from actionzoo.accuracy import wilson_interval
 from actionzoo.errors import UserError
+from actionzoo.looks import Looks, read_looks
 
 if TYPE_CHECKING:
     from actionzoo.params import Params, Published
@@ -69,6 +70,8 @@ class Result:
     """ckpt, result, metrics, curves, recipe -> address relative to the report; only files that are there."""
     marks: dict[str, tuple[str, ...]]
     """accuracy, speed, memory -> keys of MARKS that hold for that number."""
+    looks: Looks | None = None
+    """Where it errs, if the evaluation left word of it."""
 
     @property
     def is_comparable(self) -> bool:
@@ -192,6 +195,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "marks": {what: list(marks) for what, marks in result.marks.items()},
                 "overrides": list(result.row.overrides),
                 "benchmark": result.benchmark,
+                "most_confused": result.looks.pairs if result.looks else [],
+                "worst_clips": result.looks.worst if result.looks else [],
                 "files": result.files,
             }
         )
@@ -232,6 +237,7 @@ def _result(row: Row, metrics_dir: Path, runs_dir: Path, dataset: str, out: Path
         curves=_read_curve(train_curve, "train", row.name) + _read_curve(val_curve, "val", row.name),
         files={kind: _address(path, out) for kind, path in files.items() if path.is_file()},
         marks=_marks(row, evaluation, dataset),
+        looks=None if evaluation is None else read_looks(metrics),
     )
 
 

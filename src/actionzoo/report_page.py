@@ -3,13 +3,16 @@
 Beside it may lie runs.js (run_links), which fills links that must not stand in the page.
 """
 
+import base64
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup, escape
 
-from .charts import curve_chart
+from .charts import bar, confusion_chart, curve_chart
+from .errors import UserError
 from .kinetics.atomic import atomic_write
+from .looks import Looks
 from .pages import page_templates
 from .report import MARKS, Report, Result
 from .report_table import TEXT, clip_lines, numbers, our_cells, percent, warnings, why_not_comparable
@@ -35,6 +38,9 @@ def write_page(report: Report, out: Path) -> None:
         notes=text["notes"],
         why_not_comparable=why_not_comparable,
         charts=_charts,
+        confusion=lambda looks: confusion_chart(looks.classes, looks.matrix.tolist()),
+        bar=bar,
+        strip=_strip,
         clip_columns=text["clip_columns"],
         clip_lines=clip_lines(report),
         is_web=lambda address: bool(address) and address.startswith(("https://", "http://")),
@@ -52,6 +58,17 @@ def _charts(result: Result) -> list[Any]:
         curve_chart("loss", result.curves, "loss"),
         curve_chart("top1 %", result.curves, "top1", scale=100, top=100),
     ]
+
+
+def _strip(looks: Looks, name: str) -> str:
+    """A JPEG as an address that needs no file."""
+    try:
+        return f"data:image/jpeg;base64,{base64.b64encode((looks.folder / name).read_bytes()).decode()}"
+    except FileNotFoundError as error:
+        row = looks.folder.stem
+        raise UserError(
+            f"{error.filename} is not there; delete {looks.folder} and run dvc repro evaluate@{row}"
+        ) from None
 
 
 def _breakable(name: str) -> Markup:
