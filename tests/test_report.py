@@ -6,10 +6,11 @@ import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.looks import write_looks
+from actionzoo.looks import Scored, write_looks
 from actionzoo.report import STATES, Row, read_report
 from actionzoo.report_page import write_page
 from actionzoo.report_table import terminal_table, write_tables
@@ -370,11 +371,10 @@ def test_clips_are_counted_by_state(project):
 def erring(project):
     """A row that takes five of seven clips for another class; and whose worst clip has a strip."""
     project.evaluated("row", clips=7)
-    labels = [0, 0, 0, 1, 1, 1, 1]
     scores = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.7, 0.3], [0.95, 0.05], [0.4, 0.6]]
-    clips = {f"clip{n}": {"label": label, "scores": s} for n, (label, s) in enumerate(zip(labels, scores, strict=True))}
-    result = {"fingerprint": "f", "average_clips": "prob", "classes": ["<up>", "down"], "clips": clips}
-    write_looks(result, [], project.folder, project.folder / "metrics/demo/row.json")
+    ids = [f"clip{number}" for number in range(7)]
+    test = Scored(ids, np.array([0, 0, 0, 1, 1, 1, 1]), np.array(scores), ["<up>", "down"])
+    write_looks(lambda: test, [], project.folder, project.folder / "metrics/demo/row.json", fingerprint="f")
     folder = project.folder / "metrics/demo/row.looks"
     facts = json.loads((folder / "looks.json").read_text())
     facts["worst"][0] |= {"strip": "01.jpg", "fault": ""}
