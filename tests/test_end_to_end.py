@@ -1,6 +1,7 @@
 """The whole chain by real DVC, in a workspace of its own: small sizes, real networks, nothing replaced."""
 
 import copy
+import csv
 import hashlib
 import json
 import os
@@ -160,6 +161,27 @@ def test_mlflow_holds_one_run_per_row_with_curves_logs_and_checkpoints(demo):
         files = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
         assert {"best.pth", "latest.pth", "result.json"} <= set(files)
         assert any(name.endswith(".log") for name in files) and any(name.endswith(".log.json") for name in files)
+        looks = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "looks")}
+        assert {f"{row}.classes.csv", f"{row}.confusion.csv", "looks.json", "confusion.svg"} <= looks
+        with open(demo.root / "metrics/demo" / f"{row}.classes.csv", newline="") as file:
+            right = sum(int(line["right"]) for line in csv.DictReader(file))
+        tested = json.loads((demo.root / "metrics/demo" / f"{row}.json").read_text())
+        assert right == round(tested["top1"] * tested["clips"])
+
+
+def test_every_row_has_its_plots_in_dvc(demo):
+    plots = json.loads(demo.run("dvc", "plots", "show", "--json", "-q"))["data"]
+    for row in (SLOWFAST, CSN):
+        for kind in ("train", "val", "classes", "confusion"):
+            (name,) = [name for name in plots if name.endswith(f"metrics/demo/{row}.{kind}.csv")]
+            assert plots[name], name
+
+
+def test_the_report_leads_to_the_runs_and_shows_where_the_rows_err(demo):
+    page = (demo.root / "report/demo/zoo.html").read_text()
+    links = (demo.root / "report/demo/runs.js").read_text()
+    assert links.count("http://127.0.0.1:5000/#/experiments/") == 2 and "127.0.0.1:5000/#" not in page
+    assert page.count('class="confusion"') == 2 and "Worst clips" in page
 
 
 def test_the_flow_finds_everything_up_to_date_without_a_server(demo):
