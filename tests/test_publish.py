@@ -2,10 +2,15 @@
 
 import hashlib
 import json
+import os
 import shutil
+import signal
+import socket
 import struct
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -15,9 +20,10 @@ from safetensors import safe_open
 from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.params import as_dict, load_params
-from actionzoo.publish import publish_run
+from actionzoo.publish import publish_run, register_run
 from actionzoo.run_files import RowFiles
-from actionzoo.tracking import checkpoint_md5
+from actionzoo.tracking import checkpoint_md5, fetch_registered, tracking_uri
+from actionzoo.trained import open_trained
 from actionzoo.weights import load_weights
 from actionzoo.zoo import build_model
 
@@ -159,3 +165,111 @@ def test_the_command_prints_both_paths(files, tmp_path):
     assert done.returncode == 0, done.stderr
     assert [Path(line).suffix for line in done.stdout.splitlines()] == [".pth", ".safetensors"]
     assert sorted(done.stdout.splitlines()) == sorted(map(str, (tmp_path / "out").iterdir()))
+
+
+# in MLflow's registry
+
+
+@pytest.fixture
+def registry(files, monkeypatch):
+    """A real store beside the run."""
+    import mlflow
+
+    for name in ("MLFLOW_TRACKING_URI", "DVC_ROOT"):
+        monkeypatch.delenv(name, raising=False)
+    return lambda: mlflow.MlflowClient(tracking_uri(files.root))
+
+
+def test_a_registered_run_is_opened_by_its_address_with_the_very_weights(files, registry, trained):
+    address = register_run(files.run, alias="champion")
+    assert address == f"models:/{ROW}/1"
+    params = load_params(PROJECT / "params.yaml")
+    for name in (address, f"models:/{ROW}@champion"):
+        opened = open_trained(name, params=params, root=files.root)
+        assert opened.classes == CLASSES and opened.file.suffix == ".safetensors"
+        assert torch.equal(logits(opened.network), logits(trained))
+    version = registry().get_model_version(ROW, "1")
+    assert version.tags["dataset"] == "demo" and version.tags["test.top1"] == "0.75"
+    assert registry().get_run(version.run_id).data.tags["checkpoint.md5"] == checkpoint_md5(files.best)
+    assert not [path for path in files.run.iterdir() if path.suffix == ".safetensors" or path.is_dir()]
+
+
+def test_registered_again_the_same_run_stays_one_version_and_a_retrained_one_is_the_next(files, registry):
+    assert [register_run(files.run, "mine") for _ in range(2)] == ["models:/mine/1"] * 2
+    save_checkpoint(files.best, trained_weights(network(), 3, 0.9))
+    made = json.loads(files.recipe.read_text())
+    made["files"]["best.pth"]["md5"] = checkpoint_md5(files.best)
+    files.recipe.write_text(json.dumps(made))
+    files.result.write_text(json.dumps({"checkpoint_md5": checkpoint_md5(files.best)}))
+    assert register_run(files.run, "mine", alias="champion") == "models:/mine/2"
+    assert registry().get_model_version_by_alias("mine", "champion").version in (2, "2")
+
+
+def test_what_is_registered_is_weights_and_no_code(files, registry):
+    import mlflow
+
+    register_run(files.run, "mine")
+    source = Path(mlflow.artifacts.download_artifacts(registry().get_model_version_download_uri("mine", "1")))
+    assert [path.suffix for path in source.iterdir()] == [".safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("models:/mine/2", "not found"),
+        ("models:/mine@nobody", "nobody"),
+        ("models:/yours/1", "yours"),
+        ("models:/mine", "write models:/NAME/VERSION or models:/NAME@ALIAS"),
+        ("models:/mine/../1", "write models:/NAME/VERSION"),
+    ],
+)
+def test_what_the_registry_does_not_have_is_told_in_a_sentence(files, registry, address, said):
+    register_run(files.run, "mine")
+    with pytest.raises(UserError, match=said):
+        fetch_registered(address, files.root / "weights", files.root)
+
+
+def test_without_a_store_nothing_is_registered_and_none_is_made(tmp_path, registry):
+    with pytest.raises(UserError, match=r"mlflow\.db is not there, so nothing is registered"):
+        fetch_registered("models:/mine/1", tmp_path / "weights", tmp_path)
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.parametrize(("name", "alias"), [("a/b", None), ("mine", "v1"), ("it's", "latest")])
+def test_names_that_mlflow_does_not_take_are_told_in_a_sentence(files, registry, name, alias):
+    with pytest.raises(UserError, match="MLflow does not take"):
+        register_run(files.run, name, alias)
+
+
+@pytest.mark.slow
+def test_a_version_on_a_server_is_fetched_once(files, registry, trained, tmp_path, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    home = tmp_path / "server"
+    home.mkdir()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{home}/m.db", "--artifacts-destination", str(home / "files")]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    server = subprocess.Popen(command, cwd=home, env=environment, start_new_session=True, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=20).read()
+                break
+            except OSError:
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(0.3)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
+        address = register_run(files.run, "mine")
+        there = tmp_path / "elsewhere"
+        opened = open_trained(address, params=load_params(PROJECT / "params.yaml"), root=there)
+        assert torch.equal(logits(opened.network), logits(trained)) and opened.file.parent == there / "weights"
+        before = opened.file.stat()
+        assert fetch_registered(address, there / "weights", there) == opened.file
+        assert opened.file.stat().st_ino == before.st_ino
+        assert [path.name for path in (there / "weights").iterdir() if path.suffix] == [opened.file.name]
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)

@@ -124,6 +124,7 @@ def test_every_stage_explains_itself(script):
         "data",
         "predict",
         "export",
+        "register",
     ],
 )
 def test_every_command_explains_itself(command):

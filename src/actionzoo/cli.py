@@ -145,6 +145,17 @@ def main() -> None:
 
     command = _add(
         commands,
+        "register",
+        _register,
+        "publish a tested run into MLflow's registry of models; `actionzoo predict models:/NAME/1` takes it from there",
+        "example: actionzoo register runs/demo/slowfast_r50_video_4x16x1_256e_kinetics400_rgb --alias champion",
+    )
+    command.add_argument("folder", type=Path, help="the run's: runs/<dataset>/<row>")
+    command.add_argument("--name", help="of the model; without it the row's")
+    command.add_argument("--alias", help="a name that one version has at a time")
+
+    command = _add(
+        commands,
         "predict",
         _predict,
         "say which classes a trained network sees in videos, or in each window of a long one",
@@ -193,7 +204,7 @@ def _add(commands, name: str, run, text: str, epilog: str | None = None) -> argp
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     """What names a trained network."""
-    command.add_argument("model", help="a row, a checkpoint, or a run's folder")
+    command.add_argument("model", help="a row, a checkpoint, a run's folder, or models:/NAME/VERSION of MLflow")
     command.add_argument("--row", help="whose checkpoint it is, if it does not say so itself")
     command.add_argument("--classes", type=Path, metavar="FILE", help="class names, a line each, if it has none")
 
@@ -398,6 +409,12 @@ def _publish(args) -> None:
 
     for path in publish_run(args.folder, args.out):
         print(path)
+
+
+def _register(args) -> None:
+    from .publish import register_run
+
+    print(register_run(args.folder, args.name, args.alias))
 
 
 def _predict(args) -> None:

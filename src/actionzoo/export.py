@@ -117,7 +117,9 @@ def _torchscript(network: nn.Module, clips: Tensor, out: Path, about: str, is_dy
 
 def _exported(network: nn.Module, clips: Tensor, is_dynamic: bool) -> torch.export.ExportedProgram:
     shapes = ({0: torch.export.Dim("batch")},) if is_dynamic else None
-    return torch.export.export(network, (clips,), dynamic_shapes=shapes)
+    program = torch.export.export(network, (clips,), dynamic_shapes=shapes)
+    program.example_inputs = None  # they would lie in the file, 50 MB at full size
+    return program
 
 
 def _torch_export(network: nn.Module, clips: Tensor, out: Path, about: str, is_dynamic: bool) -> Callable:

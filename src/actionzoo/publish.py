@@ -12,6 +12,7 @@ import importlib.metadata
 import io
 import json
 import struct
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .engine.checkpoint import load_checkpoint
 from .errors import UserError
 from .kinetics.atomic import atomic_write
 from .run_files import RowFiles
-from .tracking import checkpoint_md5
+from .tracking import checkpoint_md5, register
 
 
 def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
@@ -55,6 +56,21 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
     folder = out or run
     pth = _write(folder, files.row, "pth", content.getvalue())
     return pth, _write(folder, files.row, "safetensors", _safetensors(state, meta))
+
+
+def register_run(run: Path, name: str | None = None, alias: str | None = None) -> str:
+    """Publish the run into MLflow's registry, as a version of the model `name`, the row's if None; gives its address.
+
+    What is registered is the .safetensors file: no code is in it, and none is run to load it. Raises UserError.
+    """
+    made = _read_json(run / "recipe.json", "it is written when a training ends; give a folder runs/<dataset>/<row>")
+    # beside the run, so that MLflow's copy of the file is a hard link
+    with tempfile.TemporaryDirectory(dir=run, prefix=".registered-") as folder:
+        pth, file = publish_run(run, Path(folder))
+        metrics = _read_json(RowFiles(run.resolve().parents[2], made["dataset"], made["row"]).metrics(), "test the row")
+        tags = {"row": made["row"], "dataset": made["dataset"], "file": file.name, "test.top1": metrics["top1"]}
+        pth.unlink()
+        return register(run, file, name=name or made["row"], alias=alias, tags=tags)
 
 
 def _metrics(files: RowFiles, epoch: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.parse
@@ -318,6 +319,79 @@ def run_pages(
     return {recipe: f"{base}/{id}" for recipe, id in found.items() if id is not None}
 
 
+def register(run: Path, file: Path, *, name: str, alias: str | None = None, tags: Mapping[str, object]) -> str:
+    """Make `file`, weights of the folder `run`, a version of the registered model `name`; gives models:/NAME/VERSION.
+
+    The file is kept with the run's record in MLflow, which is made or completed first. A file that is a version already
+    stays that one. `alias` is a name that one version has at a time. Raises UserError.
+    """
+    folder = run.resolve()
+    root, dataset = folder.parents[2], folder.parent.name
+    done = _sync_folder(root, folder, dataset, folder.name, "best.pth")
+    if done.run_id is None:
+        raise UserError(f"{run} cannot be registered: {done.reason}")
+    client, _, keeps_files = _connect_or_explain(dataset, root)
+    if not keeps_files:
+        raise UserError(
+            f"MLflow at {_shown_uri(root)} was made in another folder and keeps its files there; remove it and the "
+            "folder mlruns, then `actionzoo sync`, and register anew"
+        )
+    from mlflow.exceptions import MlflowException
+
+    kept = f"registered-{checkpoint_md5(file)[:8]}"  # a folder for it alone, as MLflow wants
+    try:
+        artifacts = client.get_run(done.run_id).info.artifact_uri
+        _keep(client, done.run_id, artifacts, file, kept)
+        with contextlib.suppress(MlflowException):  # it is there
+            client.create_registered_model(name)
+        source = f"{artifacts.rstrip('/')}/{kept}"
+        versions = client.search_model_versions(f"name = '{name}'") if "'" not in name else []
+        version = next((found.version for found in versions if found.source == source), None)
+        if version is None:
+            texts = {key: str(value) for key, value in tags.items()}
+            version = client.create_model_version(name, source, done.run_id, tags=texts).version
+        if alias:
+            client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise UserError(f"MLflow does not take {name}{f'@{alias}' if alias else ''}: {_one_line(error)}") from None
+    return f"models:/{name}/{version}"
+
+
+def fetch_registered(address: str, cache: Path, root: Path) -> Path:
+    """The weights of a version that `register` made, models:/NAME/VERSION or models:/NAME@ALIAS: the store's own file
+    where it lies on this machine, else a copy in `cache`. Raises UserError."""
+    if not (parts := re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", address)):
+        raise UserError(f"{address} is no model of MLflow's; write models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, number, alias = parts.groups()
+    uri = tracking_uri(root)
+    if (database := _database(uri)) is not None and not database.exists():
+        raise UserError(f"{database} is not there, so nothing is registered; `actionzoo register RUN` does that")
+    mlflow = _mlflow()
+    try:
+        client = mlflow.MlflowClient(uri)
+        version = number or client.get_model_version_by_alias(name, alias).version
+        source = client.get_model_version_download_uri(name, str(version))
+        listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=uri)
+        paths = [found.path for found in listed if found.path.endswith((".safetensors", ".pth"))]
+        if len(paths) != 1:
+            raise UserError(
+                f"{address} has {len(paths)} weights files in {source}; `actionzoo register` makes versions with one"
+            )
+        file = Path(paths[0]).name
+        if (place := _local_folder(source)) is not None:
+            return place / file
+        if not (cache / file).is_file():  # its name has its hash, which is checked when it is read
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".registered-") as folder:
+                mlflow.artifacts.download_artifacts(f"{source.rstrip('/')}/{file}", dst_path=folder, tracking_uri=uri)
+                os.replace(Path(folder) / file, cache / file)
+        return cache / file
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{address} cannot be had from MLflow at {_shown_uri(root)}: {_one_line(error)}") from None
+
+
 @dataclasses.dataclass(frozen=True)
 class Synced:
     """What `sync` did for one run folder."""
@@ -501,13 +575,7 @@ def _open(
 def _connect(experiment: str, root: Path | None = None) -> tuple[Any, str, bool]:
     """A client, the experiment's id, and whether files can be kept. Makes what is not there yet."""
     uri = tracking_uri(root)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # MLflow's own patience, 7 attempts of 2 minutes, would hold a training's end for a quarter of an hour
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    import mlflow
-
+    mlflow = _mlflow()
     database = _database(uri)
     if database is None:
         client = mlflow.MlflowClient(uri)
@@ -529,6 +597,18 @@ def _connect(experiment: str, root: Path | None = None) -> tuple[Any, str, bool]
             home,
         )
     return client, found.experiment_id, home == str(database.parent)
+
+
+def _mlflow() -> Any:
+    """The package, quiet and not too patient."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
+    # MLflow's own patience, 7 attempts of 2 minutes, would hold a training's end for a quarter of an hour
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+
+    return mlflow
 
 
 def _connect_or_explain(experiment: str, root: Path) -> tuple[Any, str, bool]:

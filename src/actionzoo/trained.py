@@ -4,6 +4,7 @@
     runs/demo/slowfast_r50_…                a run's folder, or a checkpoint in it: recipe.json there says the rest
     slowfast_r50_…-1a2b3c4d.safetensors     what `actionzoo publish` writes, .pth too: says itself what it is
     slowfast_r50_…_20200618-….pth           what others published: its name says the row, or somebody has to
+    models:/NAME/1, models:/NAME@champion   in MLflow's registry
 
 Which frames, sizes and colours a network was trained for is read, never guessed.
 """
@@ -37,8 +38,8 @@ class Trained:
         """A line for people."""
         viewing = self.viewing
         return (
-            f"{self.row}: {len(self.classes)} classes, {viewing.clip_len} frames, every {viewing.frame_interval}., of "
-            f"{viewing.crop_size} pixels out of {viewing.resize} ({self.file})"
+            f"{self.row}: {len(self.classes)} classes; {viewing.num_clips} clips of {viewing.clip_len} frames, one of "
+            f"every {viewing.frame_interval}, {viewing.num_crops} crops of {viewing.crop_size} pixels; {self.file}"
         )
 
 
@@ -77,6 +78,8 @@ def _find(model: str, params: Params, root: Path) -> Path:
     """The file on this machine."""
     from .weights import CACHE, fetch_weights
 
+    if model.startswith("models:/"):
+        return fetch_weights(tracking.fetch_registered(model, root / CACHE, root))
     if model.startswith(("http://", "https://")):
         return fetch_weights(model, root / CACHE)
     if model in params.recipes:
@@ -94,7 +97,7 @@ def _find(model: str, params: Params, root: Path) -> Path:
     if not path.is_file():
         if "/" not in model and "." not in model:
             params.check_row(model)
-        raise UserError(f"{path} is not there; give a row, a checkpoint, or a run's folder")
+        raise UserError(f"{path} is not there; give a row, a checkpoint, a run's folder, or models:/NAME/VERSION")
     return path
 
 
