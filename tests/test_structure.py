@@ -86,6 +86,7 @@ import actionzoo.engine.train, actionzoo.engine.evaluate, actionzoo.engine.sched
 import actionzoo.engine.distributed, actionzoo.engine.norms, actionzoo.engine.precision
 import actionzoo.engine.flops, actionzoo.engine.logs, actionzoo.engine.checkpoint, actionzoo.engine.metrics
 import actionzoo.engine.views, actionzoo.engine.finished, actionzoo.engine.tensor_file
+import actionzoo.engine.calibration
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -120,6 +121,7 @@ def test_every_stage_explains_itself(script):
         "weights",
         "publish",
         "test",
+        "scores",
         "train",
         "data",
         "predict",

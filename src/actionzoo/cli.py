@@ -135,6 +135,22 @@ def main() -> None:
 
     command = _add(
         commands,
+        "scores",
+        _scores,
+        "measure kept view logits again: fewer views, several rows together, calibration",
+        "example: actionzoo scores runs/demo/*/views.safetensors --calibration",
+    )
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="views.safetensors; several are fused")
+    command.add_argument("--clips", type=int, metavar="K", help="clips of each video, evenly spread; else all")
+    command.add_argument("--crops", type=int, metavar="C", help="places that they are cut at, 1 = centre; else all")
+    command.add_argument("--average-clips", choices=("prob", "score"), default="prob", help="over the views; else prob")
+    command.add_argument("--weights", nargs="+", type=float, metavar="W", help="of the files; else all alike")
+    command.add_argument("--by-views", action="store_true", help="accuracy of 1 view, 2 views, … all")
+    command.add_argument("--calibration", action="store_true", help="whether probabilities mean what they say")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = _add(
+        commands,
         "publish",
         _publish,
         "write a tested run's weights and what they were made of as .pth and .safetensors, named by their hashes",
@@ -402,6 +418,21 @@ def _test(args) -> None:
     )
     if said:
         print(said)
+
+
+def _scores(args) -> None:
+    from .scores import as_json, as_text, measure
+
+    made = measure(
+        args.files,
+        clips=args.clips,
+        crops=args.crops,
+        average_clips=args.average_clips,
+        weights=args.weights,
+        is_by_views=args.by_views,
+        is_calibrated=args.calibration,
+    )
+    print(as_json(made) if args.json else as_text(made))
 
 
 def _publish(args) -> None:

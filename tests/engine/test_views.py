@@ -3,25 +3,10 @@
 import pytest
 import torch
 
-from actionzoo.engine.views import average, average_views, choose, choose_number, read_views, write_views
+from actionzoo.engine.views import average, average_views, choose, choose_number, read_views
 from actionzoo.errors import UserError
+from tests.engine.view_files import views_file
 from tests.models.reference import read_reference
-
-
-def views_file(path, clips=3, num_clips=2, num_crops=3, classes=("a", "b"), labels=None, seed=0, ids=None, **about):
-    """Random logits; what a test needs to be otherwise is said by name."""
-    logits = torch.randn(clips, num_clips * num_crops, len(classes), generator=torch.Generator().manual_seed(seed))
-    write_views(
-        path,
-        logits,
-        video_ids=ids or [f"clip{number:03d}" for number in range(clips)],
-        labels=labels or [number % len(classes) for number in range(clips)],
-        num_clips=num_clips,
-        num_crops=num_crops,
-        classes=classes,
-        about={"row": path.stem, "dataset": "demo", "split": "val", "list_sha256": "5a", "listed": clips} | about,
-    )
-    return logits
 
 
 def test_views_are_read_as_they_were_written(tmp_path):
