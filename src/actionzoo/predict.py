@@ -67,7 +67,7 @@ class Prediction:
     end_seconds: float | None = None
     """None: to the end."""
     note: str = ""
-    """What ffmpeg complained of; of a `fault`, nothing more."""
+    """What ffmpeg complained of while it decoded."""
     fault: str = ""
     """Why there is nothing in `top`: a sentence."""
 
@@ -320,7 +320,7 @@ def predict_all(
         for prediction in predictions:
             said.append(prediction)
             if not as_json:
-                print(_text(prediction, is_windowed, is_first=len(said) == 1), flush=True)
+                print(_text(prediction, is_first=len(said) == 1), flush=True)
         usable = [prediction for prediction in said if not prediction.fault]
         drawn, fault = None, "" if usable else said[0].fault
         if path in targets and usable:
@@ -442,7 +442,7 @@ def _times(prediction: Prediction) -> str:
     return f"{prediction.start_seconds:.1f} – {prediction.end_seconds:.1f} s"
 
 
-def _text(prediction: Prediction, is_windowed: bool, is_first: bool) -> str:
+def _text(prediction: Prediction, is_first: bool) -> str:
     title = [_shown(prediction.video)] if is_first else []
     if prediction.note:
         title += [f"  decodes with faults: {prediction.note}"]
