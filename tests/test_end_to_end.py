@@ -170,7 +170,9 @@ def test_mlflow_holds_one_run_per_row_with_curves_logs_and_checkpoints(demo):
 
 
 def test_every_row_has_its_plots_in_dvc(demo):
-    plots = json.loads(demo.run("dvc", "plots", "show", "--json", "-q"))["data"]
+    printed = demo.run("dvc", "plots", "show", "--json")
+    plots, _ = json.JSONDecoder().raw_decode(printed[printed.index('{"data"') :])
+    plots = plots["data"]
     for row in (SLOWFAST, CSN):
         for kind in ("train", "val", "classes", "confusion"):
             (name,) = [name for name in plots if name.endswith(f"metrics/demo/{row}.{kind}.csv")]

@@ -42,6 +42,7 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
         "precision": runtime.precision,
         "channels_last": runtime.channels_last,
         "compile": runtime.compile,
+        "max_views": runtime.max_views,
     }
     manifest = sha256(folder / "manifest.csv") if (folder / "manifest.csv").is_file() else ""
     used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
@@ -66,7 +67,13 @@ def _measure(params: Params, recipe: Recipe, folder: Path | None, device) -> dic
     size = {"parameters": count_parameters(model), "macs_per_view": count_macs(model, (1, *shape))}
     ready, how = _ready(params, model, device)
     seconds = seconds_per_video(
-        ready, shape, num_views=num_views, average_clips=recipe.test.average_clips, device=device, **how
+        ready,
+        shape,
+        num_views=num_views,
+        max_views=params.runtime.max_views,
+        average_clips=recipe.test.average_clips,
+        device=device,
+        **how,
     )
     end_to_end = _end_to_end(params, recipe, folder, ready, device, how)
     del model, ready
@@ -109,9 +116,8 @@ def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, devi
 
     from .clips.inputs import ToInput
     from .clips.loader import view_loader
-    from .engine.benchmark import MAX_VIEWS
-    from .engine.evaluate import average_views
     from .engine.precision import autocast
+    from .engine.views import average_views
 
     if folder is None:
         return {"end_to_end_videos_per_second": None, "end_to_end_clips": 0, "workers": None}
@@ -131,9 +137,9 @@ def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, devi
 
     @torch.inference_mode()
     def test(views: list) -> None:
-        logits = []
-        for start in range(0, len(views), MAX_VIEWS):
-            inputs = make(views[start : start + MAX_VIEWS]).contiguous(memory_format=how["layout"])
+        logits, step = [], params.runtime.max_views
+        for start in range(0, len(views), step):
+            inputs = make(views[start : start + step]).contiguous(memory_format=how["layout"])
             with autocast(how["precision"], device):
                 logits.append(model(inputs).float())
         average_views(torch.cat(logits), len(views), recipe.test.average_clips).cpu()
@@ -164,14 +170,22 @@ def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, devi
 
 def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
     """Peaks of a test and of training; what is there already counts on a GPU, and not on a CPU (PeakMemory)."""
-    from .engine.benchmark import MAX_VIEWS, PeakMemory, seconds_per_video, train_steps
+    from .engine.benchmark import PeakMemory, seconds_per_video, train_steps
 
     memory, optim = PeakMemory(device), recipe.optim
     model = build_model(recipe.model, NUM_CLASSES)
     ready, how = _ready(params, model, device)
-    views = min(MAX_VIEWS, recipe.test.num_clips * recipe.test.num_crops)
+    views = min(params.runtime.max_views, recipe.test.num_clips * recipe.test.num_crops)
     seconds_per_video(
-        ready, _test_shape(recipe), num_views=views, average_clips="prob", device=device, warmup=0, most=1, **how
+        ready,
+        _test_shape(recipe),
+        num_views=views,
+        max_views=views,
+        average_clips="prob",
+        device=device,
+        warmup=0,
+        most=1,
+        **how,
     )
     made = _no_memory("", device.type) | {"test_memory_mb": memory.megabytes()}
     if made["test_memory_mb"] is None:

@@ -15,11 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .evaluate import average_views
 from .precision import Precision, autocast, grad_scaler
-
-MAX_VIEWS = 10
-"""Views that pass through the network at once, as in a test."""
+from .views import average_views
 
 
 def seconds_per_video(
@@ -31,7 +28,7 @@ def seconds_per_video(
     device: torch.device,
     precision: Precision = "fp32",
     layout: torch.memory_format = torch.contiguous_format,
-    max_views: int = MAX_VIEWS,
+    max_views: int = 10,
     warmup: int = 2,
     most: int = 10,
     seconds: float = 2.0,
