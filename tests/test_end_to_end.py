@@ -174,7 +174,7 @@ def test_every_row_has_its_plots_in_dvc(demo):
     plots, _ = json.JSONDecoder().raw_decode(printed[printed.index('{"data"') :])
     plots = plots["data"]
     for row in (SLOWFAST, CSN):
-        for kind in ("train", "val", "classes", "confusion"):
+        for kind in ("train", "val", "classes", "confusion", "views"):
             (name,) = [name for name in plots if name.endswith(f"metrics/demo/{row}.{kind}.csv")]
             assert plots[name], name
 

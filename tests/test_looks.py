@@ -1,6 +1,7 @@
 """What a test's scores show, on numbers that can be checked by hand."""
 
 import csv
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -60,6 +61,13 @@ def test_confusion_has_a_line_per_clip_in_the_order_of_their_ids(metrics):
     found = [tuple(line.values()) for line in lines(metrics.with_name("row.confusion.csv"))]
     assert found == [(ABC[0], ABC[0]), (ABC[0], ABC[1]), (ABC[0], ABC[1]), (ABC[1], ABC[1]), (ABC[1], ABC[2])]
     assert read_looks(metrics).matrix.tolist() == [[1, 2, 0], [0, 1, 1], [0, 0, 0]]
+
+
+def test_accuracy_by_views_is_kept_as_it_comes(metrics):
+    by_views = [{"views": 1, "top1": 0.4, "top5": 1.0}, {"views": 2, "top1": 2 / 3, "top5": 1.0}]
+    look(dataclasses.replace(FIVE, by_views=by_views), [], metrics.parent, metrics)
+    assert metrics.with_name("row.views.csv").read_text() == '"views","top1","top5"\n1,0.4,1.0\n2,0.666667,1.0\n'
+    assert read_looks(metrics).by_views == [(1, 0.4, 1.0), (2, 0.666667, 1.0)]
 
 
 def test_pairs_come_by_their_number_and_worst_clips_by_their_loss(metrics):

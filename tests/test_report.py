@@ -367,20 +367,27 @@ def test_clips_are_counted_by_state(project):
     assert cells in markdown_rows(project.read("zoo.md"))
 
 
+VIEWS = [{"views": 1, "top1": 0.25, "top5": 1.0}, {"views": 2, "top1": 0.5, "top5": 1.0}]
+
+
 @pytest.fixture
 def erring(project):
+    err(project)
+    return project
+
+
+def err(project):
     """A row that takes five of seven clips for another class; and whose worst clip has a strip."""
     project.evaluated("row", clips=7)
     scores = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.7, 0.3], [0.95, 0.05], [0.4, 0.6]]
     ids = [f"clip{number}" for number in range(7)]
-    test = Scored(ids, np.array([0, 0, 0, 1, 1, 1, 1]), np.array(scores), ["<up>", "down"])
+    test = Scored(ids, np.array([0, 0, 0, 1, 1, 1, 1]), np.array(scores), ["<up>", "down"], VIEWS)
     write_looks(lambda: test, [], project.folder, project.folder / "metrics/demo/row.json", fingerprint="f")
     folder = project.folder / "metrics/demo/row.looks"
     facts = json.loads((folder / "looks.json").read_text())
     facts["worst"][0] |= {"strip": "01.jpg", "fault": ""}
     (folder / "looks.json").write_text(json.dumps(facts))
     (folder / "01.jpg").write_bytes(b"a picture")
-    return project
 
 
 def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
@@ -391,6 +398,7 @@ def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
     assert "clip5, loss 3.00" in page.text and "it is no usable clip of the manifest any more" in page.text
     assert f'src="data:image/jpeg;base64,{base64.b64encode(b"a picture").decode()}"' in erring.read("zoo.html")
     assert erring.read("zoo.html").count('class="confusion"') == 1
+    assert '<polyline class="top1" points="34.0,124.5 350.0,91.0"/>' in erring.read("zoo.html")
     (worst, *_) = json.loads(erring.read("zoo.json"))["rows"][0]["worst_clips"]
     assert worst["video_id"] == "clip5" and worst["predicted"] == "<up>"
 
@@ -412,6 +420,7 @@ def test_same_files_give_the_same_bytes_wherever_the_project_lies(project, tmp_p
         there.evaluated("row")
         there.write("metrics/demo/row.train.csv", TRAIN_CURVE)
         there.write("metrics/demo/row.val.csv", VAL_CURVE)
+        err(there)
         there.write("runs/demo/row/20260101_120000.log", "a log with the time in its name")
         there.build(row(overrides=["a: 1 -> 2"]), row("waits"), clip_states={"videos_256": {"val": {"ok": 1}}})
         return {path.name: path.read_bytes() for path in there.out.iterdir()}

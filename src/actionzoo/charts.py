@@ -4,27 +4,18 @@ import base64
 import math
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
 
 def curve_chart(
-    title: str, curves: list[dict[str, Any]], key: str, *, scale: float = 1, top: float | None = None
+    title: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, over: str = "epochs", top: float | None = None
 ) -> Markup:
-    """One quantity over the epochs as SVG, train and val; the y axis runs from 0 to `top`, by default a round number
-    above the data."""
+    """Named curves of (whole x, y) points as SVG; the y axis runs from 0 to `top`, by default a round number above the
+    data. A curve's name is its class, too."""
     width, height, left, right, above, below = 360, 180, 34, 10, 24, 22
-    points = {
-        split: [
-            (line["epoch"], scale * line[key])
-            for line in curves
-            if line["split"] == split and line["epoch"] is not None and line[key] is not None
-        ]
-        for split in ("train", "val")
-    }
-    everything = [point for series in points.values() for point in series]
+    everything = [point for series in curves.values() for point in series]
     if not everything:
         return Markup(f'<p class="none">{escape(title)}: no values</p>')
     first, last = min(x for x, _ in everything), max(x for x, _ in everything)
@@ -36,7 +27,7 @@ def curve_chart(
         return left + share * (width - left - right), height - below - y / top * (height - above - below)
 
     svg = [
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)} over epochs">',
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)} over {over}">',
         f'<text class="title" x="{left}" y="14">{escape(title)}</text>',
     ]
     for y in y_ticks:
@@ -47,15 +38,15 @@ def curve_chart(
         at, _ = place(x, 0)
         svg.append(f'<text class="tick" x="{at:.1f}" y="{height - 6}" text-anchor="middle">{x:g}</text>')
     legend = width - right
-    for split, series in reversed(points.items()):
+    for name, series in reversed(curves.items()):
         if not series:
             continue
         places = [place(x, y) for x, y in series]
         line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-        svg.append(f'<polyline class="{split}" points="{line}"/>')
+        svg.append(f'<polyline class="{name}" points="{line}"/>')
         if len(places) <= 12:
-            svg += [f'<circle class="{split}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in places]
-        svg.append(f'<text class="legend {split}" x="{legend}" y="14" text-anchor="end">{split}</text>')
+            svg += [f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="2.4"/>' for x, y in places]
+        svg.append(f'<text class="legend {name}" x="{legend}" y="14" text-anchor="end">{name}</text>')
         legend -= 34
     return Markup("".join([*svg, "</svg>"]))
 

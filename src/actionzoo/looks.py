@@ -2,6 +2,7 @@
 
     metrics/<dataset>/<row>.classes.csv         class, clips, right, accuracy; label by label
                       <row>.confusion.csv       actual, predicted; a line per clip, in the order of their ids
+                      <row>.views.csv           views, top1, top5; with one view of each clip, with two …
                       <row>.looks/looks.json    the most confused pairs and the worst clips
                                   confusion.svg the same as a picture
                                   01.jpg …      eight frames of each of the worst clips, side by side
@@ -32,7 +33,9 @@ PAIRS, WORST = 20, 12
 FRAMES, HEIGHT = 8, 90
 """Of a strip: frames side by side, pixels."""
 
-FORM = 1
+TABLES = ("classes", "confusion", "views")
+
+FORM = 2
 """Of what is written: another one is made anew."""
 
 
@@ -50,6 +53,8 @@ class Looks:
     """actual, predicted, clips, of; the most frequent first."""
     worst: list[dict[str, Any]]
     """video_id, actual, predicted, probability (of what it was taken for), actual_probability, loss, strip, fault."""
+    by_views: list[tuple[int, float, float]]
+    """Number of views, top1, top5."""
     folder: Path
     """Where the strips lie."""
 
@@ -64,6 +69,8 @@ class Scored:
     probabilities: np.ndarray
     """float64 (clips, classes)."""
     classes: Sequence[str]
+    by_views: Sequence[Mapping[str, float]] = ()
+    """views, top1, top5: accuracies by the number of views that are averaged."""
 
 
 def write_looks(
@@ -75,7 +82,7 @@ def write_looks(
     """
     stem = metrics.with_suffix("")
     folder = stem.with_name(f"{stem.name}.looks")
-    tables = [stem.with_name(f"{stem.name}.{kind}.csv") for kind in ("classes", "confusion")]
+    tables = [stem.with_name(f"{stem.name}.{kind}.csv") for kind in TABLES]
     mark = {"form": FORM, "of": fingerprint}
     if not (mark.items() <= read_json(folder / "looks.json").items() and all(path.is_file() for path in tables)):
         test = _sorted(scored())
@@ -85,6 +92,8 @@ def write_looks(
             [test.classes[label], test.classes[guess]] for label, guess in zip(test.labels, predicted, strict=True)
         )
         _write_csv(tables[1], ["actual", "predicted"], names)
+        by_views = [[line["views"], round(line["top1"], 6), round(line["top5"], 6)] for line in test.by_views]
+        _write_csv(tables[2], ["views", "top1", "top5"], by_views)
         facts = mark | {"pairs": _pairs(test, predicted), "worst": _worst(test, predicted)}
         by_id = {clip.video_id: clip for clip in clips if clip.is_usable}
         matrix = _matrix(len(test.classes), test.labels, predicted)
@@ -98,7 +107,7 @@ def read_looks(metrics: Path) -> Looks | None:
     folder = stem.with_name(f"{stem.name}.looks")
     if not (facts := read_json(folder / "looks.json")):
         return None
-    paths = {kind: stem.with_name(f"{stem.name}.{kind}.csv") for kind in ("classes", "confusion")}
+    paths = {kind: stem.with_name(f"{stem.name}.{kind}.csv") for kind in TABLES}
     try:
         lines = {kind: _read_csv(path) for kind, path in paths.items()}
         classes = [line["class"] for line in lines["classes"]]
@@ -111,12 +120,13 @@ def read_looks(metrics: Path) -> Looks | None:
             matrix=_matrix(len(classes), actual, predicted),
             pairs=facts["pairs"],
             worst=facts["worst"],
+            by_views=[(int(line["views"]), float(line["top1"]), float(line["top5"])) for line in lines["views"]],
             folder=folder,
         )
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"{stem}.looks, .classes.csv and .confusion.csv do not go together ({error!r}); delete them and run "
-            f"dvc repro evaluate@{stem.name}"
+            f"{stem}.looks, .classes.csv, .confusion.csv and .views.csv do not go together ({error!r}); delete them "
+            f"and run dvc repro evaluate@{stem.name}"
         ) from None
 
 
@@ -124,7 +134,7 @@ def _sorted(test: Scored) -> Scored:
     """By id: files do not depend on the order in which clips were tested."""
     order = sorted(range(len(test.video_ids)), key=test.video_ids.__getitem__)
     ids = [test.video_ids[place] for place in order]
-    return Scored(ids, test.labels[order], test.probabilities[order], test.classes)
+    return Scored(ids, test.labels[order], test.probabilities[order], test.classes, test.by_views)
 
 
 def _predictions(shares: np.ndarray) -> np.ndarray:

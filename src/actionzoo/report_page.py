@@ -39,6 +39,7 @@ def write_page(report: Report, out: Path) -> None:
         why_not_comparable=why_not_comparable,
         charts=_charts,
         confusion=lambda looks: confusion_chart(looks.classes, looks.matrix.tolist()),
+        views_chart=_views_chart,
         bar=bar,
         strip=_strip,
         clip_columns=text["clip_columns"],
@@ -54,10 +55,20 @@ def _badge(report: Report, mark: str) -> str:
 
 
 def _charts(result: Result) -> list[Any]:
-    return [
-        curve_chart("loss", result.curves, "loss"),
-        curve_chart("top1 %", result.curves, "top1", scale=100, top=100),
-    ]
+    def points(key: str, scale: float = 1) -> dict[str, list[tuple[float, float]]]:
+        lines = [line for line in result.curves if line["epoch"] is not None and line[key] is not None]
+        return {
+            split: [(line["epoch"], scale * line[key]) for line in lines if line["split"] == split]
+            for split in ("train", "val")
+        }
+
+    return [curve_chart("loss", points("loss")), curve_chart("top1 %", points("top1", 100), top=100)]
+
+
+def _views_chart(looks: Looks) -> Markup:
+    top1 = [(views, 100 * share) for views, share, _ in looks.by_views]
+    top5 = [(views, 100 * share) for views, _, share in looks.by_views]
+    return curve_chart("accuracy % by number of views", {"top5": top5, "top1": top1}, over="views", top=100)
 
 
 def _strip(looks: Looks, name: str) -> str:

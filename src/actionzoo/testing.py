@@ -360,12 +360,14 @@ def read_head(path: Path) -> dict[str, Any]:
 def _look(params: Params, row: str, made: dict[str, Any], files: RowFiles, root: Path) -> list[Path]:
     """The files that show where the row errs, made if they are not of this test."""
     from .engine.views import average, read_views
+    from .scores import by_number_of_views
 
     def scored() -> Scored:
         views = read_views(files.views)
         scores = average(views, made["average_clips"])
         shares = scores if made["average_clips"] == "prob" else scores.softmax(dim=1)
-        return Scored(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes)
+        by_views = by_number_of_views(views, made["average_clips"])
+        return Scored(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
 
     folder = data_folder(params, params.recipe(row), root)
     clips = read_manifest(folder / "manifest.csv")

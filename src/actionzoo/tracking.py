@@ -433,7 +433,7 @@ def _sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: s
     recipe, results = _read_json(folder / "recipe.json"), _read_json(metrics / f"{row}.json")
     md5 = checkpoint_md5(folder / checkpoint)
     names = (checkpoint, "latest.pth", "recipe.json", "result.json")
-    looks = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion")]
+    looks = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion", "views")]
     looks += sorted((metrics / f"{row}.looks").glob("*"))
     files = {path: "" for path in [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]}
     files |= {path: LOOKS for path in looks}
