@@ -373,7 +373,7 @@ def _starts(duration: float, window: float, stride: float) -> list[float]:
     duration 25, window 10, stride 10  ->  0 10 15
     """
     last = max(duration - window, 0)
-    # a last window that would be the one before it, but for a frame or two, is none
+    # where the one before it would end within a twentieth of the last one's end, the last one alone
     return [*np.arange(0, last - 0.05 * window, stride).tolist(), last] if last else [0.0]
 
 

@@ -23,7 +23,9 @@ from actionzoo.kinetics.transcode import (
     Encoded,
     find_ffmpeg,
     from_frames,
+    measure,
     rotate,
+    shown_size,
     to_jpegs,
     transcode,
 )
@@ -405,3 +407,49 @@ def test_a_lower_quality_makes_smaller_jpegs():
     video = resized(film(num_frames=3)).data
     best, worst = (sum(map(len, to_jpegs(video, qscale=q, timeout_seconds=60))) for q in (2, 31))
     assert worst < best
+
+
+# parts of videos, and videos as they are
+
+
+@pytest.mark.parametrize("wanted", [[0], [3, 4, 17, 29], list(range(30)), list(range(0, 3000, 2))])
+def test_wanted_frames_are_the_very_files_that_all_of_them_have(wanted):
+    source = resized(film()).data
+    everyone = to_jpegs(source, qscale=2, timeout_seconds=60)
+    some = to_jpegs(source, qscale=2, timeout_seconds=60, wanted=wanted)
+    assert some == [everyone[number] for number in wanted if number < 30]
+
+
+@pytest.mark.parametrize(("span", "first", "count"), [((0, 0.4), 0, 10), ((0.48, 0.2), 12, 5), ((1.0, 9), 25, 5)])
+def test_a_span_has_the_frames_of_its_time_also_amid_keyframes(tmp_path, span, first, count):
+    path = tmp_path / "film.mp4"
+    path.write_bytes(film(30))
+    part, levels = resized(path, span=span), decode(resized(path).data).mean(axis=(1, 2, 3))
+    assert part.num_frames == count
+    np.testing.assert_allclose(decode(part.data).mean(axis=(1, 2, 3)), levels[first : first + count], atol=0.5)
+
+
+def test_a_span_behind_the_end_has_no_picture(tmp_path):
+    path = tmp_path / "film.mp4"
+    path.write_bytes(film(30))
+    with pytest.raises(BadVideo, match="no frame could be decoded"):
+        resized(path, span=(5.0, 1.0))
+
+
+def test_the_length_is_that_of_what_is_there_and_not_what_the_header_says(tmp_path):
+    whole, cut = tmp_path / "whole.mp4", tmp_path / "cut.mkv"
+    whole.write_bytes(film(250))
+    data = run_ffmpeg(cut, "-i", str(whole), "-c", "copy")
+    assert measure(whole, timeout_seconds=60).duration_seconds == pytest.approx(10)
+    assert measure(cut, timeout_seconds=60).duration_seconds == pytest.approx(10, abs=0.05)
+    cut.write_bytes(data[: len(data) // 2])
+    assert 3 < measure(cut, timeout_seconds=60).duration_seconds < 7
+    cut.write_bytes(b"")
+    with pytest.raises(BadVideo, match="zero bytes"):
+        measure(cut, timeout_seconds=60)
+
+
+def test_the_shown_size_is_that_of_a_turned_phone(tmp_path):
+    path = tmp_path / "film.mp4"
+    path.write_bytes(rotate(film(3, height=90, width=120), 90))
+    assert shown_size(path, timeout_seconds=60) == (120, 90)
