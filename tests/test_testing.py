@@ -11,10 +11,16 @@ import sys
 import pytest
 import torch
 
+from actionzoo.accuracy import with_protocol
 from actionzoo.engine import finished
+from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.metrics import mean_class_accuracy, top_k_accuracy
+from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
-from actionzoo.testing import read_head, run_test, write_result
+from actionzoo.run_files import RowFiles
+from actionzoo.scores import measure
+from actionzoo.testing import evaluate_row, read_head, run_test, write_result
+from actionzoo.zoo import build_model
 from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest
 
 
@@ -196,6 +202,47 @@ def test_a_split_without_labels_has_scores_and_no_accuracies(root):
     outcome = outcome_of(with_manifest(root, forget), root / "views")
     assert "top1" not in outcome.head["metrics"] and len(outcome.scores) == outcome.head["metrics"]["clips"]
     assert set(outcome.views.labels.tolist()) == {-1}
+
+
+@pytest.fixture
+def trained(root, monkeypatch):
+    """A row's finished training, of random weights."""
+    shutil.copy(PROJECT / "params.yaml", root)
+    monkeypatch.chdir(root)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    torch.manual_seed(0)
+    files = RowFiles(root, "demo", ROW)
+    save_checkpoint(files.best, trained_weights(build_model(tiny_params().recipes[ROW].model, 4), 3, 0.5))
+    return files
+
+
+def test_an_evaluation_is_written_recorded_and_not_done_twice(trained, root):
+    from mlflow import MlflowClient
+
+    said = evaluate_row(tiny_params(), ROW, root)
+    metrics = json.loads(trained.metrics().read_text())
+    assert metrics["test/top1@2x1"] == metrics["top1"] and metrics["epoch"] == 3
+    assert metrics["test/mean_class@2x1"] == metrics["mean_class"] and metrics["test/top5@2x1"] == metrics["top5"] == 1
+    assert f"top-1 {metrics['top1']:.4f} (95 %: {metrics['top1_low']:.4f}-" in said
+    made = json.loads(trained.result.read_text())
+    views = read_views(trained.views)
+    assert list(made["clips"]) == views.video_ids and made["classes"] == views.classes
+    assert made["fingerprint"] == views.about["fingerprint"] and with_protocol(made["metrics"]) == metrics
+    assert measure([trained.views])["metrics"]["top1"] == metrics["top1"]
+    assert not list((root / ".scratch/evaluate/demo" / ROW).iterdir())
+
+    client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
+    assert run.data.metrics["test/top1:2x1"] == metrics["top1"]
+    assert run.data.metrics["test/top1_low:2x1"] == metrics["top1_low"] and "test/top1" not in run.data.metrics
+    assert run.data.tags["test.protocol"] == "2x1" and run.data.tags["test.list_sha256"] == metrics["list_sha256"]
+    assert {"result.json", f"{ROW}.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+
+    before = {path: path.read_bytes() for path in (trained.result, trained.views, trained.metrics())}
+    assert "is tested already" in evaluate_row(tiny_params(), ROW, root)
+    trained.views.unlink()
+    assert "is tested already" not in evaluate_row(tiny_params(), ROW, root)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.slow
