@@ -165,6 +165,18 @@ def test_an_undecodable_clip_is_counted_named_and_tried_again(root):
     assert (root / "again").read_bytes() == (root / "harmed").read_bytes() and again.head == harmed.head
 
 
+def test_a_clip_that_hung_one_process_is_not_tried_by_another_after_a_restart(root):
+    whole = outcome_of(root, root / "whole", params=tiny_params(max_views=2))
+    victim = whole.views.video_ids[2]
+    shutil.rmtree(whole.scratch)
+    whole.scratch.mkdir()
+    known = {f"val/{victim}": {"reason": f"{victim}: took longer than 120 s", "timeout_seconds": 120.0}}
+    (whole.scratch / "quarantine-3.json").write_text(json.dumps(known))
+    without = outcome_of(root, root / "without", params=tiny_params(max_views=2))
+    assert without.head["undecodable"] == [f"{victim}: took longer than 120 s"]
+    assert without.views.video_ids == [name for name in whole.views.video_ids if name != victim]
+
+
 def test_scores_that_are_no_numbers_stop_a_test_and_name_the_clip(root):
     def poison(number):
         if number == 2:

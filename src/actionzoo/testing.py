@@ -88,8 +88,8 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     made["metrics"] |= {"epoch": checkpoint["meta"]["epoch"]}
     write_result(files.result, made, outcome)
     write_json(files.metrics(), with_protocol(made["metrics"]))
-    _record(params, row, made, files, _look(params, row, made, files, root))
     shutil.rmtree(outcome.scratch)
+    _record(params, row, made, files, _look(params, row, made, files, root))
     return f"evaluate: {summary(made)}; scores in {files.result}"
 
 
