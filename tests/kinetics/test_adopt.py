@@ -93,13 +93,14 @@ def test_what_the_pipeline_made_is_not_written_over(folder, tmp_path):
         adopt(form, "val", folder / "videos.txt", folder / "videos", look=look)
 
 
-def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path):
+def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path, capfd):
     (folder / "videos/broken.mp4").write_bytes(b"no video")
     lines = [*(folder / "videos.txt").read_text().splitlines(), "broken.mp4 0", "nowhere.mp4 1"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     form = tmp_path / "videos_64"
     line = adopt(form, "val", tmp_path / "list.txt", folder / "videos", look=look, max_bad_share=0.4)
     assert line.startswith("adopt: 3 clips of val, 2 that cannot be used")
+    assert capfd.readouterr().err == ""
     states = {clip.video_id: (clip.state, clip.reason) for clip in read_manifest(form / "manifest.csv")}
     assert states["broken"][0] == "corrupt" and states["broken"][1]
     assert states["nowhere"] == ("missing", f"{folder / 'videos/nowhere.mp4'} is not there")

@@ -1,5 +1,7 @@
 """Many loose videos or folders of frames, looked at by processes that may hang or die over one of them."""
 
+import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +26,20 @@ def contents_of(
 def _look(task: tuple[Path, int | None], _: np.ndarray) -> Contents | str:
     path, num_frames = task
     try:
-        return video_contents(path.read_bytes()) if num_frames is None else frames_contents(path, num_frames)
+        with _silence():
+            return video_contents(path.read_bytes()) if num_frames is None else frames_contents(path, num_frames)
     except (Undecodable, OSError) as error:
         return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """decord tells stderr of each file that is no video, past its own logging; it is in the answer."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
