@@ -160,6 +160,15 @@ def test_finished_parts_are_not_done_again(tiny_archive, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("part_*")} == before
 
 
+def test_parts_are_done_again_once_a_constant_of_the_encoding_changes(tiny_archive, tmp_path, monkeypatch):
+    shutil.copytree(resized(tiny_archive), tmp_path / "videos_64")
+    (tmp_path / "archive").symlink_to(tiny_archive)
+    records = {path: path.read_text() for path in (tmp_path / "videos_64").rglob("*.json")}
+    monkeypatch.setattr("actionzoo.kinetics.resize.FIXED", ("bicubic", "psy=1"))
+    resized(tmp_path / "archive")
+    assert all(path.read_text() != text for path, text in records.items())
+
+
 def test_a_lost_shard_is_made_again_and_the_same(tiny_archive):
     out = resized(tiny_archive)
     before = files(out)

@@ -32,7 +32,7 @@ from .download import REPLACEMENTS, Inventory, read_inventory
 from .manifest import SPLITS, Clip, count_states, write_manifest
 from .parts import forget_record, in_order, make_key, publish, read_record, write_record
 from .shards import ShardWriter
-from .transcode import BadVideo, Encoded, EncodeSettings, ffmpeg_version, transcode
+from .transcode import FIXED, BadVideo, Encoded, EncodeSettings, ffmpeg_version, transcode
 
 Progress = Callable[[str, int, int], None]
 
@@ -315,7 +315,7 @@ class _Workshop:
         return record
 
     def _key(self, *source: Any) -> str:
-        return make_key(self.settings, *source)
+        return make_key(self.settings, FIXED, *source)
 
     def _finished(self, shard: str, key: str, listed: Iterable[str]) -> dict | None:
         """The shard's record, if it holds just what is listed now."""

@@ -27,6 +27,15 @@ from actionzoo.errors import UserError
 
 TIMED_OUT = "timed out"
 
+# ffmpeg's own default, said so that it stays: the pixels that the usual way gives. `area` would save a tenth of the
+# CPU time, and look less like them (docs/transcode.md)
+_SCALER = "bicubic"
+# likeness to the source, not what an eye takes for detail: at equal SSIM 3 % smaller (docs/transcode.md)
+_X264_PARAMS = "psy=0"
+
+FIXED = (_SCALER, _X264_PARAMS)
+"""What no parameter says of how clips are encoded: shards that were made with another one are made anew."""
+
 
 class BadVideo(Exception):
     """A clip that gives no picture; the message is a short reason, fit for the manifest."""
@@ -283,9 +292,6 @@ def _encodes_h264(program: str) -> bool:
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # no version, no clock in the output
 _SAME_BYTES = {"flags": "+bitexact", "fflags": "+bitexact"}
-# ffmpeg's own default, said so that it stays: the pixels that the usual way gives. `area` would save a tenth of the
-# CPU time, and look less like them (docs/transcode.md)
-_SCALER = "bicubic"
 # a playlist that calls itself .mp4 must not make us read other files or call out
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
 
@@ -327,8 +333,7 @@ def _h264(encode: EncodeSettings) -> dict[str, object]:
         "pix_fmt": "yuv420p",
         # as many clips at once as there are cores: one thread each, and the same bytes on every machine
         "threads": 1,
-        # likeness to the source, not what an eye takes for detail: at equal SSIM 3 % smaller (docs/transcode.md)
-        "x264-params": "psy=0",
+        "x264-params": _X264_PARAMS,
         **_SAME_BYTES,
     }
     return options if encode.tune == "none" else options | {"tune": encode.tune}
