@@ -4,11 +4,14 @@ import hashlib
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 
 from actionzoo.errors import UserError
@@ -70,6 +73,20 @@ class Recording(FolderHandler):
 @pytest.fixture
 def recording():
     return type("Fresh", (Recording,), {"asked": []})
+
+
+def test_a_server_says_nothing_of_those_who_hang_up(tmp_path, capfd):
+    (tmp_path / "large").write_bytes(bytes(1 << 24))
+    with serve(tmp_path) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        for request in (b"GET /large HTTP/1.1\r\n\r\n", b"GET /lar"):
+            with socket.create_connection(address) as client:
+                # closing sends a reset instead of a goodbye
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.sendall(request)
+                time.sleep(0.1)
+        assert httpx.get(f"{url}/large").status_code == 200
+    assert capfd.readouterr().err == ""
 
 
 def test_the_archive_folder_holds_the_mirrors_files_and_the_inventory(mirror, fetch, tmp_path):

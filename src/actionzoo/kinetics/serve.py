@@ -37,6 +37,11 @@ class FolderHandler(http.server.BaseHTTPRequestHandler):
         self.root = root
         super().__init__(*arguments)
 
+    def handle(self) -> None:
+        # a downloader that was killed hangs up; that is no fault of the server's
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
@@ -74,9 +79,7 @@ class FolderHandler(http.server.BaseHTTPRequestHandler):
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
         if with_body:
-            # a downloader that was killed hangs up; that is no fault of the server's
-            with contextlib.suppress(ConnectionError):
-                self.send_body(contents)
+            self.send_body(contents)
 
     def _range_start(self, etag: str) -> int | None:
         """First byte asked for, None for the whole file."""
