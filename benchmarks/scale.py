@@ -191,7 +191,7 @@ def make_data(folder: Path, clips_per_part: int) -> None:
     """The mirror, and every part of every form as if the stages had made it."""
     from actionzoo.kinetics.parts import make_key, write_record
     from actionzoo.kinetics.shards import ShardWriter
-    from actionzoo.kinetics.transcode import ffmpeg_version
+    from actionzoo.kinetics.transcode import FIXED, ffmpeg_version
     from actionzoo.params import load_params
 
     params = load_params(folder / "params.yaml")
@@ -213,7 +213,7 @@ def make_data(folder: Path, clips_per_part: int) -> None:
                     offset, size = writer.add(f"{video_id}.mp4", source)
                     copy = {"video_id": video_id, "sha256": hashes[video_id], "offset": offset, "size": size}
                     copies.append(copy | known)
-            key = make_key(settings, sha256)
+            key = make_key(settings, FIXED, sha256)
             write_record(path, key, timeout_seconds, copies, ffmpeg=ffmpeg_version(), unlisted=[])
 
             path = folder / f"data/scale/frames_{short_side}" / shard
