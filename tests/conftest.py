@@ -1,4 +1,4 @@
-"""A small made-up mirror with all flaws, made once per session."""
+"""A small made-up mirror with all flaws, made once, and params.yaml as shipped."""
 
 import dataclasses
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from actionzoo.kinetics.synthetic import Mirror, make_mirror
+from actionzoo.params import load_params
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,11 @@ def tiny_project(tiny_data, tmp_path) -> Path:
 
     (tmp_path / "data").symlink_to(tiny_data / "data")
     return with_manifest(tmp_path, lambda clip: dataclasses.replace(clip, split=clip.split.replace("train", "val")))
+
+
+@pytest.fixture(scope="session")
+def params():
+    """params.yaml as shipped, whatever the environment says of sources."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ACTIONZOO_SOURCE", raising=False)
+        return load_params(Path(__file__).resolve().parents[1] / "params.yaml")

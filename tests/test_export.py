@@ -11,7 +11,7 @@ import torch
 
 from actionzoo.errors import UserError
 from actionzoo.export import FORMATS, LARGEST_ERROR, METADATA, export_model
-from actionzoo.params import as_dict, load_params, network_of
+from actionzoo.params import as_dict, network_of
 from actionzoo.trained import Trained
 from actionzoo.zoo import build_model
 
@@ -19,13 +19,6 @@ PROJECT = Path(__file__).resolve().parents[1]
 SLOWFAST = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 CSN = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
 CLASSES = ["abseiling", "massaging person's head", "naïve (dance) 跳舞"]
-
-
-@pytest.fixture(scope="module")
-def params():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("ACTIONZOO_SOURCE", raising=False)
-        return load_params(PROJECT / "params.yaml")
 
 
 @pytest.fixture(scope="module", params=[SLOWFAST, CSN])

@@ -12,20 +12,18 @@ import pytest
 import torch
 
 from actionzoo.clips.readers import VideoReader, read
-from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_size
-from actionzoo.params import as_dict, load_params
 from actionzoo.predict import Predictor, open_predictor, predict_all
 from actionzoo.run_files import RowFiles
 from actionzoo.testing import run_test
-from actionzoo.tracking import checkpoint_md5
 from actionzoo.trained import open_trained
 from actionzoo.zoo import build_model
 from tests.kinetics.small_films import QUICK
+from tests.small_run import write_run
 
 PROJECT = Path(__file__).resolve().parents[1]
 VIDEOS = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
@@ -49,13 +47,6 @@ def with_sound(source: Path, out: Path, *options: str) -> Path:
     command = [find_ffmpeg(), "-v", "error", "-y", "-i", str(source), "-f", "lavfi", "-i", "sine=440", "-shortest"]
     subprocess.run([*command, *options, str(out)], check=True)
     return out
-
-
-@pytest.fixture(scope="module")
-def params():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("ACTIONZOO_SOURCE", raising=False)
-        return load_params(PROJECT / "params.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +80,7 @@ def make_run(params, row: str, root: Path) -> RowFiles:
         for name, parameter in network.named_parameters():
             if name.endswith("conv3.bn.weight"):
                 parameter.fill_(0.5)
-    write_run(params, files, network)
+    write_run(params, files, network, CLASSES)
     # a head for which these clips differ
     predictor, features = open_predictor(row, params=params, root=root), []
     predictor.trained.network.cls_head.dropout.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
@@ -98,24 +89,8 @@ def make_run(params, row: str, root: Path) -> RowFiles:
         head = network.cls_head.fc_cls
         head.weight.mul_(2 / (torch.cat(features) @ head.weight.T).std(dim=0)[:, None])
         head.bias.copy_(-head.weight @ torch.cat(features).mean(dim=0))
-    write_run(params, files, network)
+    write_run(params, files, network, CLASSES)
     return files
-
-
-def write_run(params, files: RowFiles, network) -> None:
-    row, recipe = files.row, params.recipe(files.row)
-    save_checkpoint(files.best, trained_weights(network, 3, 0.5))
-    files.recipe.write_text(
-        json.dumps(
-            {
-                "row": row,
-                "dataset": params.name,
-                "recipe": {key: value for key, value in as_dict(recipe).items() if key != "published"},
-                "classes": CLASSES,
-                "files": {"best.pth": {"md5": checkpoint_md5(files.best)}},
-            }
-        )
-    )
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +118,15 @@ def test_predictions_are_those_of_the_pipelines_own_test(params, root, tmp_path,
         np.testing.assert_allclose([said[name] for name in CLASSES], scores, atol=1e-5)
     spread = np.ptp(list(tested.values()), axis=0)
     assert spread.max() > 0.05, "these clips could be mistaken for each other"
+
+
+def test_as_many_views_go_through_the_network_at_once_as_in_a_test(params, root, one, predictor):
+    alone = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, max_views=1))
+    careful, sizes = open_predictor(VIDEOS, params=alone, root=root), []
+    careful.trained.network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    said = dict(careful(one))
+    assert sizes == [1, 1]
+    assert said == pytest.approx(dict(predictor(one)), abs=1e-5)
 
 
 def test_classes_come_with_falling_probabilities_that_add_up(predictor, one):

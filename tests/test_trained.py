@@ -12,13 +12,12 @@ import torch
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.kinetics.labels import kinetics400
-from actionzoo.params import as_dict, load_params
 from actionzoo.publish import publish_run
 from actionzoo.run_files import RowFiles
-from actionzoo.tracking import checkpoint_md5
 from actionzoo.trained import open_trained
 from actionzoo.weights import import_weights
 from actionzoo.zoo import build_model
+from tests.small_run import write_run
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROW = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
@@ -27,29 +26,12 @@ CLASSES = ["abseiling", "massaging person's head", "naïve (dance)"]
 
 
 @pytest.fixture(scope="module")
-def params():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("ACTIONZOO_SOURCE", raising=False)
-        return load_params(PROJECT / "params.yaml")
-
-
-@pytest.fixture(scope="module")
 def root(params, tmp_path_factory) -> Path:
     """A project with a tested run."""
     root = tmp_path_factory.mktemp("project")
     files, recipe = RowFiles(root, params.name, ROW), params.recipe(ROW)
     torch.manual_seed(1)
-    save_checkpoint(files.best, trained_weights(build_model(recipe.model, len(CLASSES)), 3, 0.5))
-    made = {
-        "row": ROW,
-        "dataset": params.name,
-        "recipe": {key: value for key, value in as_dict(recipe).items() if key != "published"},
-        "overrides": [],
-        "classes": CLASSES,
-        "manifest_sha256": "ab" * 32,
-        "files": {"best.pth": {"md5": checkpoint_md5(files.best)}},
-    }
-    files.recipe.write_text(json.dumps(made))
+    write_run(params, files, build_model(recipe.model, len(CLASSES)), CLASSES)
     files.metrics().parent.mkdir(parents=True)
     files.metrics().write_text(json.dumps({"top1": 0.5, "epoch": 3}))
     yield root

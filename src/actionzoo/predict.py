@@ -51,8 +51,6 @@ WINDOW_SECONDS = 10.0
 VIDEOS = (*ENDINGS, ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv", ".gif")
 """Endings by which a folder's videos are known. A file that is named may have any."""
 
-_MAX_VIEWS = 10  # that pass through the network at once, as in evaluate
-
 Top = list[tuple[str, float]]
 """(class name, probability), the likeliest first."""
 
@@ -182,7 +180,7 @@ class Predictor:
 
     def _predict(self, pieces: Iterable["_Piece"], top: int) -> Iterator[Prediction]:
         """Pieces are read ahead, on disk, and go through the network together as far as they fill it."""
-        jobs = self.params.runtime.num_jobs
+        jobs, most = self.params.runtime.num_jobs, self.params.runtime.max_views
         with tempfile.TemporaryDirectory(prefix="actionzoo-") as name:
             tasks = (
                 (piece, partial(self._prepare, piece, Path(name) / str(number))) for number, piece in enumerate(pieces)
@@ -192,7 +190,7 @@ class Predictor:
                     group = []
                     for piece, prepared in in_order(tasks, pool, ahead=jobs):
                         group.append((piece, *self._views(piece, prepared)))
-                        if sum(len(views) for _, views, _ in group if not isinstance(views, str)) >= _MAX_VIEWS:
+                        if sum(len(views) for _, views, _ in group if not isinstance(views, str)) >= most:
                             yield from self._through(group, top)
                             group = []
                     yield from self._through(group, top)
@@ -272,7 +270,8 @@ class Predictor:
     def _through(self, group: list[tuple["_Piece", list[View] | str, str]], top: int) -> list[Prediction]:
         viewing = self.trained.viewing
         views = [view for _, of, _ in group if not isinstance(of, str) for view in of]
-        parts = [views[start : start + _MAX_VIEWS] for start in range(0, len(views), _MAX_VIEWS)]
+        most = self.params.runtime.max_views
+        parts = [views[start : start + most] for start in range(0, len(views), most)]
         logits = [self._network(self._to_input(part)).float().cpu() for part in parts]
         num_views = viewing.num_clips * viewing.num_crops
         scores = iter(average_views(torch.cat(logits), num_views, viewing.average_clips) if logits else ())
