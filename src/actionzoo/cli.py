@@ -125,7 +125,9 @@ def main() -> None:
     command.add_argument(
         "--eval", nargs="+", choices=MEASURES, metavar="MEASURE", help=f"{' and '.join(MEASURES)}; without it both"
     )
-    command.add_argument("--topk", nargs="+", type=int, default=[1, 5], metavar="K", help="of top_k_accuracy; 1 and 5")
+    command.add_argument(
+        "--topk", nargs="+", type=_positive, default=[1, 5], metavar="K", help="of top_k_accuracy; 1 and 5"
+    )
     command.add_argument("--average-clips", choices=("prob", "score", "none"), help="over the views; else the recipe's")
     command.add_argument("--split", choices=("train", "val", "test"), default="val", help="whose clips; else val")
     command.add_argument("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="instead of runtime.precision")
@@ -226,9 +228,9 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+    if not (text.isdecimal() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
 
 
 def _demo(args) -> None:
@@ -399,8 +401,6 @@ def _test(args) -> None:
     params.check_row(args.row)
     if args.plain and not args.out:
         raise UserError("--plain says how --out is written; name that file: --out result.json --plain")
-    if any(k < 1 for k in args.topk):
-        raise UserError(f"--topk {' '.join(map(str, args.topk))}: the best k are 1 or more")
     if args.precision:
         params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision=args.precision))
     spread(params.runtime)
