@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
+from actionzoo.files.hashes import md5_of
 from actionzoo.params import Params, as_dict
 from actionzoo.run_files import RowFiles
-from actionzoo.tracking import checkpoint_md5
 
 
 def write_run(params: Params, files: RowFiles, network, classes: Sequence[str], val_top1: float = 0.5) -> None:
@@ -19,6 +19,6 @@ def write_run(params: Params, files: RowFiles, network, classes: Sequence[str], 
         "overrides": [],
         "classes": list(classes),
         "manifest_sha256": "ab" * 32,
-        "files": {"best.pth": {"md5": checkpoint_md5(files.best)}},
+        "files": {"best.pth": {"md5": md5_of(files.best)}},
     }
     files.recipe.write_text(json.dumps(made))

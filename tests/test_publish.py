@@ -19,10 +19,11 @@ from safetensors import safe_open
 
 from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint, trained_weights
 from actionzoo.errors import UserError
+from actionzoo.files.hashes import md5_of
 from actionzoo.params import as_dict, load_params
 from actionzoo.publish import publish_run, register_run
 from actionzoo.run_files import RowFiles
-from actionzoo.tracking import checkpoint_md5, fetch_registered, tracking_uri
+from actionzoo.tracking import fetch_registered, tracking_uri
 from actionzoo.trained import open_trained
 from actionzoo.weights import load_weights
 from actionzoo.zoo import build_model
@@ -62,12 +63,12 @@ def files(tmp_path, trained) -> RowFiles:
         "overrides": [],
         "classes": CLASSES,
         "manifest_sha256": "ab" * 32,
-        "files": {"best.pth": {"md5": checkpoint_md5(files.best)}},
+        "files": {"best.pth": {"md5": md5_of(files.best)}},
     }
     files.recipe.write_text(json.dumps(made))
     files.metrics().parent.mkdir(parents=True)
     files.metrics().write_text(json.dumps(METRICS))
-    files.result.write_text(json.dumps({"checkpoint_md5": checkpoint_md5(files.best)}))
+    files.result.write_text(json.dumps({"checkpoint_md5": md5_of(files.best)}))
     return files
 
 
@@ -126,7 +127,7 @@ def test_the_safetensors_begin_as_the_format_demands(files):
 def test_an_optimizer_is_not_published(files, tmp_path, trained):
     save_checkpoint(files.best, trained_weights(trained, 3, 0.75) | {"optimizer": {"state": torch.ones(1000)}})
     made = json.loads(files.recipe.read_text())
-    made["files"]["best.pth"]["md5"] = checkpoint_md5(files.best)
+    made["files"]["best.pth"]["md5"] = md5_of(files.best)
     files.recipe.write_text(json.dumps(made))
     files.result.unlink()
     assert set(load_checkpoint(publish_run(files.run)[0])) == {"meta", "state_dict"}
@@ -190,7 +191,7 @@ def test_a_registered_run_is_opened_by_its_address_with_the_very_weights(files, 
         assert torch.equal(logits(opened.network), logits(trained))
     version = registry().get_model_version(ROW, "1")
     assert version.tags["dataset"] == "demo" and version.tags["test.top1"] == "0.75"
-    assert registry().get_run(version.run_id).data.tags["checkpoint.md5"] == checkpoint_md5(files.best)
+    assert registry().get_run(version.run_id).data.tags["checkpoint.md5"] == md5_of(files.best)
     assert not [path for path in files.run.iterdir() if path.suffix == ".safetensors" or path.is_dir()]
 
 
@@ -198,9 +199,9 @@ def test_registered_again_the_same_run_stays_one_version_and_a_retrained_one_is_
     assert [register_run(files.run, "mine") for _ in range(2)] == ["models:/mine/1"] * 2
     save_checkpoint(files.best, trained_weights(network(), 3, 0.9))
     made = json.loads(files.recipe.read_text())
-    made["files"]["best.pth"]["md5"] = checkpoint_md5(files.best)
+    made["files"]["best.pth"]["md5"] = md5_of(files.best)
     files.recipe.write_text(json.dumps(made))
-    files.result.write_text(json.dumps({"checkpoint_md5": checkpoint_md5(files.best)}))
+    files.result.write_text(json.dumps({"checkpoint_md5": md5_of(files.best)}))
     assert register_run(files.run, "mine", alias="champion") == "models:/mine/2"
     assert registry().get_model_version_by_alias("mine", "champion").version in (2, "2")
 

@@ -15,6 +15,7 @@ import pytest
 
 from actionzoo import tracking
 from actionzoo.errors import UserError
+from actionzoo.files.hashes import md5_of
 
 
 @pytest.fixture(scope="session")
@@ -411,7 +412,7 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     assert history(client, done.run_id, "test/top1:10x3") == [(tracking.TEST_STEP, 0.8)]
     assert found.info.status == "FINISHED" and found.info.run_name == "row"
     assert found.data.params == {"recipe.optim.lr": "0.1"}
-    assert found.data.tags["checkpoint.md5"] == tracking.checkpoint_md5(folder / "best.pth")
+    assert found.data.tags["checkpoint.md5"] == md5_of(folder / "best.pth")
     files = ["20260101_120000.log.json", "20260102_120000.log.json", "best.pth", "latest.pth", "recipe.json"]
     assert sorted(item.path for item in client.list_artifacts(done.run_id)) == files
 
@@ -432,7 +433,7 @@ def test_sync_completes_a_run_that_lost_values_and_takes_a_newer_evaluation(root
     with tracking.run(experiment="demo", name="row") as active:
         active.log(2, {"train/loss": 3.0})
         active.log(tracking.TEST_STEP, {"test/top1:10x3": 0.1})
-        active.tag("checkpoint.md5", tracking.checkpoint_md5(folder / "best.pth"))
+        active.tag("checkpoint.md5", md5_of(folder / "best.pth"))
     time.sleep(0.002)  # MLflow's clock has milliseconds
     (done,) = tracking.sync(root)
     assert (done.action, done.run_id) == ("completed", active.id)

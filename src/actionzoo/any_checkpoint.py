@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import tracking
 from .errors import UserError
-from .json_files import read_json
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
+from .files.hashes import md5_of
+from .files.json_files import read_json
 from .kinetics.manifest import Clip, label_map, read_manifest
 from .params import Params
 from .progress import progress
@@ -56,7 +56,7 @@ def evaluate_checkpoint(
     with joined(device_type(params)) as world:
         if world.is_first:
             print(report.text(), flush=True)
-        about = {"row": row, "dataset": params.name, "checkpoint_md5": tracking.checkpoint_md5(file), "file": file.name}
+        about = {"row": row, "dataset": params.name, "checkpoint_md5": md5_of(file), "file": file.name}
         outcome = run_test(
             params,
             row,

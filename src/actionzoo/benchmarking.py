@@ -13,10 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from .json_files import read_json, write_json
+from .files.hashes import sha256_of
+from .files.json_files import read_json, write_json
 from .params import Params, Recipe, digest
 from .process import die_with_parent
-from .run_files import RowFiles, data_folder, device_of, sha256
+from .run_files import RowFiles, data_folder, device_of
 from .zoo import build_model, freeze
 
 NUM_CLASSES = 400
@@ -44,7 +45,7 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
         "compile": runtime.compile,
         "max_views": runtime.max_views,
     }
-    manifest = sha256(folder / "manifest.csv") if (folder / "manifest.csv").is_file() else ""
+    manifest = sha256_of(folder / "manifest.csv") if (folder / "manifest.csv").is_file() else ""
     used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
     fingerprint = digest(*used, recipe.test, circumstances, manifest)
     made = read_json(files.metrics("benchmark.json"))

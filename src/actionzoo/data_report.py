@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 
 from .clips.readers import Undecodable, open_clip, read
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
 from .kinetics.manifest import STATES, Clip, export_lists, read_manifest
 from .kinetics.overview import SHOWN, Overview, as_json, difference, survey
 from .pages import page_templates

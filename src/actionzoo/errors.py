@@ -1,4 +1,7 @@
-"""The one exception that users are meant to read."""
+"""The exceptions that users are meant to read."""
+
+import errno
+import re
 
 
 class UserError(Exception):
@@ -6,3 +9,29 @@ class UserError(Exception):
 
     Command lines print it as one line and leave with status 1; a traceback is for our own mistakes.
     """
+
+
+class MachineFault(UserError):
+    """The machine failed, not the data: disk, memory, processes, files. Nothing may be recorded about the clip at hand;
+    the work stays unfinished, and the next run does it."""
+
+
+_ERRNO_NAMES = (
+    *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EACCES", "EPERM", "EIO", "ESTALE", "ENODEV", "ENXIO", "EREMOTEIO"),
+    *("ENOMEM", "EAGAIN", "EMFILE", "ENFILE", "ENOBUFS", "ENOLCK", "EBUSY", "EINTR", "ETIMEDOUT", "ENOTCONN"),
+)
+MACHINE_ERRNOS = frozenset(getattr(errno, name) for name in _ERRNO_NAMES if hasattr(errno, name))
+"""errno values that speak of the machine, whatever file is being read or written."""
+
+_MACHINE_TEXTS = re.compile(
+    r"No space left on device|Disk quota exceeded|Cannot allocate memory|Out of memory|std::bad_alloc"
+    r"|Resource temporarily unavailable|Too many open files|Input/output error|Read-only file system"
+    r"|Permission denied|Stale file handle|pthread_create|frame_thread_encoder_init|thread_init|can't start new thread"
+    r"|malloc of size|Failed to allocate",
+    re.IGNORECASE,
+)
+
+
+def speaks_of_machine(text: str) -> bool:
+    """Whether another program's message blames the machine (disk, memory, threads, files) and not its input."""
+    return _MACHINE_TEXTS.search(text) is not None

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
-from .kinetics.atomic import sync_folder
+from .files.atomic import sync_folder
 from .trained import Trained
 
 Format = Literal["torchscript", "torch.export", "onnx"]

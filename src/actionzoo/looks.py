@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from .errors import UserError
-from .json_files import read_json, write_json
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
+from .files.json_files import read_json, write_json
 from .kinetics.manifest import Clip
 
 PAIRS, WORST = 20, 12

@@ -4,7 +4,6 @@ Behind `load_params` nobody checks again, and functions take the values they nee
 """
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .errors import UserError
+from .names import did_you_mean
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -398,7 +398,7 @@ class Params:
     def check_row(self, row: str) -> None:
         if row not in self.recipes:
             raise UserError(
-                f"{self.path}: recipes.{row} is unknown{_near(row, self.recipes)}; "
+                f"{self.path}: recipes.{row} is unknown{did_you_mean(row, self.recipes)}; "
                 f"`actionzoo rows` lists all {len(self.recipes)}"
             )
 
@@ -413,7 +413,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     name = file.data.name
     if name not in file.datasets:
         raise UserError(
-            f"{path}: data.name is {name!r}, which is not under datasets{_near(name, file.datasets)}; "
+            f"{path}: data.name is {name!r}, which is not under datasets{did_you_mean(name, file.datasets)}; "
             f"there are {', '.join(file.datasets)}"
         )
     dataset = file.datasets[name]
@@ -491,7 +491,7 @@ def _fault(raw: Any, where: str, fault: dict[str, Any]) -> str:
             keys.append(str(key))
     name = ".".join([*([where] if where else []), *keys])
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{name} is unknown{_near(keys[-1], _siblings(fault['loc']))}"
+        return f"{name} is unknown{did_you_mean(keys[-1], _siblings(fault['loc']))}"
     if fault["type"] in ("missing", "missing_argument"):
         return f"{name} is missing"
     value = fault["input"]
@@ -533,11 +533,6 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _near(word: str, words: Any) -> str:
-    close = difflib.get_close_matches(str(word), [str(w) for w in words], n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def _overridden(row: str, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
     plain = as_dict(recipe)
     for key in (recipe.model.family, row):
@@ -555,12 +550,14 @@ def _check_datasets(path: Path, file: _File) -> None:
             faults[f"{path}: datasets.{name}.source is {fault}"] = None
         for row in dataset.tour:
             if row not in file.recipes:
-                faults[f"{path}: datasets.{name}.tour names {row}, which is unknown{_near(row, file.recipes)}"] = None
+                faults[
+                    f"{path}: datasets.{name}.tour names {row}, which is unknown{did_you_mean(row, file.recipes)}"
+                ] = None
         for key, sections in dataset.overrides.items():
             where = f"datasets.{name}.overrides.{key}"
             rows = [row for row, recipe in file.recipes.items() if key in (row, recipe.model.family)]
             if not rows:
-                faults[f"{path}: {where} is unknown{_near(key, [*families, *file.recipes])}"] = None
+                faults[f"{path}: {where} is unknown{did_you_mean(key, [*families, *file.recipes])}"] = None
             for row in rows:
                 for fault in _unknown_overrides(sections, as_dict(file.recipes[row])):
                     faults[f"{path}: {where}.{fault}"] = None
@@ -588,10 +585,10 @@ def _unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, An
     faults = []
     for section, values in sections.items():
         if not isinstance(recipe.get(section), dict):
-            faults.append(f"{section} is unknown{_near(section, recipe)}")
+            faults.append(f"{section} is unknown{did_you_mean(section, recipe)}")
         else:
             unknown = [key for key in values if key not in recipe[section]]
-            faults += [f"{section}.{key} is unknown{_near(key, recipe[section])}" for key in unknown]
+            faults += [f"{section}.{key} is unknown{did_you_mean(key, recipe[section])}" for key in unknown]
     return faults
 
 

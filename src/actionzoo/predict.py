@@ -26,7 +26,7 @@ from .clips.sampling import view_frames
 from .drawing import margin_of, text_boxes
 from .engine.views import average_views
 from .errors import UserError
-from .kinetics.atomic import sync_folder
+from .files.atomic import sync_folder
 from .kinetics.folder import ENDINGS
 from .kinetics.manifest import Clip
 from .kinetics.parts import in_order

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from .engine.checkpoint import load_checkpoint
 from .errors import UserError
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
+from .files.hashes import md5_of
 from .run_files import RowFiles
-from .tracking import checkpoint_md5, register
+from .tracking import register
 
 
 def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
@@ -39,7 +40,7 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
         )
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{files.row}` makes it")
-    if checkpoint_md5(files.best) != made["files"]["best.pth"]["md5"]:
+    if md5_of(files.best) != made["files"]["best.pth"]["md5"]:
         raise UserError(f"{files.best} is not the file that {files.recipe} is of; train the row again")
     checkpoint = load_checkpoint(files.best)
     meta = {key: made[key] for key in ("row", "dataset", "recipe", "overrides", "classes", "manifest_sha256")} | {
@@ -78,7 +79,7 @@ def _metrics(files: RowFiles, epoch: int) -> dict[str, Any]:
     again = f"`dvc repro evaluate@{files.row}` makes it"
     metrics = _read_json(files.metrics(), again)
     tested = _read_json(files.result, again)["checkpoint_md5"] if files.result.is_file() else None
-    if metrics.get("epoch", epoch) != epoch or tested not in (None, checkpoint_md5(files.best)):
+    if metrics.get("epoch", epoch) != epoch or tested not in (None, md5_of(files.best)):
         raise UserError(f"{files.metrics()} is of another checkpoint than {files.best}; {again} anew")
     return metrics
 

@@ -15,8 +15,9 @@ from typing import Any
 from . import tracking
 from .accuracy import wilson_interval
 from .errors import UserError
-from .json_files import read_json, write_json
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
+from .files.hashes import md5_of
+from .files.json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
 from .pages import page_templates
 from .params import Params, digest
@@ -102,7 +103,7 @@ def _evaluate(
     model_section = dataclasses.replace(recipe.model, **(published.ckpt_model if kind == "ckpt" else {}))
     with progress("bytes") as tell:
         file = fetch_weights(address, root / CACHE, tell=tell)
-    checkpoint_md5 = tracking.checkpoint_md5(file)
+    checkpoint_md5 = md5_of(file)
     sections = (model_section, recipe.clips, recipe.augment, recipe.test)
     fingerprint = digest(FORM, *sections, manifest.read_text(encoding="utf-8"), checkpoint_md5)
     path = root / "released" / "results" / params.name / row / f"{kind}.json"

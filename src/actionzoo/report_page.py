@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from .charts import bar, confusion_chart, curve_chart
 from .errors import UserError
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
 from .looks import Looks
 from .pages import page_templates
 from .report import MARKS, Report, Result

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
 from .report import MARKS, PUBLISHED_CLIPS, STATES, Report, Result, as_json, warnings_of
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Where a row's files lie, and the device that it runs on: what training and testing share."""
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,11 +61,6 @@ class RowFiles:
 def data_folder(params: Params, recipe: Recipe, root: Path) -> Path:
     """The prepared form that the row reads, e.g. data/demo/videos_256."""
     return root / "data" / params.name / f"{recipe.clips.form}_{recipe.clips.short_side}"
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def device_type(params: Params) -> str:

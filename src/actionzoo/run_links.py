@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 
 from . import tracking
-from .json_files import read_json
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
+from .files.json_files import read_json
 from .params import Params
 from .run_files import RowFiles
 

@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING, Any
 from . import tracking
 from .accuracy import is_accuracy, list_sha256, with_interval, with_protocol
 from .errors import UserError
-from .json_files import read_json, write_json
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
+from .files.hashes import md5_of, sha256_of
+from .files.json_files import read_json, write_json
 from .kinetics.labels import places
 from .kinetics.manifest import Clip, label_map, read_manifest
 from .looks import Scored, write_looks
 from .params import Params, Recipe, digest
 from .process import sigterm_as_exit
 from .progress import progress
-from .run_files import RowFiles, data_folder, device_of, device_type, sha256
+from .run_files import RowFiles, data_folder, device_of, device_type
 from .zoo import build_model
 
 if TYPE_CHECKING:
@@ -64,9 +65,9 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     classes = label_map(read_manifest(manifest))
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{row}` makes it")
-    checkpoint_md5 = tracking.checkpoint_md5(files.best)
+    checkpoint_md5 = md5_of(files.best)
     sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
-    fingerprint = digest(FORM, *sections, sha256(manifest), checkpoint_md5)
+    fingerprint = digest(FORM, *sections, sha256_of(manifest), checkpoint_md5)
     if (made := _finished(files, fingerprint)) is not None:
         if os.environ.get("RANK", "0") != "0":
             return ""
@@ -127,7 +128,7 @@ def run_test(
     recipe, average_clips = params.recipe(row), average_clips or params.recipe(row).test.average_clips
     folder = data_folder(params, recipe, root)
     clips = usable_clips(folder, split)
-    scratch = _scratch(params, row, root, about["checkpoint_md5"], sha256(folder / "manifest.csv"), split)
+    scratch = _scratch(params, row, root, about["checkpoint_md5"], sha256_of(folder / "manifest.csv"), split)
     saved = Saved(scratch, world.rank)
     try:
         undecodable = _see_all(params, row, model, folder, clips, saved, scratch, world)

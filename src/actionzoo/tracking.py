@@ -8,8 +8,6 @@ is away, full or broken is warned about and never stops a training.
 import contextlib
 import dataclasses
 import datetime
-import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -30,6 +28,10 @@ from typing import Any
 
 from actionzoo.errors import UserError
 from actionzoo.process import sigterm_as_exit
+
+from .addresses import without_secrets
+from .files.hashes import md5_of
+from .files.locks import locked
 
 METRIC_NAMES = {
     "train": {
@@ -107,12 +109,6 @@ def global_step(line: Mapping[str, Any], iters_per_epoch: int) -> int:
     if line["mode"] == "val":
         return line["epoch"] * iters_per_epoch
     return (line["epoch"] - 1) * iters_per_epoch + line["iter"]
-
-
-def checkpoint_md5(path: Path) -> str:
-    """The hash by which DVC knows the file too."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
 
 
 def tracking_uri(root: Path | None = None) -> str:
@@ -315,7 +311,7 @@ def run_pages(
     except Exception as error:
         _log.warning("tracking: could not look for runs in MLflow at %s (%s)", _shown_uri(root), _one_line(error))
         return {}
-    base = f"{_without_password(server).rstrip('/')}/#/experiments/{experiment_id}/runs"
+    base = f"{without_secrets(server).rstrip('/')}/#/experiments/{experiment_id}/runs"
     return {recipe: f"{base}/{id}" for recipe, id in found.items() if id is not None}
 
 
@@ -338,7 +334,7 @@ def register(run: Path, file: Path, *, name: str, alias: str | None = None, tags
         )
     from mlflow.exceptions import MlflowException
 
-    kept = f"registered-{checkpoint_md5(file)[:8]}"  # a folder for it alone, as MLflow wants
+    kept = f"registered-{md5_of(file)[:8]}"  # a folder for it alone, as MLflow wants
     try:
         artifacts = client.get_run(done.run_id).info.artifact_uri
         _keep(client, done.run_id, artifacts, file, kept)
@@ -431,7 +427,7 @@ def _sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: s
     points = _points_of_logs(logs)
     metrics = root / "metrics" / dataset
     recipe, results = _read_json(folder / "recipe.json"), _read_json(metrics / f"{row}.json")
-    md5 = checkpoint_md5(folder / checkpoint)
+    md5 = md5_of(folder / checkpoint)
     names = (checkpoint, "latest.pth", "recipe.json", "result.json")
     looks = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion", "views")]
     looks += sorted((metrics / f"{row}.looks").glob("*"))
@@ -582,7 +578,7 @@ def _connect(experiment: str, root: Path | None = None) -> tuple[Any, str, bool]
         return client, _experiment(client, experiment, None).experiment_id, True
     # Two processes that open a new sqlite store at once ruin it for good.
     database.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(database.with_name(f"{database.name}.lock")):
+    with locked(database.with_name(f"{database.name}.lock")):
         if not database.exists():
             _make_store(database)
         client = mlflow.MlflowClient(uri)
@@ -729,13 +725,6 @@ def _status_after(error: BaseException) -> str:
     return "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED"
 
 
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # given back by the kernel, however this process ends
-        yield
-
-
 def _keep(client: Any, run_id: str, artifacts: str, source: Path, folder: str = "") -> None:
     """Put a file among the run's artifacts, which lie at the address `artifacts`; whole or not at all."""
     if (place := _local_folder(artifacts)) is None:
@@ -791,16 +780,12 @@ def _in_project(path: Path, root: Path | None) -> str:
 
 def _shown_uri(root: Path | None = None) -> str:
     with contextlib.suppress(UserError):
-        return _without_password(tracking_uri(root))
+        return without_secrets(tracking_uri(root))
     return "an unknown place"
 
 
 def _one_line(error: BaseException) -> str:
-    return _without_password(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
-
-
-def _without_password(text: str) -> str:
-    return re.sub(r"//[^/@\s]*@", "//***@", text)
+    return without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 def _milliseconds() -> int:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import tracking
 from .errors import UserError
-from .json_files import read_json
+from .files.hashes import md5_of
+from .files.json_files import read_json
 from .params import CSNModel, Params, SlowFastModel, Viewing, as_dict, network_of
 from .run_files import RowFiles
 
@@ -136,7 +137,7 @@ def _recipe_beside(path: Path) -> dict[str, Any]:
     made = read_json(beside)
     if path.name not in made.get("files", {}):
         return {}
-    if tracking.checkpoint_md5(path) != made["files"][path.name]["md5"]:
+    if md5_of(path) != made["files"][path.name]["md5"]:
         raise UserError(f"{path} is not the file that {beside} is of; train the row again, or restore both")
     return made
 

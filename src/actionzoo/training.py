@@ -17,12 +17,13 @@ from typing import Any
 
 from . import tracking
 from .errors import UserError
-from .json_files import read_json, write_json
-from .kinetics.atomic import atomic_write
+from .files.atomic import atomic_write
+from .files.hashes import md5_of, sha256_of
+from .files.json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, Recipe, as_dict, digest
 from .progress import progress
-from .run_files import RowFiles, data_folder, device_of, device_type, sha256
+from .run_files import RowFiles, data_folder, device_of, device_type
 from .zoo import build_model, freeze
 
 
@@ -38,7 +39,7 @@ def train_row(
     recipe, files = params.recipe(row), RowFiles(root, params.name, row, work_dir)
     folder = data_folder(params, recipe, root)
     classes = label_map(read_manifest(folder / "manifest.csv"))
-    manifest_sha256 = sha256(folder / "manifest.csv")
+    manifest_sha256 = sha256_of(folder / "manifest.csv")
     num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     fingerprint = training_fingerprint(params, row, manifest_sha256, num_processes)
     if (made := _finished_training(files, fingerprint)) is not None:
@@ -163,7 +164,7 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
             _publish_training(files, scratch, made | result | {"undecodable": state.undecodable}, state)
             for path in (files.best, files.latest, files.recipe, log.text_path, log.json_path):
                 record.artifact(path)
-            record.tag("checkpoint.md5", tracking.checkpoint_md5(files.best))
+            record.tag("checkpoint.md5", md5_of(files.best))
     return state
 
 
@@ -302,7 +303,7 @@ def _finished_training(files: RowFiles, fingerprint: str) -> dict[str, Any] | No
         return None
     for name, known in made["files"].items():
         path = files.run / name if name.endswith(".pth") else files.metrics().parent / name
-        if not path.is_file() or path.stat().st_size != known["size"] or tracking.checkpoint_md5(path) != known["md5"]:
+        if not path.is_file() or path.stat().st_size != known["size"] or md5_of(path) != known["md5"]:
             return None
     return made
 
@@ -315,7 +316,7 @@ def _publish_training(files: RowFiles, scratch: Path, made: dict[str, Any], stat
     _write_csv(files.metrics("train.csv"), state.train_curve)
     _write_csv(files.metrics("val.csv"), state.val_curve)
     paths = (files.best, files.latest, files.metrics("train.csv"), files.metrics("val.csv"))
-    made["files"] = {path.name: {"md5": tracking.checkpoint_md5(path), "size": path.stat().st_size} for path in paths}
+    made["files"] = {path.name: {"md5": md5_of(path), "size": path.stat().st_size} for path in paths}
     write_json(files.recipe, made)
 
 

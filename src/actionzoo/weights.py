@@ -11,7 +11,6 @@ Nothing of a file is ever run: torch.load with weights_only and a short list of 
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +19,7 @@ import re
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .addresses import without_secrets
 from .engine.checkpoint import save_checkpoint
 from .errors import UserError
+from .files.hashes import sha256_of
+from .files.locks import locked
 from .kinetics.labels import kinetics400
 from .kinetics.transfer import Failed, Gone, Patience, Web, discard, partial_version
 from .params import CSNModel, Params, SlowFastModel, load_params
@@ -203,7 +205,7 @@ def fetch_weights(
             raise UserError(f"{source} is no file; give a path, or a URL with https://")
         if not _is_what_its_name_says(path):
             raise UserError(
-                f"{path} has sha256 {_sha256(path)[:8]}…, its name promises {_promised(path.name)}: it is damaged. "
+                f"{path} has sha256 {sha256_of(path)[:8]}…, its name promises {_promised(path.name)}: it is damaged. "
                 "Fetch it again; if you know it to be right, give it a name without those digits"
             )
         return path
@@ -214,7 +216,7 @@ def fetch_weights(
     else:  # names like best.pth, of which there are many
         path = cache / f"from-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}" / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_name(f".{name}.lock")):
+    with locked(path.with_name(f".{name}.lock")):
         if _promised(name) and path.is_file():
             if _is_what_its_name_says(path):
                 return path
@@ -226,8 +228,9 @@ def fetch_weights(
         if not _is_what_its_name_says(path):
             kept, found = _refuse(path)
             raise UserError(
-                f"{_shown(url)} has sha256 {found[:8]}…, its name promises {_promised(name)}; it was not loaded and is "
-                f"kept as {kept}. Run again to fetch it anew; if you know it to be right, load that file"
+                f"{without_secrets(url.geturl())} has sha256 {found[:8]}…, its name promises {_promised(name)}; it was "
+                f"not loaded and is kept as {kept}. Run again to fetch it anew; if you know it to be right, load that "
+                "file"
             )
     return path
 
@@ -357,7 +360,7 @@ def _read(path: Path) -> _Weights:
     kind, names, not_for_us = _recognise(path, list(tensors), meta)
     return _Weights(
         path=path,
-        sha256=_sha256(path),
+        sha256=sha256_of(path),
         kind=kind,
         state={new: tensors[old] for old, new in names.items()},
         names={new: old for old, new in names.items()},
@@ -480,20 +483,16 @@ def _download(
         if tell and version and version.size:
             tell(name, num_bytes, version.size)
 
+    shown = without_secrets(url.geturl())
     folder, _, last = url.path.rpartition("/")
     root = urllib.parse.urlunsplit((url.scheme, url.netloc, folder, "", ""))
     try:
         with contextlib.closing(Web(root, patience, url.query)) as web:
             web.fetch(urllib.parse.unquote(last), partial, here)
     except Gone as error:
-        raise UserError(f"{_shown(url)} cannot be had: {error}; check the address") from None
+        raise UserError(f"{shown} cannot be had: {error}; check the address") from None
     except Failed as error:
-        raise UserError(f"{_shown(url)} could not be fetched: {error}; what came is kept, run again") from None
-
-
-def _shown(url: urllib.parse.SplitResult) -> str:
-    """An address without what may be secret in it: names, passwords, signatures."""
-    return urllib.parse.urlunsplit((url.scheme, url.netloc.rpartition("@")[2], url.path, "", ""))
+        raise UserError(f"{shown} could not be fetched: {error}; what came is kept, run again") from None
 
 
 def _plain_name(path: str) -> str:
@@ -510,25 +509,12 @@ def _promised(name: str) -> str:
 
 def _is_what_its_name_says(path: Path) -> bool:
     promised = _promised(path.name)
-    return not promised or _sha256(path).startswith(promised)
+    return not promised or sha256_of(path).startswith(promised)
 
 
 def _refuse(path: Path) -> tuple[Path, str]:
     """Move a file that is not what its name says aside, to a name that tells what it is; gives that and the sha256."""
-    found = _sha256(path)
+    found = sha256_of(path)
     kept = path.with_name(f"{path.stem}.refused-{found[:8]}{path.suffix}")
     os.replace(path, kept)
     return kept, found
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time: rows that train side by side may start from one file."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

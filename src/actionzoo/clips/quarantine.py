@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..json_files import read_json, write_json
+from ..files.json_files import read_json, write_json
 from ..kinetics.manifest import Clip
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.atomic import atomic_write
+from actionzoo.files.atomic import atomic_write
 
 
 class CheckpointError(UserError):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.atomic import atomic_write
+from actionzoo.files.atomic import atomic_write
 
 
 class DamagedFile(UserError):

@@ -29,8 +29,8 @@ from pathlib import Path
 
 from actionzoo.errors import UserError
 
+from ..files.atomic import atomic_write, check_same_file_system, sync_folder
 from .archives import BrokenArchive, check_archive
-from .atomic import atomic_write, check_same_file_system, sync_folder
 from .manifest import SPLITS
 from .transfer import Failed, Gone, Patience, Remote, Web, discard
 

@@ -31,9 +31,9 @@ from pathlib import Path, PurePosixPath
 
 from actionzoo.errors import UserError
 
+from ..files.atomic import atomic_write
 from .annotations import clip_name, read_rows
 from .archives import LISTED, MAX_MEMBER_BYTES
-from .atomic import atomic_write
 from .download import inventory_text, parse_parts
 from .manifest import SPLITS
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from actionzoo.errors import UserError
 
-from .atomic import check_same_file_system
+from ..files.atomic import check_same_file_system
 from .manifest import Clip, read_manifest, write_manifest
 from .parts import in_order, key_of, make_key, publish, read_record, write_record
 from .resize import summary

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from actionzoo.errors import UserError
 
-from .atomic import atomic_write
+from ..files.atomic import atomic_write
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "replaced", "short")

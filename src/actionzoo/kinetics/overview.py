@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import Any
 
 from actionzoo.errors import UserError
 
+from ..files.hashes import sha256_of
 from .annotations import read_annotations
 from .download import read_inventory
 from .labels import kinetics400, places
@@ -185,7 +185,7 @@ def survey(data: Path, form: str, clips: Sequence[Clip], lists: Iterable[Path]) 
         same_bytes={split: _groups(by_bytes, split, split) for split in states},
         leaks={f"{first}, {second}": _groups(by_video, first, second) for first, second in pairs},
         leaked_bytes={f"{first}, {second}": _groups(by_bytes, first, second) for first, second in pairs},
-        hashes={path.name: _sha256(path) for path in (manifest, *lists)},
+        hashes={path.name: sha256_of(path) for path in (manifest, *lists)},
         lists=[path.name for path in lists],
     )
 
@@ -368,11 +368,6 @@ def _moment(video_id: str) -> tuple[str, float, float]:
     """YouTube id, start, end in seconds. A name without times is the whole of its video."""
     cut = re.fullmatch(r"(.+)_(\d{6,})_(\d{6,})", video_id, re.DOTALL)
     return (cut[1], float(cut[2]), float(cut[3])) if cut else (video_id, 0.0, float("inf"))
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _warnings(overview: Overview) -> Iterable[str]:

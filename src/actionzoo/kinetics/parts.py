@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from actionzoo.errors import UserError
 
-from .atomic import atomic_write, sync_folder
+from ..files.atomic import atomic_write, sync_folder
 from .shards import index_path
 from .transcode import TIMED_OUT
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from actionzoo.errors import UserError
 
+from ..files.atomic import check_same_file_system
 from .annotations import Annotation, class_key, class_names, read_annotations
 from .archives import BrokenArchive, read_archive
-from .atomic import check_same_file_system
 from .download import REPLACEMENTS, Inventory, read_inventory
 from .manifest import SPLITS, Clip, count_states, write_manifest
 from .parts import forget_record, in_order, make_key, publish, read_record, write_record

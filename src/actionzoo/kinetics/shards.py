@@ -16,7 +16,7 @@ import numpy as np
 
 from actionzoo.errors import UserError
 
-from .atomic import atomic_write
+from ..files.atomic import atomic_write
 
 
 class ShardWriter:

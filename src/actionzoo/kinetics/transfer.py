@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from .atomic import atomic_write
+from ..files.atomic import atomic_write
 
 _log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .kinetics.atomic import atomic_write
+from .atomic import atomic_write
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""What every floor needs of files and no subject owns: whole writes, hashes, locks, bounded reading."""

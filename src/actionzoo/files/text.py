@@ -1,0 +1,45 @@
+"""Text files from strangers: lists, CSVs, label maps, settings. Read within a bound, in whatever encoding they say."""
+
+import codecs
+from pathlib import Path
+
+from actionzoo.errors import UserError
+
+MAX_TEXT_BYTES = 256 * 2**20
+"""Kinetics-700's longest list has 40 MB."""
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The file's text without a byte order mark; lines end in \\n. UTF-8, or UTF-16 and UTF-32 with their mark.
+
+    `remedy` ends each error: what to do about a file that is not there, too large, or not text. Raises UserError.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path} is not there; {remedy}") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a folder, not a file; {remedy}") from None
+    if len(data) > max_bytes:
+        raise UserError(f"{path} is larger than {max_bytes // 2**20} MiB, the most that is read; {remedy}")
+    return decode_text(data, str(path), remedy)
+
+
+def decode_text(data: bytes, name: str, remedy: str) -> str:
+    """`data` as text, as read_text does it; `name` is what errors call it. Raises UserError."""
+    encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not text in UTF-8 (byte {error.start} of {len(data)}); {remedy}") from None
+    if "\0" in text:
+        raise UserError(f"{name} is not text: it holds zero bytes; save it as UTF-8; {remedy}")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
