@@ -247,7 +247,7 @@ def _film() -> tuple[bytes, list[bytes]]:
     frames = np.zeros((2, 32, 32, 3), np.uint8)
     frames[0, :16], frames[1, 16:] = 200, 200
     video = from_frames(frames, fps=25, encode=Encode())
-    return video, to_jpegs(video, qscale=2, timeout_seconds=60)
+    return video, to_jpegs(video, qscale=2, timeout_seconds=60).frames
 
 
 def _own(video: bytes, video_id: str) -> bytes:

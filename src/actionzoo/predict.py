@@ -222,7 +222,7 @@ class Predictor:
                 (form / stored).mkdir()
                 wanted = np.unique(view_frames(made.num_frames, **self._sampling())).tolist()
                 qscale = self.params.prepare.jpeg.qscale
-                jpegs = to_jpegs(made.data, qscale=qscale, timeout_seconds=limit, scratch=folder, wanted=wanted)
+                jpegs = to_jpegs(made.data, qscale=qscale, timeout_seconds=limit, scratch=folder, wanted=wanted).frames
                 for number, jpeg in zip(wanted, jpegs, strict=True):
                     (form / stored / f"img_{number + 1:05d}.jpg").write_bytes(jpeg)
         except BadVideo as error:

@@ -41,7 +41,7 @@ def data(tmp_path_factory) -> Path:
         data = from_frames(frames, fps=25, encode=QUICK)
         (root / f"{number}.mp4").write_bytes(data)
         (root / str(number)).mkdir()
-        for place, jpeg in enumerate(to_jpegs(data, qscale=5, timeout_seconds=60, scratch=root / "scratch"), 1):
+        for place, jpeg in enumerate(to_jpegs(data, qscale=5, timeout_seconds=60, scratch=root / "scratch").frames, 1):
             (root / str(number) / f"img_{place:05d}.jpg").write_bytes(jpeg)
         lists[split].append(str(number))
     for split, names in lists.items():

@@ -39,7 +39,7 @@ class Case:
 
 def make_case(name: str, folder: Path) -> Case:
     if name in ("shard of frames", "folder of frames"):
-        jpegs = to_jpegs(film(folder, 70, *OURS), qscale=2, timeout_seconds=60, scratch=folder / "scratch")
+        jpegs = to_jpegs(film(folder, 70, *OURS), qscale=2, timeout_seconds=60, scratch=folder / "scratch").frames
         if name == "folder of frames":
             for number, jpeg in enumerate(jpegs, 1):
                 (folder / f"img_{number:05d}.jpg").write_bytes(jpeg)

@@ -37,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
         lists["videos.txt"].append(f"{path} {label}")
         frames = root / "frames" / path.removesuffix(".mp4")
         frames.mkdir(parents=True)
-        for number, jpeg in enumerate(to_jpegs(data, qscale=2, timeout_seconds=60, scratch=root / "scratch"), 1):
+        for number, jpeg in enumerate(to_jpegs(data, qscale=2, timeout_seconds=60, scratch=root / "scratch").frames, 1):
             (frames / f"img_{number:05d}.jpg").write_bytes(jpeg)
         lists["frames.txt"].append(f"{path.removesuffix('.mp4')} {num_frames} {label}")
     for name, lines in lists.items():

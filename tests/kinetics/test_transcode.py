@@ -380,7 +380,7 @@ def test_names_never_need_a_shell():
 
 def test_jpegs_are_the_videos_frames():
     encoded = resized(film(num_frames=20))
-    jpegs = to_jpegs(encoded.data, qscale=2, timeout_seconds=60)
+    jpegs = to_jpegs(encoded.data, qscale=2, timeout_seconds=60).frames
     assert len(jpegs) == 20
     for jpeg, frame in zip(jpegs, decode(encoded.data), strict=True):
         seen = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
@@ -397,7 +397,7 @@ def test_jpegs_have_the_colours_that_decord_gives_the_video(tmp_path, tag):
     )
     encoded = resized(source, 256)
     frame = decode(encoded.data)[5].astype(int)
-    jpeg = to_jpegs(encoded.data, qscale=2, timeout_seconds=60)[5]
+    jpeg = to_jpegs(encoded.data, qscale=2, timeout_seconds=60).frames[5]
     seen = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)[..., ::-1].astype(int)
     assert np.abs(seen - frame).mean() < 4
     assert np.abs((seen - frame).mean(axis=(0, 1))).max() < 2
@@ -405,7 +405,7 @@ def test_jpegs_have_the_colours_that_decord_gives_the_video(tmp_path, tag):
 
 def test_a_lower_quality_makes_smaller_jpegs():
     video = resized(film(num_frames=3)).data
-    best, worst = (sum(map(len, to_jpegs(video, qscale=q, timeout_seconds=60))) for q in (2, 31))
+    best, worst = (sum(map(len, to_jpegs(video, qscale=q, timeout_seconds=60).frames)) for q in (2, 31))
     assert worst < best
 
 
@@ -415,8 +415,8 @@ def test_a_lower_quality_makes_smaller_jpegs():
 @pytest.mark.parametrize("wanted", [[0], [3, 4, 17, 29], list(range(30)), list(range(0, 3000, 2))])
 def test_wanted_frames_are_the_very_files_that_all_of_them_have(wanted):
     source = resized(film()).data
-    everyone = to_jpegs(source, qscale=2, timeout_seconds=60)
-    some = to_jpegs(source, qscale=2, timeout_seconds=60, wanted=wanted)
+    everyone = to_jpegs(source, qscale=2, timeout_seconds=60).frames
+    some = to_jpegs(source, qscale=2, timeout_seconds=60, wanted=wanted).frames
     assert some == [everyone[number] for number in wanted if number < 30]
 
 

@@ -28,7 +28,7 @@ from .manifest import Clip, read_manifest, write_manifest
 from .parts import in_order, key_of, make_key, publish, read_record, write_record
 from .resize import summary
 from .shards import ShardWriter, read_member
-from .transcode import BadVideo, ffmpeg_version, to_jpegs
+from .transcode import BadVideo, Jpegs, ffmpeg_version, to_jpegs
 
 Progress = Callable[[str, int, int], None]
 
@@ -163,16 +163,17 @@ class _Workshop:
                     self.progress("extract frames, clips", done, total)
                 yield name, record
 
-    def _work(self, clip: Clip) -> list[bytes] | str:
+    def _work(self, clip: Clip) -> Jpegs | str:
         """The clip's JPEGs, or why there are none."""
         video = read_member(self.videos / clip.shard, clip.offset, clip.size)
         try:
             jpegs = to_jpegs(video, qscale=self.qscale, timeout_seconds=self.clip_timeout_seconds, scratch=self.scratch)
         except BadVideo as error:
             return str(error)
-        return jpegs if len(jpegs) == clip.num_frames else f"{len(jpegs)} frames where {clip.num_frames} were encoded"
+        num_frames = len(jpegs.frames)
+        return jpegs if num_frames == clip.num_frames else f"{num_frames} frames where {clip.num_frames} were encoded"
 
-    def _write(self, shard: _Shard, events: Iterable[tuple[Clip, list[bytes] | str]]) -> dict:
+    def _write(self, shard: _Shard, events: Iterable[tuple[Clip, Jpegs | str]]) -> dict:
         """One shard and its record."""
         made, copies = self.scratch / Path(shard.name).name, []
         with ShardWriter(made) as writer:
@@ -181,9 +182,10 @@ class _Workshop:
                 if isinstance(jpegs, str):
                     copy["fault"] = jpegs
                 else:
-                    names = [f"{clip.video_id}/img_{number:05d}.jpg" for number in range(1, len(jpegs) + 1)]
-                    spans = [writer.add(name, jpeg) for name, jpeg in zip(names, jpegs, strict=True)]
+                    names = [f"{clip.video_id}/img_{number:05d}.jpg" for number in range(1, len(jpegs.frames) + 1)]
+                    spans = [writer.add(name, jpeg) for name, jpeg in zip(names, jpegs.frames, strict=True)]
                     copy |= {"offset": spans[0][0], "size": sum(spans[-1]) - spans[0][0]}
+                    copy |= {"damage": jpegs.damage} if jpegs.damage else {}
                 copies.append(copy)
         record = write_record(made, shard.key, self.clip_timeout_seconds, copies, ffmpeg=ffmpeg_version())
         publish(made, self.out / shard.name)
@@ -198,6 +200,8 @@ class _Workshop:
 
 def _line(clip: Clip, copy: dict[str, Any]) -> Clip:
     if "fault" not in copy:
-        return dataclasses.replace(clip, offset=copy["offset"], size=copy["size"])
+        damage = f"frames decode with faults: {copy['damage']}" if "damage" in copy else ""
+        reason = "; ".join(text for text in (clip.reason, damage) if text)
+        return dataclasses.replace(clip, offset=copy["offset"], size=copy["size"], reason=reason)
     nothing = dict.fromkeys(("offset", "size", "num_frames", "width", "height", "fps"))
     return dataclasses.replace(clip, state="corrupt", reason=copy["fault"], shard="", **nothing)

@@ -13,15 +13,16 @@ import concurrent.futures
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actionzoo.errors import UserError
+from actionzoo.errors import MACHINE_ERRNOS, MachineFault, UserError, speaks_of_machine
 
 from ..files.atomic import atomic_write, sync_folder
+from .ffmpeg_process import TIMED_OUT
 from .shards import index_path
-from .transcode import TIMED_OUT
 
 Tag = TypeVar("Tag")
 
@@ -41,11 +42,18 @@ def in_order(
         return tag, future and future.result()
 
     for tag, work in tasks:
-        pending.append((tag, work and pool.submit(work)))
+        pending.append((tag, work and _submit(pool, work)))
         while len(pending) > ahead:
             yield next_result()
     while pending:
         yield next_result()
+
+
+def _submit(pool: concurrent.futures.Executor, work: Callable[[], Any]) -> concurrent.futures.Future:
+    try:
+        return pool.submit(work)
+    except RuntimeError as error:  # can't start new thread
+        raise MachineFault(f"{error}; lower runtime.jobs or raise the limit (ulimit -u), and run again") from None
 
 
 def make_key(*facts: Any) -> str:
@@ -59,15 +67,16 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | No
         record = json.loads(_record_path(shard).read_text())
         is_whole = record["key"] == key and record["size"] == shard.stat().st_size and index_path(shard).is_file()
         is_hasty = record.get("clip_timeout_seconds", clip_timeout_seconds) < clip_timeout_seconds
-    except (FileNotFoundError, ValueError, KeyError):
+        is_doubtful = "judged" not in record and any(_blames_machine(clip.get("fault", "")) for clip in record["clips"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return record if is_whole and not is_hasty else None
+    return record if not is_doubtful and is_whole and not is_hasty else None
 
 
 def write_record(made: Path, key: str, clip_timeout_seconds: float, clips: list[dict], **facts: Any) -> dict:
     """Describe a shard that was made in scratch; gives the record. A clip without pictures has a `fault`, which says
     why."""
-    record = {"key": key, "size": made.stat().st_size, "clips": clips, **facts}
+    record = {"key": key, "size": made.stat().st_size, "judged": _JUDGED, "clips": clips, **facts}
     if any(clip.get("fault", "").startswith(TIMED_OUT) for clip in clips):
         record["clip_timeout_seconds"] = clip_timeout_seconds
     with atomic_write(_record_path(made)) as file:
@@ -110,6 +119,15 @@ def key_of(shard: Path) -> str:
 def forget_record(shard: Path) -> None:
     """Declare a shard unfinished."""
     _record_path(shard).unlink(missing_ok=True)
+
+
+_JUDGED = 2
+"""What a fault in a record is worth: since 2 it is the clip's. Before, a full disk could be called a clip's fault."""
+
+
+def _blames_machine(fault: str) -> bool:
+    status = re.fullmatch(r"ffmpeg ended with status (\d+)", fault)
+    return speaks_of_machine(fault) or (status is not None and 256 - int(status[1]) in MACHINE_ERRNOS)
 
 
 def _record_path(shard: Path) -> Path:

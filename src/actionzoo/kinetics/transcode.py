@@ -5,18 +5,13 @@ No name from an archive ever reaches a command line: sources lie in scratch unde
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import functools
-import os
 import re
 import shutil
-import signal
 import struct
 import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +20,7 @@ import numpy as np
 
 from actionzoo.errors import UserError
 
-TIMED_OUT = "timed out"
+from .ffmpeg_process import BadVideo, Clip, Result, process_clip, reason_of
 
 # ffmpeg's own default, said so that it stays: the pixels that the usual way gives. `area` would save a tenth of the
 # CPU time, and look less like them (docs/transcode.md)
@@ -33,12 +28,11 @@ _SCALER = "bicubic"
 # likeness to the source, not what an eye takes for detail: at equal SSIM 3 % smaller (docs/transcode.md)
 _X264_PARAMS = "psy=0"
 
+MAX_FRAME_PIXELS = 8192 * 8192
+"""Larger frames are refused: they take seconds and gigabytes each."""
+
 FIXED = (_SCALER, _X264_PARAMS)
 """What no parameter says of how clips are encoded: shards that were made with another one are made anew."""
-
-
-class BadVideo(Exception):
-    """A clip that gives no picture; the message is a short reason, fit for the manifest."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +73,15 @@ class Encoded:
     """What ffmpeg complained of while it decoded; '' for a clip without a fault."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Jpegs:
+    """Frames of a video, each a JPEG file."""
+
+    frames: list[bytes] = dataclasses.field(repr=False)
+    damage: str = ""
+    """What ffmpeg complained of while it decoded; '' for a video without a fault."""
+
+
 def transcode(
     source: bytes | Path,
     *,
@@ -92,24 +95,23 @@ def transcode(
 
     Never enlarges; sizes are even; every source frame is kept, with its time; sound is dropped. Equal sources give
     equal bytes with the same ffmpeg. `span` is where to start, and how long a part to take, in seconds; None for all.
-    Raises BadVideo.
+    Raises BadVideo or MachineFault.
     """
-    with _clip_folder(source, scratch) as (folder, path):
+
+    def work(clip: Clip) -> Encoded:
         shown = "min(iw,ih)"
         # both sides by one rule: scaled by min(short_side, shown) / shown, rounded to even, never above the source
         side = f"min(2*trunc(%s/2),2*round(%s*min({short_side},{shown})/({shown})/2))"
-        video = _input(path, span).filter(
+        video = _input(clip.source, span).filter(
             "scale", w=side.replace("%s", "iw"), h=side.replace("%s", "ih"), flags=_SCALER, out_range="tv"
         )
-        out = folder / "out.mp4"
-        complaint = _run(
-            video.output(str(out), map_metadata=-1, **_every_frame(), **_h264(encode)),
-            timeout_seconds,
-            folder,
-        )
+        out = clip.folder / "out.mp4"
+        complaint = clip.run(_command(video.output(str(out), map_metadata=-1, **_every_frame(), **_h264(encode))))
         if not out.is_file():
-            raise BadVideo(_reason(complaint))
-        return _describe(out.read_bytes(), damage=_reason(complaint) if complaint else "")
+            raise BadVideo(reason_of(complaint))
+        return _describe(out.read_bytes(), damage=reason_of(complaint) if complaint else "")
+
+    return _process(source, work, timeout_seconds, scratch)
 
 
 def to_jpegs(
@@ -119,30 +121,34 @@ def to_jpegs(
     timeout_seconds: float,
     scratch: Path | None = None,
     wanted: Sequence[int] | None = None,
-) -> list[bytes]:
+) -> Jpegs:
     """Every frame as a JPEG, `qscale` 2 (best) to 31; or the `wanted` ones, by number, ascending, each once.
 
-    Raises BadVideo.
+    Raises BadVideo or MachineFault.
     """
-    with _clip_folder(source, scratch) as (folder, path):
-        out = folder / "out.mjpeg"
+
+    def work(clip: Clip) -> Jpegs:
+        out = clip.folder / "out.mjpeg"
         # JPEG means BT.601 at full range; a video says itself what it means, often BT.709 at a limited one. Converted
         # here, so that a frame has the colours that decord gives it from the video
-        video = _input(path)
+        video = _input(clip.source)
         if wanted is not None:
             video = video.filter("select", _any_of([f"eq(n,{number})" for number in wanted]))
         video = video.filter("scale", flags=_SCALER, out_color_matrix="bt601", out_range="pc")
         jpeg = {"c:v": "mjpeg", "qscale:v": qscale, "pix_fmt": "yuvj420p", "f": "mjpeg"}
-        complaint = _run(video.output(str(out), **jpeg, **_every_frame(), **_SAME_BYTES), timeout_seconds, folder)
+        complaint = clip.run(_command(video.output(str(out), **jpeg, **_every_frame(), **_SAME_BYTES)))
         if not out.is_file():
-            raise BadVideo(_reason(complaint))
+            raise BadVideo(reason_of(complaint))
         # within the entropy-coded data 0xff is followed by 0x00 or a restart marker: this is the seam of two files
         files = out.read_bytes().split(_JPEG_END + _JPEG_START)
         last = len(files) - 1
-        return [
+        frames = [
             (b"" if number == 0 else _JPEG_START) + data + (b"" if number == last else _JPEG_END)
             for number, data in enumerate(files)
         ]
+        return Jpegs(frames, damage=reason_of(complaint) if complaint else "")
+
+    return _process(source, work, timeout_seconds, scratch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,15 +162,18 @@ class Measures:
 
 
 def measure(source: Path, *, timeout_seconds: float, scratch: Path | None = None) -> Measures:
-    """Read the file through without decoding it. Raises BadVideo."""
-    with _clip_folder(source, scratch) as (folder, path):
-        out = folder / "packets"
+    """Read the file through without decoding it. Raises BadVideo or MachineFault."""
+
+    def work(clip: Clip) -> Measures:
+        out = clip.folder / "packets"
         # a line for each packet, behind some on each track; framecrc is for tests, and says just what is asked here
-        command = ffmpeg.output(_input(path), _source(path)["a?"], str(out), c="copy", f="framecrc")
-        complaint = _run(command, timeout_seconds, folder)
+        command = ffmpeg.output(_input(clip.source), _source(clip.source)["a?"], str(out), c="copy", f="framecrc")
+        complaint = clip.run(_command(command))
         audio, tick, end = [], 0.0, 0.0
         with open(out, encoding="ascii") if out.is_file() else contextlib.nullcontext(()) as lines:
-            for line in lines:
+            for number, line in enumerate(lines):
+                if number % 1000 == 0:
+                    clip.check_time()
                 if line.startswith("#tb 0:"):
                     ticks, per_seconds = line.split()[-1].split("/")
                     tick = int(ticks) / int(per_seconds)
@@ -174,20 +183,26 @@ def measure(source: Path, *, timeout_seconds: float, scratch: Path | None = None
                     times = [int(text) for text in line.split(",")[1:4] if re.fullmatch(r" *-?\d+", text)]
                     end = max(end, *((time + times[-1]) * tick for time in times[:-1] if abs(time) < 2**62), 0.0)
         if not end:
-            raise BadVideo(_reason(complaint))
+            raise BadVideo(reason_of(complaint))
         return Measures(end, tuple(audio))
+
+    return _process(source, work, timeout_seconds, scratch)
 
 
 def shown_size(source: Path, *, timeout_seconds: float, scratch: Path | None = None) -> tuple[int, int]:
-    """(height, width) of the first frame as it is shown, a phone's rotation applied. Raises BadVideo."""
-    with _clip_folder(source, scratch) as (folder, path):
-        out = folder / "first.ppm"
+    """(height, width) of the first frame as it is shown, a phone's rotation applied. Raises BadVideo or
+    MachineFault."""
+
+    def work(clip: Clip) -> tuple[int, int]:
+        out = clip.folder / "first.ppm"
         picture = {"c:v": "ppm", "f": "image2pipe", "frames:v": 1}
-        complaint = _run(_input(path).output(str(out), **picture), timeout_seconds, folder)
+        complaint = clip.run(_command(_input(clip.source).output(str(out), **picture)))
         header = out.read_bytes()[:64].split() if out.is_file() else []
         if len(header) < 3:
-            raise BadVideo(_reason(complaint))
+            raise BadVideo(reason_of(complaint))
         return int(header[2]), int(header[1])
+
+    return _process(source, work, timeout_seconds, scratch)
 
 
 def lay_over(
@@ -203,11 +218,14 @@ def lay_over(
     """A copy of the video as mp4 with pictures on it, each a PNG of one size and the second until which it is shown;
     the last one stays to the end.
 
-    Size, times of frames and sound stay; tracks of sound that mp4 players do not know become AAC. Raises BadVideo.
+    Size, times of frames and sound stay; tracks of sound that mp4 players do not know become AAC. Raises BadVideo or
+    MachineFault.
     """
     is_odd = any(side % 2 for side in shown_size(source, timeout_seconds=timeout_seconds, scratch=scratch))
     audio = measure(source, timeout_seconds=timeout_seconds, scratch=scratch).audio
-    with _clip_folder(source, scratch) as (folder, path):
+
+    def work(clip: Clip) -> None:
+        folder = clip.folder
         lines, shown_from = ["ffconcat version 1.0"], 0.0
         for number, (png, until) in enumerate(pictures):
             (folder / f"{number}.png").write_bytes(png)
@@ -217,13 +235,15 @@ def lay_over(
         above = ffmpeg.input(str(folder / "pictures.ffconcat"), f="concat", protocol_whitelist="file")
         # colours at half the size, as players want them, cannot be had of an odd size
         subsampling = "yuv444" if is_odd else "yuv420"
-        whole = _source(path, threads=0)
+        whole = _source(clip.source, threads=0)
         drawn = whole["V:0"].overlay(above, x=left, y=top, format=subsampling)
         coded = {"c:v": "libx264", "crf": 18, "preset": "veryfast", "pix_fmt": f"{subsampling}p"}
         sound = {"c:a": "copy"} if set(audio) <= _MP4_AUDIO else {"c:a": "aac", "b:a": "192k"}
         there = {"f": "mp4", "movflags": "+faststart"}
         made = ffmpeg.output(drawn, whole["a?"], str(out), **coded, **sound, **there, **_every_frame())
-        _run(made, timeout_seconds, folder)
+        clip.run(_command(made))
+
+    _process(source, work, timeout_seconds, scratch)
 
 
 def from_frames(
@@ -240,12 +260,16 @@ def from_frames(
     With `hold_every` every so manyeth frame stays twice as long: a variable rate, as phones film in the dark.
     """
     _, height, width, _ = frames.shape
-    with _clip_folder(frames.tobytes(), scratch) as (folder, path):
-        video = ffmpeg.input(str(path), f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
+
+    def work(clip: Clip) -> bytes:
+        video = ffmpeg.input(str(clip.source), f="rawvideo", pix_fmt="rgb24", s=f"{width}x{height}", framerate=fps)
         if hold_every:
             video = video.filter("setpts", f"(N+floor(N/{hold_every}))/(FRAME_RATE*TB)")
-        out = folder / "out.mp4"
-        return _written(video.output(str(out), **_every_frame(), **_h264(encode)), out, timeout_seconds)
+        out = clip.folder / "out.mp4"
+        clip.run(_command(video.output(str(out), **_every_frame(), **_h264(encode))))
+        return out.read_bytes()
+
+    return _process(frames.tobytes(), work, timeout_seconds, scratch)
 
 
 def rotate(source: bytes, degrees: int) -> bytes:
@@ -306,7 +330,14 @@ def _input(path: Path, span: tuple[float, float] | None = None):
 
 def _source(path: Path, span: tuple[float, float] | None = None, threads: int = 1):
     part = {} if span is None else {"ss": f"{span[0]:.6f}", "t": f"{span[1]:.6f}"}
-    return ffmpeg.input(str(path), protocol_whitelist="file", format_whitelist=_CONTAINERS, threads=threads, **part)
+    return ffmpeg.input(
+        str(path),
+        protocol_whitelist="file",
+        format_whitelist=_CONTAINERS,
+        max_pixels=MAX_FRAME_PIXELS,
+        threads=threads,
+        **part,
+    )
 
 
 def _any_of(conditions: Sequence[str]) -> str:
@@ -339,85 +370,20 @@ def _h264(encode: EncodeSettings) -> dict[str, object]:
     return options if encode.tune == "none" else options | {"tune": encode.tune}
 
 
-@contextlib.contextmanager
-def _clip_folder(source: bytes | Path, scratch: Path | None) -> Iterator[tuple[Path, Path]]:
-    """A folder in scratch for one clip, and its source as a file in there: mp4 cannot be read from a pipe."""
-    if len(source) == 0 if isinstance(source, bytes) else source.stat().st_size == 0:
-        raise BadVideo("zero bytes")
-    if scratch is not None:
-        scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="clip-") as name:
-        path = Path(name) / "source"
-        if isinstance(source, bytes):
-            path.write_bytes(source)
-        else:
-            path.symlink_to(source.absolute())
-        yield Path(name), path
+def _command(stream) -> list[str]:
+    return ffmpeg.compile(stream, cmd=[find_ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-y"])
 
 
-def _written(stream, out: Path, timeout_seconds: float) -> bytes:
-    _run(stream, timeout_seconds, out.parent)
-    return out.read_bytes()
+def _process(
+    source: bytes | Path, work: Callable[[Clip], Result], timeout_seconds: float, scratch: Path | None
+) -> Result:
+    return process_clip(source, work, timeout_seconds=timeout_seconds, scratch=scratch, control=_control)
 
 
-def _run(stream, timeout_seconds: float, folder: Path) -> str:
-    """Run one command to its end; gives the first of its complaints. Raises BadVideo if it fails or takes too long."""
-    command = ffmpeg.compile(stream, cmd=[find_ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-y"])
-    complaints = folder / "complaints"
-    # a file, not a pipe: a broken clip can complain by the megabyte
-    with open(complaints, "wb") as stderr:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=stderr, preexec_fn=_die_with_parent()
-        )
-        try:
-            status = process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            raise BadVideo(f"{TIMED_OUT} after {timeout_seconds:g} s") from None
-        finally:
-            process.kill()
-            process.wait()
-    with open(complaints, "rb") as file:
-        complaint = file.read(4096).decode(errors="replace").replace(str(folder), "")
-    # no fault of the clip's, which must not be called corrupt for it
-    if "No space left on device" in complaint:
-        raise UserError(f"the disk of {folder.parent} is full; make room and run again")
-    if -status in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) or (status == _TOLD_TO_STOP and not complaint):
-        raise UserError(f"ffmpeg was killed from outside (status {status}), perhaps for want of memory; run again")
-    if status:
-        raise BadVideo(_reason(complaint) if complaint else f"ffmpeg ended with status {status}")
-    return complaint
-
-
-_TOLD_TO_STOP = 255  # ffmpeg's status after an interrupt, of which it says nothing
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent():
-    """For the child to call before it becomes ffmpeg: the kernel then kills it when we die, even of SIGKILL.
-
-    Between fork and exec a threaded program may do little; this is one system call, looked up beforehand.
-    """
-    if _libc is None:
-        return None
-    parent = os.getpid()
-
-    def ask_kernel() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # we died before the kernel was asked
-            os._exit(1)
-
-    return ask_kernel
-
-
-def _reason(complaint: str) -> str:
-    """The first line that says something, without addresses and paths: the same clip gives the same reason."""
-    if re.search(r"matches no streams|does not contain any stream", complaint):
-        return "no video stream"
-    if "partial file" in complaint:  # said by the demuxer, at no fixed place among what the decoder says
-        return "cut off"
-    lines = [re.sub(r"^(\[[^\]]*\] *)+|@ 0x[0-9a-f]+", "", line).strip() for line in complaint.splitlines()]
-    return next((line[:160] for line in lines if line), "no frame could be decoded")
+def _control(folder: Path) -> list[str]:
+    """Two frames at 4K, encoded as clips are: what a machine with room for our clips can do."""
+    black = ffmpeg.input("/dev/zero", f="rawvideo", pix_fmt="yuv420p", s="3840x2160", framerate=25)
+    return _command(black.output(str(folder / "control.mp4"), **{"frames:v": 2}, **_h264(Encode())))
 
 
 def _describe(data: bytes, damage: str) -> Encoded:
