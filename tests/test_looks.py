@@ -158,3 +158,13 @@ def test_looks_that_do_not_go_together_are_named(metrics):
         read_looks(metrics)
     assert read_looks(metrics.with_name("another.json")) is None
     assert json.loads((metrics.parent / "row.looks/looks.json").read_text())["of"] == "f"
+
+
+def test_a_class_that_is_a_formula_runs_in_no_table_and_reads_back(metrics):
+    classes = ['=HYPERLINK("http://example.org")', "'=1", "c"]
+    look(scored({"a": (0, [0.1, 0.8, 0.1]), "b": (1, [0.1, 0.8, 0.1])}, classes), [], metrics.parent, metrics)
+    assert [line["class"] for line in lines(metrics.with_name("row.classes.csv"))] == [
+        f"'{name}" for name in classes[:2]
+    ] + ["c"]
+    assert list(lines(metrics.with_name("row.confusion.csv"))[0].values()) == [f"'{name}" for name in classes[:2]]
+    assert read_looks(metrics).classes == classes

@@ -1,3 +1,4 @@
+import pickle
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from actionzoo.errors import UserError
 from actionzoo.params import load_params
 
 PROJECT = Path(__file__).resolve().parents[1]
+R101 = "slowfast_r101_8x8x1_256e_kinetics400_rgb"
 
 
 @pytest.fixture
@@ -118,3 +120,20 @@ def test_the_package_offers_rows_and_networks(monkeypatch):
             assert model.eval()(torch.empty(1, 3, 32, 64, 64)).shape == (1, 400)
     with pytest.raises(UserError, match="did you mean slowfast_r50_video"):
         actionzoo.create_model("slowfast_r50_video_4x16x1_256e_kinetics400")
+
+
+def test_a_published_number_keeps_its_text_in_the_recipe_that_is_used():
+    params = load_params(PROJECT / "params.yaml")
+    for recipe in (params.recipes[R101], params.recipe(R101), pickle.loads(pickle.dumps(params.recipe(R101)))):
+        (top1,) = recipe.published.top1
+        assert str(top1) == f"{top1}" == "77.90" and top1 == 77.9
+
+
+@pytest.mark.parametrize("written", ['"77,9"', '"1e1"', '"-3"', '"100.1"', "true", '""', '"nan"', "[77.9]", '"٧٧"'])
+def test_a_published_number_that_is_none_is_named(file, written):
+    with pytest.raises(UserError, match=r"published\.top1(\.0)? is .*expected a percentage"):
+        load_params(changed(file, 'top1: ["77.90"]', f"top1: [{written}]"))
+
+
+def test_a_published_number_may_stand_without_quotes(file):
+    assert load_params(changed(file, 'top1: ["77.90"]', "top1: [77.9]")).recipes[R101].published.top1 == (77.9,)

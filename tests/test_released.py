@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,17 @@ def test_the_table_names_every_published_file_and_what_is_not_run(kinetics, tmp_
     first = table
     write_released_report(kinetics, tmp_path)
     assert (tmp_path / "released/report/kinetics400/released.md").read_text() == first
+
+
+def test_published_numbers_keep_their_text(kinetics, tmp_path):
+    write_released_report(kinetics, tmp_path)
+    out = tmp_path / "released/report/kinetics400"
+    for name in ("released.md", "released.html"):
+        text = (out / name).read_text()
+        assert "77.90" in text and "93.20" in text and "93.0" in text and "92.80" not in text
+    files = json.loads((out / "released.json").read_text())["files"]
+    (r101,) = [line for line in files if line["row"] == "slowfast_r101_8x8x1_256e_kinetics400_rgb"]
+    assert (r101["published_top1"], r101["published_top1_text"]) == (77.9, "77.90")
 
 
 def test_the_label_map_is_that_of_the_published_weights():

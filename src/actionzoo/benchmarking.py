@@ -1,7 +1,8 @@
 """What a row costs on this machine: videos per second with and without decoding, memory in test and training, size.
 
 One device, one video at a time with all its views, at the sizes that the row really uses. Published tables call the
-network's speed "inference time" and the training's memory "GPU memory"; both are measured as they were.
+network's speed "inference time" and the training's memory "GPU memory"; both are measured as they were. The network
+alone and the way with decoding are measured in turns, and their medians and quartiles are kept.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .files.hashes import sha256_of
 from .files.json_files import read_json, write_json
@@ -20,11 +21,22 @@ from .process import die_with_parent
 from .run_files import RowFiles, data_folder, device_of
 from .zoo import build_model, freeze
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from .engine.benchmark import Pass, Turns
+
 NUM_CLASSES = 400
 """Of the networks that are measured, whatever the data set: the published ones are so."""
 
-CLIPS, SECONDS = 16, 2.0
-"""Decoded clips of which the speed is taken, at most; and for how long at most, once there are three."""
+FORM = 2
+"""Of benchmark.json: 2 has medians and quartiles. One of another form is measured anew when its stage runs."""
+
+WARMUP = 2
+"""Videos that the network tests before its time counts."""
+
+CLIPS, PASS_SECONDS = 16, 1.0
+"""Clips of a pass from their bytes to scores: at most so many, and as many as take so long, but one."""
 
 
 def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
@@ -47,7 +59,7 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
     }
     manifest = sha256_of(folder / "manifest.csv") if (folder / "manifest.csv").is_file() else ""
     used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
-    fingerprint = digest(*used, recipe.test, circumstances, manifest)
+    fingerprint = digest(FORM, *used, recipe.test, circumstances, manifest)
     made = read_json(files.metrics("benchmark.json"))
     if made.get("fingerprint") != fingerprint:
         made = (
@@ -56,18 +68,23 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
             | {"fingerprint": fingerprint}
         )
         write_json(files.metrics("benchmark.json"), made)
-    return f"benchmark: {row}: {_summary(made)} ({files.metrics('benchmark.json')})"
+    path = files.metrics("benchmark.json")
+    busy = (
+        f"; machine was busy: these speeds may be far off; delete the file and run `dvc repro benchmark@{row}` when "
+        "nothing else runs"
+    )
+    return f"benchmark: {row}: {_summary(made)}{busy if made['machine_was_busy'] else ''} ({path})"
 
 
 def _measure(params: Params, recipe: Recipe, folder: Path | None, device) -> dict[str, Any]:
-    from .engine.benchmark import seconds_per_video
+    from .engine.benchmark import take_turns, video_timer
     from .engine.flops import count_macs, count_parameters
 
     model = build_model(recipe.model, NUM_CLASSES)
     shape, num_views = _test_shape(recipe), recipe.test.num_clips * recipe.test.num_crops
     size = {"parameters": count_parameters(model), "macs_per_view": count_macs(model, (1, *shape))}
     ready, how = _ready(params, model, device)
-    seconds = seconds_per_video(
+    test = video_timer(
         ready,
         shape,
         num_views=num_views,
@@ -76,18 +93,42 @@ def _measure(params: Params, recipe: Recipe, folder: Path | None, device) -> dic
         device=device,
         **how,
     )
-    end_to_end = _end_to_end(params, recipe, folder, ready, device, how)
-    del model, ready
+    for _ in range(WARMUP):
+        test()
+    with _passes(params, recipe, folder, ready, device, how) as run_pass:
+        turns = take_turns(test, run_pass)
+    del model, ready, test, run_pass
     memory = _memory(params, recipe, device) if device.type == "cuda" else _memory_of_a_process(params, recipe)
     return {
-        "videos_per_second": len(seconds) / sum(seconds),
-        "seconds_per_video": [round(each, 6) for each in seconds],
+        **_speeds(turns),
+        "workers": params.runtime.num_workers if folder else None,
         "frames": frames_text(recipe),
         "views": num_views,
         "crop_size": recipe.test.crop_size,
-        **end_to_end,
         **memory,
         **size,
+    }
+
+
+def _speeds(turns: "Turns") -> dict[str, Any]:
+    """Medians and quartiles in videos per second, and the seconds that they are of."""
+    from .engine.benchmark import seconds_quartiles
+
+    def speeds(times: list[float]) -> list[float | None]:
+        """First quartile, median, third."""
+        return [1 / seconds for seconds in reversed(seconds_quartiles(times))] if times else [None] * 3
+
+    low, alone, high = speeds(turns.alone)
+    low_decoding, with_decoding, high_decoding = speeds(turns.with_decoding)
+    return {
+        "videos_per_second": alone,
+        "videos_per_second_quartiles": [low, high],
+        "seconds_per_video": [round(each, 6) for each in turns.alone],
+        "end_to_end_videos_per_second": with_decoding,
+        "end_to_end_quartiles": [low_decoding, high_decoding] if turns.passes else None,
+        "end_to_end_seconds_per_video": [round(each, 6) for each in turns.with_decoding],
+        "end_to_end_clips": sum(each.clips for each in turns.passes),
+        "machine_was_busy": turns.machine_was_busy,
     }
 
 
@@ -108,20 +149,28 @@ def _ready(params: Params, model, device) -> tuple[Any, dict[str, Any]]:
     return torch.compile(model) if runtime.compile else model, {"precision": runtime.precision, "layout": layout}
 
 
-def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, device, how) -> dict[str, Any]:
-    """Speed of a pass over real clips, from their bytes to averaged scores, by the loader that tests use.
+@contextlib.contextmanager
+def _passes(
+    params: Params, recipe: Recipe, folder: Path | None, model, device, how
+) -> "Iterator[Callable[[], Pass] | None]":
+    """A function that makes a pass over the first clips of val, from their bytes to averaged scores, by the loader that
+    tests use. None where there are no clips.
 
-    The pass begins with nothing decoded ahead, so that no clip is had for free. None where there are no clips.
+    A pass begins with nothing decoded ahead, so that no clip is had for free; and it ends with nothing left to decode,
+    so that the network's turn after it is the network's alone.
     """
     import torch
 
     from .clips.inputs import ToInput
     from .clips.loader import view_loader
+    from .engine.benchmark import Pass
     from .engine.precision import autocast
     from .engine.views import average_views
 
     if folder is None:
-        return {"end_to_end_videos_per_second": None, "end_to_end_clips": 0, "workers": None}
+        yield None
+        return
+    clips = [0, 1]  # by number, those of the next pass
     loader = view_loader(
         folder,
         recipe.clips,
@@ -130,6 +179,7 @@ def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, devi
         num_crops=recipe.test.num_crops,
         crop_size=recipe.test.crop_size,
         batch_size=1,
+        groups=clips,
         workers=params.runtime.num_workers,
         timeout_seconds=params.runtime.clip_timeout_seconds,
         device=device,
@@ -145,28 +195,23 @@ def _end_to_end(params: Params, recipe: Recipe, folder: Path | None, model, devi
                 logits.append(model(inputs).float())
         average_views(torch.cat(logits), len(views), recipe.test.average_clips).cpu()
 
-    def a_pass(most: int, seconds: float) -> tuple[int, float]:
-        """How many clips, and how long they took."""
+    def run_pass() -> Pass:
         began, done = time.perf_counter(), 0
         for batch in loader:
             if batch.video_ids:
                 test(batch.views)
                 done += 1
-            took = time.perf_counter() - began
-            if done >= most or (done >= 3 and took > seconds):
-                break
-        return done, time.perf_counter() - began
+        return Pass(done, time.perf_counter() - began)
 
     try:
-        a_pass(2, 0.0)
-        clips, seconds = a_pass(CLIPS, SECONDS)
+        del clips[len(loader.clips) :]
+        run_pass()  # starts the processes
+        tried = run_pass()
+        fitting = int(PASS_SECONDS * max(1, tried.clips) / tried.seconds)
+        clips[:] = range(min(max(1, fitting), CLIPS, len(loader.clips)))
+        yield run_pass
     finally:
         loader.close()
-    return {
-        "end_to_end_videos_per_second": clips / seconds if clips else None,
-        "end_to_end_clips": clips,
-        "workers": params.runtime.num_workers,
-    }
 
 
 def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
@@ -245,9 +290,13 @@ def _summary(made: dict[str, Any]) -> str:
     def number(key: str, layout: str) -> str:
         return "unknown" if made[key] is None else format(made[key], layout)
 
+    def spread(key: str) -> str:
+        return "" if made[key] is None else " ({:.2f}-{:.2f})".format(*made[key])
+
     return (
         f"{made['videos_per_second']:.2f} videos/s of {made['frames']} at {made['crop_size']} pixels on "
-        f"{made['device']} in {made['precision']}, with decoding {number('end_to_end_videos_per_second', '.2f')}; "
+        f"{made['device']} in {made['precision']}{spread('videos_per_second_quartiles')}, with decoding "
+        f"{number('end_to_end_videos_per_second', '.2f')}{spread('end_to_end_quartiles')}; "
         f"memory in test {number('test_memory_mb', '.0f')}, in training {number('train_memory_mb', '.0f')} MB; "
         f"{made['parameters'] / 1e6:.2f} M parameters, {made['macs_per_view'] / 1e9:.2f} G multiply-adds a view"
     )

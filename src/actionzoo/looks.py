@@ -24,6 +24,7 @@ import numpy as np
 
 from .errors import UserError
 from .files.atomic import atomic_write
+from .files.csv_cells import plain_cell, safe_cell
 from .files.json_files import read_json, write_json
 from .kinetics.manifest import Clip
 
@@ -235,13 +236,13 @@ def _strip(form: Path, clip: Clip | None) -> bytes | str:
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
     with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+        return [{key: plain_cell(cell or "") for key, cell in line.items() if key} for line in csv.DictReader(file)]
 
 
 def _write_csv(path: Path, columns: list[str], lines: Iterable[Sequence[Any]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # names may hold anything
     writer.writerow(columns)
-    writer.writerows(lines)
+    writer.writerows([safe_cell(cell) if isinstance(cell, str) else cell for cell in line] for line in lines)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())

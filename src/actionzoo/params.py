@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from .errors import UserError
@@ -26,6 +26,25 @@ Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 Rgb = tuple[float, float, float]
+
+
+class Percentage(float):
+    """Per cent, 0 to 100: a number whose text is the one that it was written with, 77.90 and not 77.9."""
+
+    text: str
+
+    def __new__(cls, written: str | float) -> "Percentage":
+        """Raises ValueError."""
+        text = str(written)
+        is_number = not isinstance(written, bool) and re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?", text)
+        if not is_number or float(text) > 100:
+            raise ValueError('expected a percentage from 0 to 100 as it was published, such as "77.90"')
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -175,9 +194,9 @@ class Published:
     """A x B: A GPUs on each of B machines."""
     backbone: str
     pretrained: str
-    top1: tuple[float, ...]
-    """Per cent; a second value is the imported or corrected one, see note."""
-    top5: tuple[float, ...]
+    top1: tuple[Annotated[float, PlainValidator(Percentage)], ...]
+    """Per cent, each a Percentage; a second value is the imported or corrected one, see note."""
+    top5: tuple[Annotated[float, PlainValidator(Percentage)], ...]
     inference: str
     """Videos per second, and the frames of all views."""
     gpu_mem_mb: int | None
@@ -368,7 +387,8 @@ class Params:
         Raises UserError for an unknown row."""
         self.check_row(row)
         plain = _overridden(row, self.recipes[row], self.dataset)
-        return TypeAdapter(Recipe).validate_json(json.dumps(plain))
+        recipe = TypeAdapter(Recipe).validate_json(json.dumps(plain))
+        return dataclasses.replace(recipe, published=self.recipes[row].published)  # plain values lose its texts
 
     def changed(self, row: str, *, seed: int | None = None, **sections: dict[str, Any]) -> "Params":
         """The same with other values in sections of the recipe that `row` uses; they count as overrides."""
@@ -495,7 +515,7 @@ def _fault(raw: Any, where: str, fault: dict[str, Any]) -> str:
     if fault["type"] in ("missing", "missing_argument"):
         return f"{name} is missing"
     value = fault["input"]
-    hint = "; write 1.0e-4, not 1e-4" if isinstance(value, str) and _is_number(value) else ""
+    hint = "; write 1.0e-4, not 1e-4" if isinstance(value, str) and "e" in value and _is_number(value) else ""
     return f"{name} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}{hint}"
 
 

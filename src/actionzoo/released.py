@@ -79,7 +79,8 @@ def write_released_report(params: Params, root: Path = Path()) -> str:
         for kind, (address, top1, top5) in recipe.published.released.items():
             tested += kind in measured
             numbers = {"published_top1": top1, "published_top5": top5}
-            lines.append({"row": row, "kind": kind, "address": address, **numbers, **measured.get(kind, {})})
+            texts = {f"{name}_text": str(number) for name, number in numbers.items()}
+            lines.append({"row": row, "kind": kind, "address": address, **numbers, **measured.get(kind, {}), **texts})
     out = root / "released" / "report" / params.name
     warning = "" if params.name == KINETICS400 else f"{params.name} is not Kinetics-400: nothing here can be compared."
     write_json(out / "released.json", {"dataset": params.name, "files": lines})
@@ -174,7 +175,7 @@ _COLUMNS = (
 
 def _cells(line: dict[str, Any]) -> tuple[str, ...]:
     """One line of the table, as texts in the order of _COLUMNS."""
-    published = f"{line['published_top1']:.2f}", f"{line['published_top5']:.2f}"
+    published = line["published_top1_text"], line["published_top5_text"]
     if "verdict" not in line:
         return line["row"], line["kind"], published[0], "not run yet", published[1], "", "", ""
     here = [

@@ -1,8 +1,8 @@
 """What became of the zoo's rows, beside what was published of them.
 
 Reads small files only, and knows neither torch nor MLflow. What has not been run yet stays visible as such. Tables are
-made of it by report_table, the page by report_page: the same files give the same bytes - no clock, no run id, no
-absolute path.
+made of it by report_table, the page by report_page: the same files give the same bytes - no clock but in the names of
+logs, no run id, no absolute path.
 """
 
 import csv
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from actionzoo.accuracy import wilson_interval
 from actionzoo.errors import UserError
 from actionzoo.looks import Looks, read_looks
+from actionzoo.run_files import newest_logs
 
 if TYPE_CHECKING:
     from actionzoo.params import Params, Published
@@ -67,16 +68,22 @@ class Result:
     curves: list[dict[str, Any]]
     """Points of both curves: split, epoch, loss, top1, top5, lr; numbers, None where empty or not finite."""
     files: dict[str, str]
-    """ckpt, result, metrics, curves, recipe -> address relative to the report; only files that are there."""
+    """ckpt, log, json (of the last training), result, metrics, curves, recipe -> address relative to the report; only
+    files that are there."""
     marks: dict[str, tuple[str, ...]]
     """accuracy, speed, memory -> keys of MARKS that hold for that number."""
     looks: Looks | None = None
     """Where it errs, if the evaluation left word of it."""
 
     @property
+    def has_run(self) -> bool:
+        """Trained, evaluated or measured: there is some number of ours."""
+        return self.evaluation is not None or self.benchmark is not None or bool(self.curves)
+
+    @property
     def is_comparable(self) -> bool:
-        """The recipe as published, on (nearly) the published clips: only then a difference means something."""
-        return not self.marks["accuracy"]
+        """Evaluated by the recipe as published, on (nearly) the published clips: only then may ours be compared."""
+        return self.evaluation is not None and not self.marks["accuracy"]
 
     def interval(self, name: str = "top1") -> tuple[float, float] | None:
         """95 % interval of top1 or top5, from the number of clips alone."""
@@ -94,7 +101,7 @@ class Result:
     @property
     def gap(self) -> float | None:
         """Top1, ours minus published, in points of per cent; None where the two do not compare."""
-        if self.evaluation is None or not self.is_comparable:
+        if not self.is_comparable:
             return None
         return 100 * self.evaluation["top1"] - self.row.published.top1[0]
 
@@ -108,6 +115,10 @@ class Report:
     @property
     def evaluated(self) -> list[Result]:
         return [result for result in self.results if result.evaluation is not None]
+
+    @property
+    def ran(self) -> list[Result]:
+        return [result for result in self.results if result.has_run]
 
     @property
     def families(self) -> dict[str, list[Result]]:
@@ -155,13 +166,29 @@ def read_report(
 def warnings_of(report: Report) -> list[tuple[str, dict[str, Any]]]:
     """What keeps the numbers from being results on Kinetics-400: keys of report_table's texts, and their numbers."""
     warnings: list[tuple[str, dict[str, Any]]] = []
+    rows, ran = len(report.results), len(report.ran)
+    if not ran:
+        warnings.append(("nothing_ran", {"rows": rows}))
     if report.dataset != KINETICS400:
         warnings.append(("not_kinetics", {"dataset": report.dataset}))
-    if changed := sum(bool(result.row.overrides) for result in report.results):
-        warnings.append(("overridden", {"count": changed, "rows": len(report.results)}))
-    elif report.dataset == KINETICS400 and (partial := sum(not result.is_comparable for result in report.evaluated)):
+    if changed := sum(bool(result.row.overrides) for result in report.ran):
+        key = "overridden" if ran == rows else "overridden_some"
+        warnings.append((key, {"count": changed, "rows": rows, "waiting": rows - ran}))
+    if partial := sum("part" in result.marks["accuracy"] for result in report.evaluated):
         warnings.append(("partial", {"count": partial, "clips": f"{PUBLISHED_CLIPS:,}"}))
+    if busy := sum(is_busy(result.benchmark) for result in report.results):
+        warnings.append(("busy", {"count": busy}))
     return warnings
+
+
+def is_busy(benchmark: dict[str, Any] | None) -> bool:
+    """Whether other work disturbed a benchmark: it says so, or has a speed with decoding above the network's alone.
+
+    The latter cannot be; files of older versions do not say so themselves.
+    """
+    made = benchmark or {}
+    alone, with_decoding = made.get("videos_per_second"), made.get("end_to_end_videos_per_second")
+    return bool(made.get("machine_was_busy")) or (None not in (alone, with_decoding) and with_decoding > alone)
 
 
 def as_json(report: Report) -> dict[str, Any]:
@@ -187,6 +214,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "family": result.row.family,
                 "short_side": result.row.short_side,
                 "published": {"top1": list(published.top1), "top5": list(published.top5)}
+                | {f"{name}_text": "/".join(map(str, getattr(published, name))) for name in ("top1", "top5")}
                 | {key: getattr(published, key) for key in keys},
                 "ours": result.evaluation,
                 **{f"{name}_interval": _rounded(result.interval(name)) for name in ("top1", "top5")},
@@ -195,6 +223,7 @@ def as_json(report: Report) -> dict[str, Any]:
                 "marks": {what: list(marks) for what, marks in result.marks.items()},
                 "overrides": list(result.row.overrides),
                 "benchmark": result.benchmark,
+                "machine_was_busy": is_busy(result.benchmark),
                 "most_confused": result.looks.pairs if result.looks else [],
                 "worst_clips": result.looks.worst if result.looks else [],
                 "files": result.files,
@@ -225,6 +254,7 @@ def _result(row: Row, metrics_dir: Path, runs_dir: Path, dataset: str, out: Path
         _check_evaluation(metrics, evaluation)
     files = {
         "ckpt": run / "best.pth",
+        **newest_logs(run),
         "result": run / "result.json",
         "metrics": metrics,
         "curves": train_curve,

@@ -32,7 +32,7 @@ def write_page(report: Report, out: Path) -> None:
         report=report,
         warnings=warnings(report, "en"),
         cells=lambda result: our_cells(result, "en"),
-        used_marks=[mark for mark in MARKS if any(mark in what for r in report.results for what in r.marks.values())],
+        used_marks=[mark for mark in MARKS if mark in _marks_shown(report)],
         badge=lambda mark: _badge(report, mark),
         marks={mark: said.format(dataset=report.dataset) for mark, said in text["marks"].items()},
         notes=text["notes"],
@@ -48,6 +48,11 @@ def write_page(report: Report, out: Path) -> None:
     )
     with atomic_write(out / "zoo.html") as file:
         file.write(page.encode())
+
+
+def _marks_shown(report: Report) -> set[str]:
+    cells = (cell for result in report.results for cell in our_cells(result, "en").values())
+    return {mark for cell in cells for mark in cell.marks}
 
 
 def _badge(report: Report, mark: str) -> str:

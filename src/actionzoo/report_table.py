@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .files.atomic import atomic_write
-from .report import MARKS, PUBLISHED_CLIPS, STATES, Report, Result, as_json, warnings_of
+from .remarks import remark
+from .report import MARKS, PUBLISHED_CLIPS, STATES, Report, Result, as_json, is_busy, warnings_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -22,12 +23,21 @@ TEXT: dict[str, dict[str, Any]] = {
     "en": {
         "title": "Model zoo on {dataset}",
         "not_kinetics": (
-            "This is not Kinetics-400. Accuracies on `{dataset}` say that the pipeline works, and nothing about "
+            "This is not Kinetics-400. Accuracies on `{dataset}` say whether the pipeline works, and nothing about "
             "the published numbers beside them."
         ),
+        "nothing_ran": "Nothing ran yet: none of the {rows} rows has a number of ours.",
         "overridden": (
             "{count} of {rows} rows ran with a changed recipe (see Changed recipes). Their numbers are not results of "
             "the recipes they are named after."
+        ),
+        "overridden_some": (
+            "{count} of {rows} rows ran with a changed recipe (see Changed recipes); {waiting} did not run yet. "
+            "Numbers by a changed recipe are not results of the recipe that they are named after."
+        ),
+        "busy": (
+            "The machine was busy while the speed of {count} rows was measured; see their cells. Their speeds may be "
+            "far off: measure again when nothing else runs."
         ),
         "partial": "{count} evaluated rows saw fewer than 90 % of the {clips} published validation clips.",
         "summary": "{count} of {rows} rows evaluated.",
@@ -40,6 +50,7 @@ TEXT: dict[str, dict[str, Any]] = {
         ],
         "short_side": "short side {side}",
         "not_run": "not run yet",
+        "busy_cell": "machine was busy",
         "ours": "ours",
         "of_clips": "{clips} of {listed} clips",
         "end_to_end": "{speed} with decoding",
@@ -57,12 +68,20 @@ TEXT: dict[str, dict[str, Any]] = {
             "Ours: accuracy over the clips that were evaluated. The interval is Wilson's, from their number alone; "
             "another seed moves the result as well.",
             "Inference time: one device, one video at a time with all its views, the network's time alone, as "
-            "published; beside it with decoding, views and transfer.",
+            "published; beside it with decoding, views and transfer. Both are medians, measured in turns, with their "
+            "quartiles in brackets.",
             "gpu_mem: while training, on one GPU with the recipe's videos_per_gpu, as published; beside it in a test. "
             "Where there is no GPU, the resident memory of a process.",
             f"The published validation set has {PUBLISHED_CLIPS:,} videos. Links of ours lead to the best checkpoint, "
-            "the row's part of the page with its logs, and the scores of every clip.",
+            "and to the log of the last training for people and for programs.",
         ],
+        "files": "Files",
+        "file_kinds": {
+            "result": "scores of every clip",
+            "metrics": "metrics",
+            "curves": "training curve",
+            "recipe": "recipe as used",
+        },
         "remarks": "Remarks",
         "changed": "Changed recipes",
         "clips": "Clips",
@@ -70,8 +89,14 @@ TEXT: dict[str, dict[str, Any]] = {
     },
     "zh": {
         "title": "{dataset} 上的模型库",
-        "not_kinetics": "这不是 Kinetics-400。`{dataset}` 上的准确率只说明流程可以跑通，与旁边的公布数值没有可比性。",
-        "overridden": "{rows} 行中有 {count} 行使用了修改过的配方（见下文），其数值不代表同名配方的结果。",
+        "not_kinetics": "这不是 Kinetics-400。`{dataset}` 上的准确率只说明流程能否跑通，与旁边的公布数值没有可比性。",
+        "nothing_ran": "尚未运行任何一行：{rows} 行中都还没有本项目的数值。",
+        "overridden": "{rows} 行中有 {count} 行使用了修改过的配方运行（见下文），其数值不代表同名配方的结果。",
+        "overridden_some": (
+            "{rows} 行中有 {count} 行使用了修改过的配方运行（见下文），{waiting} 行尚未运行；"
+            "使用修改过的配方得到的数值不代表同名配方的结果。"
+        ),
+        "busy": "有 {count} 行在测速时机器正忙（见相应单元格），其速度可能偏差很大；请在机器空闲时重新测量。",
         "partial": "有 {count} 行评测所用的视频不足公布验证集（{clips} 个）的 90 %。",
         "summary": "{rows} 行中已评测 {count} 行。",
         "columns": [
@@ -84,6 +109,7 @@ TEXT: dict[str, dict[str, Any]] = {
         ],
         "short_side": "短边 {side}",
         "not_run": "尚未运行",
+        "busy_cell": "测速时机器正忙",
         "ours": "本项目",
         "of_clips": "{listed} 个视频中的 {clips} 个",
         "end_to_end": "含解码 {speed}",
@@ -99,12 +125,20 @@ TEXT: dict[str, dict[str, Any]] = {
             "GPU 数量：8x4 表示 4 台机器、每台 8 块 GPU，与公布的权重一致；x 表示未知。",
             "第二个公布数值属于另一份权重，或是后来的更正；见该行的备注。",
             "本项目：在实际评测的视频上计算的准确率。Wilson 区间仅由视频数量决定；更换随机种子同样会改变结果。",
-            "推理时间：单个设备、逐个视频、包含其全部视图，仅计网络部分，与公布值的测法相同；旁边是含解码、取帧与传输的数值。",
+            "推理时间：单个设备、逐个视频、包含其全部视图，仅计网络部分，与公布值的测法相同；旁边是含解码、取帧与传输的数值。"
+            "两者交替测量，均取中位数，括号内为四分位数。",
             "GPU 显存占用：单块 GPU、按配方的 videos_per_gpu 训练时的占用，与公布值的测法相同；旁边是测试时的占用。"
             "没有 GPU 时为进程的常驻内存。",
             f"公布的验证集包含 {PUBLISHED_CLIPS:,} 个视频。"
-            "本项目的链接指向最佳权重、页面中该行的日志部分，以及每个视频的得分。",
+            "本项目的链接指向最佳权重，以及最近一次训练的文本日志与 JSON 日志。",
         ],
+        "files": "文件",
+        "file_kinds": {
+            "result": "每个视频的得分",
+            "metrics": "指标",
+            "curves": "训练曲线",
+            "recipe": "实际使用的配方",
+        },
         "remarks": "备注",
         "changed": "修改过的配方",
         "clips": "视频片段",
@@ -188,8 +222,8 @@ def why_not_comparable(dataset: str, result: Result) -> str:
 
 
 def numbers(values: Iterable[float]) -> str:
-    """Published accuracies: 82.76/82.6."""
-    return "/".join(str(float(value)) for value in values)
+    """Published accuracies as they were written: 82.76/82.6, 77.90."""
+    return "/".join(str(value) for value in values)
 
 
 def percent(share: float) -> str:
@@ -229,13 +263,20 @@ def _speed(result: Result, text: dict[str, Any]) -> Cell:
     if made.get("precision", "fp32") != "fp32":
         device = f"{device}, {made['precision']}"
     with_decoding = made.get("end_to_end_videos_per_second")
+    decoding_text = f"{with_decoding or 0:.2f}{_quartiles(made.get('end_to_end_quartiles'))}"
     notes = (
+        _quartiles(made.get("videos_per_second_quartiles")).strip(),
         f"({made['frames']})" if "frames" in made else "",
         device,
-        "" if with_decoding is None else text["end_to_end"].format(speed=f"{with_decoding:.2f}"),
+        "" if with_decoding is None else text["end_to_end"].format(speed=decoding_text),
+        text["busy_cell"] if is_busy(made) else "",
     )
     value = f"{made['videos_per_second']:.2f}"
     return Cell(value=value, notes=tuple(filter(None, notes)), marks=result.marks["speed"])
+
+
+def _quartiles(bounds: list[float] | None) -> str:
+    return f" ({bounds[0]:.2f}–{bounds[1]:.2f})" if bounds else ""
 
 
 def _memory(result: Result, text: dict[str, Any]) -> Cell:
@@ -272,8 +313,10 @@ def _markdown(report: Report, language: str) -> str:
             parts += ["  \n".join(_md(line.format(dataset=report.dataset)) for line in said)]
     parts += [f"## {text['notes_title']}", "\n".join(f"{n}. {note}" for n, note in enumerate(text["notes"], start=1))]
     if remarks := [result.row for result in report.results if result.row.published.note]:
-        lines = [f"- {_md(row.name)}: {_md(row.published.note)}" for row in remarks]
+        lines = [f"- {_md(row.name)}: {_md(remark(row.published.note, language))}" for row in remarks]
         parts += [f"## {text['remarks']}", "\n".join(lines)]
+    if files := _file_lines(report, text["file_kinds"]):
+        parts += [f"## {text['files']}", "\n".join(files)]
     if report.changed:
         parts += [f"## {text['changed']}"]
         for overrides, names in report.changed.items():
@@ -312,9 +355,19 @@ def _markdown_row(result: Result, language: str) -> list[str]:
         "x" if published.gpu_mem_mb is None else str(published.gpu_mem_mb),
         ours["memory"],
         links("ckpt", result.files.get("ckpt")),
-        links("log", page if result.curves else None),
-        links("json", result.files.get("result")),
+        links("log", result.files.get("log")),
+        links("json", result.files.get("json")),
     ]
+
+
+def _file_lines(report: Report, kinds: dict[str, str]) -> list[str]:
+    """A line for each row that has files beside those of the table."""
+    lines = []
+    for result in report.results:
+        links = [f"[{said}](<{result.files[kind]}>)" for kind, said in kinds.items() if kind in result.files]
+        if links:
+            lines.append(f"- {_md(result.row.name)}: {', '.join(links)}")
+    return lines
 
 
 def _md_cell(cell: Cell) -> str:

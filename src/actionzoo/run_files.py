@@ -1,5 +1,6 @@
 """Where a row's files lie, and the device that it runs on: what training and testing share."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,17 @@ class RowFiles:
     def scratch(self, fingerprint: str) -> Path:
         """Of an unfinished training; a changed recipe has another one."""
         return self.unfinished / fingerprint[:16]
+
+
+def newest_logs(run: Path) -> dict[str, Path]:
+    """log and json of the last training in a run's folder, <time>.log and <time>.log.json, as far as they are there."""
+    stamps = {path.name.split(".")[0] for path in run.glob("*.log*") if _LOG.fullmatch(path.name) and path.is_file()}
+    stamp = max(stamps, default="")
+    logs = {"log": run / f"{stamp}.log", "json": run / f"{stamp}.log.json"}
+    return {kind: path for kind, path in logs.items() if path.is_file()}
+
+
+_LOG = re.compile(r"[0-9]{8}_[0-9]{6}\.log(\.json)?")
 
 
 def data_folder(params: Params, recipe: Recipe, root: Path) -> Path:

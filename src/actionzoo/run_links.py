@@ -11,7 +11,7 @@ from . import tracking
 from .files.atomic import atomic_write
 from .files.json_files import read_json
 from .params import Params
-from .run_files import RowFiles
+from .run_files import RowFiles, newest_logs
 
 
 def write_run_links(params: Params, root: Path = Path(), *, server: str | None = None) -> Path:
@@ -29,7 +29,7 @@ def write_run_links(params: Params, root: Path = Path(), *, server: str | None =
     pages = tracking.run_pages(params.name, md5s, root, server)
     links = {}
     for row, files in rows.items():
-        there = {kind: Path(os.path.relpath(path, out)).as_posix() for kind, path in _newest_logs(files.run).items()}
+        there = {kind: Path(os.path.relpath(path, out)).as_posix() for kind, path in newest_logs(files.run).items()}
         if row in pages:
             there["mlflow"] = pages[row]
         if there:
@@ -38,9 +38,3 @@ def write_run_links(params: Params, root: Path = Path(), *, server: str | None =
     with atomic_write(path) as file:
         file.write(f"actionzooRuns({json.dumps(links, indent=1, sort_keys=True)});\n".encode())
     return path
-
-
-def _newest_logs(run: Path) -> dict[str, Path]:
-    """log and json, as far as there are: <time>.log and <time>.log.json."""
-    newest = {"log": max(run.glob("*.log"), default=None), "json": max(run.glob("*.log.json"), default=None)}
-    return {kind: path for kind, path in newest.items() if path is not None}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from actionzoo.engine.benchmark import seconds_per_video, train_steps
+from actionzoo.engine.benchmark import Pass, Turns, seconds_per_video, seconds_quartiles, take_turns, train_steps
 
 CPU = torch.device("cpu")
 SHAPE = (3, 2, 4, 4)
@@ -49,6 +49,50 @@ def test_warm_up_does_not_count_and_no_sample_counts_twice():
 
 def test_a_slow_network_is_timed_on_three_videos():
     assert len(timed(Sleeper(), seconds=0.01)) == 3
+
+
+def test_turns_alternate_so_that_both_meet_the_same_load():
+    said = []
+
+    def alone():
+        said.append("alone")
+        return 0.2
+
+    def run_pass():
+        said.append("pass")
+        return Pass(clips=2, seconds=0.8)
+
+    turns = take_turns(alone, run_pass, rounds=3, seconds_alone=0.5)
+    assert said == ["alone", "alone", "alone", "pass"] * 3
+    assert turns.alone == [0.2] * 9 and turns.with_decoding == [0.4] * 3
+    assert not turns.machine_was_busy
+
+
+def test_slow_turns_are_three_and_a_pass_without_clips_is_none():
+    turns = take_turns(lambda: 60.0, lambda: Pass(clips=0, seconds=1.0), rounds=5, seconds=0.0)
+    assert turns.alone == [60.0] * 3 and turns.passes == [] and not turns.machine_was_busy
+
+
+@pytest.mark.parametrize(
+    ("alone", "with_decoding", "is_busy"),
+    [
+        ([1.0, 1.0, 1.0], [1.2, 1.2, 1.2], False),
+        ([1.0, 1.0, 1.0], [0.9, 0.9, 0.9], True),  # faster with decoding than without: cannot be
+        ([1.0, 1.0, 5.0], [1.2, 1.2, 1.2], True),  # quartiles 1 and 3
+        ([1.0, 1.0, 1.0], [1.2, 2.0, 3.0], True),
+        ([1.0, 1.1, 1.2], [1.3, 1.3, 1.4], False),
+        ([1.0, 1.0, 1.0], [], False),
+        ([1.0, 2.0, 3.0], [], True),
+    ],
+)
+def test_a_machine_was_busy_where_decoding_made_it_faster_or_the_spread_is_too_wide(alone, with_decoding, is_busy):
+    turns = Turns(alone, [Pass(clips=4, seconds=4 * seconds) for seconds in with_decoding])
+    assert turns.machine_was_busy == is_busy
+
+
+def test_quartiles_of_times():
+    assert seconds_quartiles([4.0, 1.0, 3.0, 2.0, 5.0]) == (2.0, 3.0, 4.0)
+    assert seconds_quartiles([2.0]) == (2.0, 2.0, 2.0)
 
 
 def test_training_is_of_the_batch_and_leaves_other_weights():

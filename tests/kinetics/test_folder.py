@@ -229,6 +229,16 @@ def test_any_name_becomes_a_word_and_none_is_lost(fill, prepared, video, root, t
             assert all(len(line.split(" ")) == 3 for line in path.read_text().splitlines())
 
 
+def test_names_that_are_formulas_run_in_no_list_and_keep_their_videos(fill, prepared, video, tmp_path):
+    fill({"train/waving/=1+1.mp4": video, "train/waving/@SUM(1).mp4": video, "val/waving/-a.mp4": video})
+    clips = prepared()
+    assert [clip.state for clip in clips] == ["ok"] * 3 and {clip.class_name for clip in clips} == {"waving"}
+    for path in (tmp_path / "archive").rglob("*.csv"):
+        with open(path, encoding="utf-8", newline="") as file:
+            cells = [cell for line in csv.reader(file) for cell in line]
+        assert not [cell for cell in cells if cell.startswith(("=", "+", "@"))], path
+
+
 def test_the_same_name_in_two_classes_is_two_videos(fill, prepared, video, longer):
     fill({"train/a/1.mp4": video, "train/b/1.mp4": longer, "train/a/2.mp4": video, "val/a/1.mp4": video})
     clips = prepared()

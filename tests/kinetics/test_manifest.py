@@ -1,5 +1,6 @@
 """The manifest: nothing vanishes, nothing is mangled."""
 
+import csv
 import dataclasses
 
 import pytest
@@ -123,3 +124,25 @@ def test_exported_lists_hold_the_usable_clips(tmp_path):
     assert {path.name for path in written} == {"val.txt", "label_map.txt"}
     assert (tmp_path / "lists/val.txt").read_text() == "a 250 0\nb 64 1\n"
     assert (tmp_path / "lists/label_map.txt").read_text() == "abseiling\nzumba\n"
+
+
+FOREIGN = '=HYPERLINK("http://example.org")'
+
+
+def test_no_text_of_others_is_a_formula_in_the_file_and_all_come_back(tmp_path):
+    clips = [clip("@a", class_name=FOREIGN, reason="+1"), clip("b", class_name=f"'{FOREIGN}", reason="\t=1")]
+    write_manifest(tmp_path / "m.csv", clips)
+    assert read_manifest(tmp_path / "m.csv") == clips
+    with open(tmp_path / "m.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    texts = [line[column] for line in lines for column in ("video_id", "class_name", "reason")]
+    assert texts == ["'@a", f"'{FOREIGN}", "'+1", "b", f"''{FOREIGN}", "'\t=1"]
+
+
+def test_ids_that_begin_with_a_minus_stand_as_they_are_and_older_files_read_as_before(tmp_path):
+    clips = [clip("-0B3eQUuC4v_000084_000094", label=-1, class_name="")]
+    write_manifest(tmp_path / "m.csv", clips)
+    text = (tmp_path / "m.csv").read_text()
+    assert text.splitlines()[1].startswith("-0B3eQUuC4v_000084_000094,val,-1,,ok,")
+    (tmp_path / "m.csv").write_text(text.replace("-1,,", f'-1,"{FOREIGN.replace(chr(34), chr(34) * 2)}",'))
+    assert [old.class_name for old in read_manifest(tmp_path / "m.csv")] == [FOREIGN]

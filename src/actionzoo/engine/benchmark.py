@@ -6,8 +6,10 @@ averaged scores in the host's memory.
 
 import contextlib
 import re
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -38,19 +40,119 @@ def seconds_per_video(
     `most` after `warmup` others; fewer, but three, where they take longer than `seconds`. Each stands between two
     synchronisations and counts once. The model is left on the device, in eval mode.
     """
-    model = model.to(device).eval()
-    views = torch.randn(min(num_views, max_views), *clip_shape, device=device).contiguous(memory_format=layout)
+    test = video_timer(
+        model,
+        clip_shape,
+        num_views=num_views,
+        average_clips=average_clips,
+        device=device,
+        precision=precision,
+        layout=layout,
+        max_views=max_views,
+    )
     times: list[float] = []
     for number in range(warmup + most):
+        took = test()
+        if number >= warmup:
+            times.append(took)
+        if len(times) >= 3 and sum(times) > seconds:
+            break
+    return times
+
+
+def video_timer(
+    model: nn.Module,
+    clip_shape: tuple[int, int, int, int],
+    *,
+    num_views: int,
+    average_clips: Literal["prob", "score"],
+    device: torch.device,
+    precision: Precision = "fp32",
+    layout: torch.memory_format = torch.contiguous_format,
+    max_views: int = 10,
+) -> Callable[[], float]:
+    """A function that tests one video of num_views random clips (3, T, H, W), and gives its seconds.
+
+    They stand between two synchronisations. The model is left on the device, in eval mode.
+    """
+    model = model.to(device).eval()
+    views = torch.randn(min(num_views, max_views), *clip_shape, device=device).contiguous(memory_format=layout)
+
+    def test() -> float:
         _synchronise(device)
         began = time.perf_counter()
         _test(model, views, num_views, average_clips, device, precision)
         _synchronise(device)
-        if number >= warmup:
-            times.append(time.perf_counter() - began)
-        if len(times) >= 3 and sum(times) > seconds:
+        return time.perf_counter() - began
+
+    return test
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass over real clips, from their bytes to their scores."""
+
+    clips: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The network alone and passes over real clips, measured in turns: both meet whatever else the machine does."""
+
+    alone: list[float]
+    """Seconds of each video."""
+    passes: list[Pass]
+
+    @property
+    def with_decoding(self) -> list[float]:
+        """Seconds of a video, on average over each pass."""
+        return [each.seconds / each.clips for each in self.passes]
+
+    @property
+    def machine_was_busy(self) -> bool:
+        """Either decoding made the network faster, which cannot be, or the times differ too much to tell."""
+        samples = [self.alone, self.with_decoding] if self.passes else [self.alone]
+        quartiles = [seconds_quartiles(times) for times in samples]
+        is_wide = any(high - low > WIDE * median for low, median, high in quartiles)
+        return is_wide or (bool(self.passes) and quartiles[1][1] < quartiles[0][1])
+
+
+WIDE = 0.3
+"""From the first quartile to the third, as a share of the median: above it other work disturbed a measurement."""
+
+
+def take_turns(
+    test: Callable[[], float],
+    run_pass: Callable[[], Pass] | None,
+    *,
+    rounds: int = 5,
+    seconds: float = 4.0,
+    seconds_alone: float = 0.5,
+) -> Turns:
+    """`test` the network on videos for `seconds_alone`, at most four and at least one, then run a pass; and so on.
+
+    For so many `rounds`; fewer, but three, where they take longer than `seconds`. A pass without clips does not count.
+    """
+    turns, began = Turns([], []), time.perf_counter()
+    for number in range(rounds):
+        if number >= 3 and time.perf_counter() - began > seconds:
             break
-    return times
+        times = [test()]
+        while len(times) < 4 and sum(times) < seconds_alone:
+            times.append(test())
+        turns.alone.extend(times)
+        if run_pass is not None and (made := run_pass()).clips:
+            turns.passes.append(made)
+    return turns
+
+
+def seconds_quartiles(times: Sequence[float]) -> tuple[float, float, float]:
+    """First quartile, median, third quartile."""
+    if len(times) == 1:
+        return times[0], times[0], times[0]
+    low, median, high = statistics.quantiles(times, n=4, method="inclusive")
+    return low, median, high
 
 
 def train_steps(

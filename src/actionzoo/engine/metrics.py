@@ -1,7 +1,7 @@
 """Accuracies over (N, num_classes) scores and (N,) labels, exact down to ties.
 
-MMAction2 sorts with numpy, whose default sort leaves the order of equal scores open from 17 classes on; here it is
-always that of a stable sort, which is what numpy gives for fewer.
+MMAction2 sorts with numpy's default sort, which leaves the order of equal scores open: it depends on numpy's version
+and on the CPU, whatever the number of classes. Here the sort is stable, so that ties are decided alike everywhere.
 """
 
 from collections.abc import Sequence

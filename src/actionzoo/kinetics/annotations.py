@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from actionzoo.errors import UserError
+from actionzoo.files.csv_cells import plain_cell
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ def read_annotations(path: str | Path, split: str) -> list[Annotation]:
     path, clips = Path(path), {}
     for line, row in read_rows(path, ["youtube_id"], "delete it and run the stage `download`"):
         try:
-            clip = Annotation(clip_name(row), split, row.get("label") or None)
+            texts = {column: plain_cell(cell) for column, cell in row.items()}
+            clip = Annotation(clip_name(texts), split, texts.get("label") or None)
             known = clips.setdefault(clip.video_id, clip)
             if known != clip:
                 raise ValueError(f"{clip.video_id} is {clip.class_name!r} here and {known.class_name!r} above")

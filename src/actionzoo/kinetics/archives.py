@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from actionzoo.errors import UserError
+from actionzoo.files.csv_cells import plain_cell
 
 
 class BrokenArchive(UserError):
@@ -68,7 +69,7 @@ def _listed_videos(path: Path) -> Iterator[tuple[str, bytes]]:
                     raise BrokenArchive(path, f"{row['path']}: {error.strerror}") from None
                 if hashlib.sha256(data).hexdigest() != row["sha256"]:
                     raise BrokenArchive(path, f"{row['path']} has changed since it was listed")
-            yield row["video_id"], data
+            yield plain_cell(row["video_id"]), data
 
 
 def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, bytes]]:

@@ -32,6 +32,7 @@ from pathlib import Path, PurePosixPath
 from actionzoo.errors import UserError
 
 from ..files.atomic import atomic_write
+from ..files.csv_cells import safe_cell, safe_id
 from .annotations import clip_name, read_rows
 from .archives import LISTED, MAX_MEMBER_BYTES
 from .download import inventory_text, parse_parts
@@ -464,13 +465,14 @@ def _content(members: list[_Member]) -> str:
 
 
 def _list_text(members: list[_Member]) -> bytes:
-    rows = ((video.video_id, sha256, video.real) for video, sha256 in members)
+    rows = ((safe_id(video.video_id), sha256, video.real) for video, sha256 in members)  # real is absolute: /…
     return _csv(LISTED, rows, errors="surrogateescape")  # paths need not be UTF-8
 
 
 def _annotation_text(videos: list[_Video]) -> bytes:
     lines = {video.video_id: video.class_name or "" for video in videos if video.is_listed}
-    return _csv(("label", "youtube_id"), ((class_name, video_id) for video_id, class_name in lines.items()))
+    rows = ((safe_cell(class_name), safe_id(video_id)) for video_id, class_name in lines.items())
+    return _csv(("label", "youtube_id"), rows)
 
 
 def _sources_text(videos: dict[str, list[_Video]], unreadable: list[_Video]) -> bytes:
@@ -479,7 +481,8 @@ def _sources_text(videos: dict[str, list[_Video]], unreadable: list[_Video]) -> 
     for video in itertools.chain.from_iterable(videos.values()):
         fault = video.fault or faults.get((video.split, video.path), "")
         reason = fault or ("" if video.is_listed else "in no line of a CSV")
-        rows.append((video.split, video.video_id, video.class_name or "", video.path, reason))
+        texts = (safe_cell(text) for text in (video.class_name or "", video.path, reason))
+        rows.append((video.split, safe_id(video.video_id), *texts))
     return _csv(("split", "video_id", "class_name", "path", "reason"), rows, errors="backslashreplace")
 
 

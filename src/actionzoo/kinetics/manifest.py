@@ -24,6 +24,7 @@ from pathlib import Path
 from actionzoo.errors import UserError
 
 from ..files.atomic import atomic_write
+from ..files.csv_cells import plain_cell, safe_cell, safe_id
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "replaced", "short")
@@ -96,7 +97,7 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
     values = operator.attrgetter(*_COLUMNS)
     for clip in sorted(clips, key=lambda clip: (SPLITS.index(clip.split), clip.video_id)):
         is_odd = "\r" in clip.video_id or "\r" in clip.class_name or "\r" in clip.reason
-        (quoted if is_odd else lines).writerow(values(clip))  # None becomes '', too
+        (quoted if is_odd else lines).writerow(_safe(values(clip)))  # None becomes '', too
     with atomic_write(Path(path)) as file:
         file.write(text.getvalue().encode())
 
@@ -143,6 +144,12 @@ def export_lists(clips: Iterable[Clip], out: str | Path) -> list[Path]:
 _COLUMNS = [field.name for field in dataclasses.fields(Clip)]
 
 
+def _safe(values: tuple) -> list:
+    """A line's values with its foreign texts, id, class and reason, as cells that no spreadsheet runs."""
+    video_id, split, label, class_name, *others, reason = values
+    return [safe_id(video_id), split, label, safe_cell(class_name), *others, safe_cell(reason)]
+
+
 def _parse(row: list[str]) -> Clip:
     if len(row) != len(_COLUMNS):
         raise ValueError(f"{len(row)} columns instead of {len(_COLUMNS)}")
@@ -152,11 +159,11 @@ def _parse(row: list[str]) -> Clip:
     if state not in STATES:
         raise ValueError(f"state is {state!r}, not one of {', '.join(STATES)}")
     return Clip(
-        video_id=video_id,
+        video_id=plain_cell(video_id),
         # words that 300,000 lines share are kept once
         split=sys.intern(split),
         label=int(label),
-        class_name=sys.intern(class_name),
+        class_name=sys.intern(plain_cell(class_name)),
         state=sys.intern(state),
         shard=sys.intern(shard),
         offset=int(offset) if offset else None,
@@ -166,5 +173,5 @@ def _parse(row: list[str]) -> Clip:
         height=int(height) if height else None,
         fps=float(fps) if fps else None,
         sha256=sha256,
-        reason=reason,
+        reason=plain_cell(reason),
     )
