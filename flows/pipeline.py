@@ -36,8 +36,9 @@ from actionzoo.errors import UserError
 from actionzoo.process import mend_dvc
 from flows import cluster, process, slots
 from flows.graph import Stage, read_graph
+from flows.keys import new_key
 from flows.process import Stopped
-from flows.server import api_url, free_port, local_server
+from flows.server import client_settings, free_port, local_server
 
 CPU_SLOTS = 2  # stages without a GPU at once; each of them uses several processes of its own
 UP_TO_DATE, BUILT, FAILED, STOPPED, NOT_RUN = "up to date", "built", "failed", "stopped", "not run"
@@ -275,7 +276,7 @@ def main() -> None:
 
 def _run_with_server() -> int | str:
     """This same command, in a process that ends before the server it reports to; gives what to leave with."""
-    port = free_port()
+    port, key = free_port(), new_key()
     child = None
 
     def leave(number: int, _) -> None:
@@ -287,10 +288,10 @@ def _run_with_server() -> int | str:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     try:
-        with local_server(port, with_ui=False):
+        with local_server(port, key, with_ui=False):
             child = subprocess.Popen(
                 process.kept([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], process.GRACE_SECONDS + 5),
-                env={**os.environ, "PREFECT_API_URL": api_url(port)},
+                env=os.environ | client_settings(port, key),
             )
             return child.wait()
     except UserError as error:

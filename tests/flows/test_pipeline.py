@@ -59,7 +59,7 @@ CHAIN = """
 
 
 @pytest.mark.slow
-def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repository, with_server):
+def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repository, with_server, api):
     repository = make_repository(CHAIN)
     first = build(repository)
     assert first.returncode == 0, first.stdout
@@ -71,13 +71,13 @@ def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repos
     assert "0 stages built, 3 were up to date" in second.stdout
     assert sorted((repository / "ran").read_text().split()) == ["resize", "train@a", "train@b"]
 
-    api = with_server["PREFECT_API_URL"]
-    tables = httpx.post(f"{api}/artifacts/filter", json={"sort": "CREATED_DESC", "limit": 2}).json()
+    server = api(with_server)
+    tables = server.post("/artifacts/filter", json={"sort": "CREATED_DESC", "limit": 2}).json()
     of_second, of_first = (json.loads(table["data"]) for table in tables)
     assert {row["stage"]: row["state"] for row in of_first} == dict.fromkeys(["resize", "train@a", "train@b"], "built")
     assert {row["state"] for row in of_second} == {"up to date"}
 
-    runs = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 2}).json()
+    runs = server.post("/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 2}).json()
     assert f"resizing for {runs[1]['id']}" in first.stdout  # the stage could tag its record with it
 
 
