@@ -20,13 +20,17 @@ def test_one_command_serves_runs_whatever_became_of_the_last(
     port = free_port()
     begun, nap = project / "begun", project / "nap"
 
-    # Cut off in the middle of a run, as by a power failure.
+    # Cut off in the middle of a run, as by a power failure. The user has settings of their own: they stay.
     nap.write_text("600")
+    settings = project / "prefect.toml"
+    settings.write_text("[logging]\nlevel = 'INFO'\n")
     local, log = serve(port)
     assert order(log, "zoo/all").returncode == 0
     wait_for(begun.exists)
     local.kill()
     local.wait()
+    assert settings.read_text() == "[logging]\nlevel = 'INFO'\n"
+    settings.unlink()
     assert left_running(apart_from="prefect") == []  # the flow itself may knock at the dead server for 30 s more
 
     # The next one does not take it for running; a run ends well, and its log has the words of the stage.
