@@ -6,16 +6,21 @@ locks and a child process of this machine. It is their stages that send parts to
 
 import logging
 import os
+import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
+from actionzoo.names import did_you_mean
 
 LOCAL = "local"
 CONNECT_SECONDS = 20.0
+_ADDRESS = re.compile(r"(?:([a-z]+)://)?([\w.-]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
 
 
 @contextmanager
@@ -32,17 +37,46 @@ def joined(dask: str | None) -> Iterator[dict[str, str]]:
         with _workers_here() as variables:
             yield variables
     else:
+        check_address(dask)
+        _check_that_something_listens(dask)
         from prefect_dask import DaskTaskRunner
 
         try:
             with DaskTaskRunner(address=dask, client_kwargs={"timeout": CONNECT_SECONDS}) as runner:
                 address = runner.client.scheduler_info(n_workers=0)["address"]
         except (OSError, ValueError, TypeError) as error:
-            raise UserError(
-                f"no Dask scheduler answers at {dask} ({error}); start one with `dask scheduler`, and give the address "
-                f"that it prints, as in tcp://10.0.0.1:8786, or `{LOCAL}` for workers on this machine"
-            ) from None
+            raise _no_scheduler(dask, error) from None
         yield {"DASK_SCHEDULER_ADDRESS": address}
+
+
+def check_address(dask: str | None) -> None:
+    """Raises UserError if `dask` is neither an address as Dask writes them nor `local` nor empty.
+
+    Such an address holds no password. What may hold one is refused before Prefect keeps it as a parameter of the flow.
+    """
+    if dask and dask != LOCAL and not _ADDRESS.fullmatch(dask):
+        shown = "no address" if "@" in dask and "://" not in dask else without_secrets(dask)
+        raise UserError(
+            f"dask is {shown}{did_you_mean(dask, [LOCAL])}; write the address that `dask scheduler` prints, as in "
+            f"tcp://10.0.0.1:8786, or `{LOCAL}` for workers on this machine"
+        )
+
+
+def _check_that_something_listens(dask: str) -> None:
+    """Ask first without Dask: its client, once it has failed, speaks up again when the program ends."""
+    scheme, host, port = _ADDRESS.fullmatch(dask).groups()
+    if scheme in (None, "tcp", "tls"):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        except (OSError, OverflowError, UnicodeError) as error:
+            raise _no_scheduler(dask, error) from None
+
+
+def _no_scheduler(dask: str, error: Exception) -> UserError:
+    return UserError(
+        f"no Dask scheduler answers at {dask} ({error}); start one with `dask scheduler`, and give the address that it "
+        f"prints, as in tcp://10.0.0.1:8786, or `{LOCAL}` for workers on this machine"
+    )
 
 
 def stage_path() -> str:

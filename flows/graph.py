@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
 
 
@@ -37,7 +38,7 @@ def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]
             gpus = {stage.addressing: _gpus(stage.addressing, stage.meta) for stage in repo.index.graph}
             order = [stage.addressing for stage in repo.index.stages]
     except DvcException as error:
-        raise UserError(f"DVC cannot read its graph here: {error}") from error
+        raise UserError(without_secrets(f"DVC cannot read its graph here: {error}")) from error
 
     wanted = order if not targets else [name for target in targets for name in _expand(target, order)]
     stages: dict[str, Stage] = {}

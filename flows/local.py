@@ -4,12 +4,15 @@
     python -m flows.local --port 4201            when 4200 is taken
 
 Everything listens on 127.0.0.1 only, and what Prefect writes is in .prefect/ of this checkout (or in PREFECT_HOME).
-If a Prefect server already answers on the port, that one is used, and left running at the end.
+The server answers only requests with its key. The key is in .prefect/key, for the page; `prefect` commands typed in the
+checkout take it from prefect.toml. If a Prefect server already answers on the port, and PREFECT_API_AUTH_STRING holds
+its key, that server is used, and left running at the end. See docs/prefect.md.
 """
 
 import argparse
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,12 +22,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
 from flows import process
-from flows.server import HOST, api_url, is_prefect, local_server
+from flows.keys import KEY_FILE, key_file, new_key, settings_file
+from flows.server import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers
 
 POOL = "actionzoo"  # as in prefect.yaml
 ROOT = Path(__file__).resolve().parent.parent
+POOL_TEMPLATE = ROOT / "flows" / "work_pool.json"  # lets no flow run choose what its process executes
 
 
 def main() -> None:
@@ -37,7 +43,6 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=4200, metavar="N", help="port of the server (%(default)s)")
     port = parser.parse_args().port
     os.environ.setdefault("PREFECT_HOME", str(ROOT / ".prefect"))
-    os.environ["PREFECT_API_URL"] = api_url(port)
     os.environ["PROJECT_DIR"] = str(ROOT)  # prefect.yaml: where the flows run
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
@@ -50,22 +55,33 @@ def main() -> None:
 
 def _serve(port: int, running: ExitStack) -> str:
     """Run until something ends by itself; gives the sentence that says what. Stopped in the opposite order."""
-    from flows import runs  # prefect reads the environment when it is imported: not before main() has set it
-
     running.enter_context(_only_one(port))
+    users_key = os.environ.get("PREFECT_API_AUTH_STRING")
+    is_theirs = _is_theirs(port, users_key)
+    key = users_key if is_theirs else new_key()
+    os.environ |= client_settings(port, key)
+    from flows import runs  # prefect reads the environment when it is imported: not before it is complete
+
     server = None
-    if is_prefect(port):
+    if is_theirs:
         print(f"using the Prefect server that runs on port {port}", flush=True)
+        to_type = ""
     else:
+        path = running.enter_context(key_file(Path(os.environ["PREFECT_HOME"]), key))
+        shown = f"cat {shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))}"
+        to_type = "" if running.enter_context(settings_file(ROOT, key)) else f'PREFECT_API_AUTH_STRING="$({shown})" '
         print(f"starting a Prefect server on port {port}", flush=True)
-        server = running.enter_context(local_server(port, with_ui=True))
+        server = running.enter_context(local_server(port, key, with_ui=True))
         runs.bury(POOL)
-    if not _prefect("work-pool", "inspect", POOL, must_succeed=False):
-        _prefect("work-pool", "create", POOL, "--type", "process")
+    # Of whatever release the pool is, after this its template takes no command.
+    _prefect("work-pool", "create", POOL, "--type", "process", "--base-job-template", str(POOL_TEMPLATE), "--overwrite")
     _prefect("--no-prompt", "deploy", "--all")
+    print(f"\nPrefect is at http://{HOST}:{port}; Ctrl-C stops it.", flush=True)
+    if server:
+        print(f"The page asks for a key, which this shows: {shown}")
     print(
-        f"\nPrefect is at http://{HOST}:{port}; Ctrl-C stops it. In another terminal:\n\n"
-        f"    PREFECT_API_URL={api_url(port)} {_prefect_command()} deployment run 'zoo/row' --watch\n",
+        f"In another terminal, in {ROOT}:\n\n"
+        f"    {to_type}PREFECT_API_URL={api_url(port)} {_prefect_command()} deployment run 'zoo/row' --watch\n",
         flush=True,
     )
     worker = subprocess.Popen(
@@ -75,7 +91,7 @@ def _serve(port: int, running: ExitStack) -> str:
         start_new_session=True,  # Ctrl-C in the terminal is for us: the worker goes first, while its server lives
     )
     running.callback(process.end, worker)
-    running.callback(lambda: is_prefect(port) and runs.cancel(POOL, worker))
+    running.callback(lambda: who_answers(port, key) is Answer.OURS and runs.cancel(POOL, worker))
     while worker.poll() is None:
         if server and server.poll() is not None:
             return f"the Prefect server ended by itself; see {os.environ['PREFECT_HOME']}/server.log"
@@ -83,11 +99,44 @@ def _serve(port: int, running: ExitStack) -> str:
     return "the worker ended by itself; its last lines are above"
 
 
+def _is_theirs(port: int, key: str | None) -> bool:
+    """Whether a server that the user runs is to be used; False if one is to be started.
+
+    Raises UserError if a server answers that asks for no key, or for another than `key`.
+    """
+    deadline = time.monotonic() + process.GRACE_SECONDS + 5
+    was_killed = (Path(os.environ["PREFECT_HOME"]) / KEY_FILE).exists()
+    while True:
+        answer = who_answers(port, key)
+        if answer is not Answer.LOCKED or not was_killed or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)  # flows.local was killed, and its server is about to end
+    match answer:
+        case Answer.NONE:
+            return False
+        case Answer.OURS:
+            return True
+        case Answer.OPEN:
+            raise UserError(
+                f"the Prefect server on port {port} asks for no key, so any web page and any user of this machine "
+                f"could run commands through a worker of it. Stop it and start this again, or choose another port, as "
+                f"in --port {free_port()}; docs/prefect.md tells how to give a server of your own a key."
+            )
+        case Answer.LOCKED:
+            raise UserError(
+                f"the Prefect server on port {port} wants a key, and not the one in PREFECT_API_AUTH_STRING. Set it "
+                f"there, or choose another port, as in --port {free_port()}."
+                if key
+                else f"the Prefect server on port {port} wants a key. Set PREFECT_API_AUTH_STRING to it, or choose "
+                f"another port, as in --port {free_port()}."
+            )
+
+
 @contextmanager
 def _only_one(port: int) -> Iterator[None]:
     """Two on one data base would take each other's runs for dead."""
     path = Path(os.environ["PREFECT_HOME"]) / "local.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -103,17 +152,16 @@ def _only_one(port: int) -> Iterator[None]:
 _PREFECT = [sys.executable, "-m", "prefect"]  # of this environment, whatever PATH says
 
 
-def _prefect(*arguments: str, must_succeed: bool = True) -> bool:
+def _prefect(*arguments: str) -> None:
     done = subprocess.run([*_PREFECT, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode and must_succeed:
-        raise UserError(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
-    return done.returncode == 0
+    if done.returncode:
+        raise UserError(without_secrets(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}"))
 
 
 def _prefect_command() -> str:
     """What to type for `prefect`: the bare word where PATH leads to the one beside our interpreter."""
     ours = Path(sys.executable).with_name("prefect")
-    return "prefect" if shutil.which("prefect") == str(ours) else str(ours)
+    return "prefect" if shutil.which("prefect") == str(ours) else shlex.quote(str(ours))
 
 
 def _leave(number: int, _) -> None:

@@ -22,9 +22,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import httpx
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.futures import wait
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
@@ -32,14 +34,17 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque
 
+from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
 from actionzoo.process import mend_dvc
 from flows import cluster, process, slots
 from flows.graph import Stage, read_graph
+from flows.keys import new_key
 from flows.process import Stopped
-from flows.server import api_url, free_port, local_server
+from flows.server import client_settings, free_port, local_server
 
 CPU_SLOTS = 2  # stages without a GPU at once; each of them uses several processes of its own
+PREFECT_KEYS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # not for stages
 UP_TO_DATE, BUILT, FAILED, STOPPED, NOT_RUN = "up to date", "built", "failed", "stopped", "not run"
 
 
@@ -120,8 +125,9 @@ def build_stage(name: str, stage: Stage, machine: Machine) -> State:
 
                 def say(line: str) -> None:
                     if line:
-                        logger.info(line)
-                        lines.append(line)
+                        shown = without_secrets(line)
+                        logger.info(shown)
+                        lines.append(shown)
 
                 status = _dvc(["repro", "-s", name], machine, say, devices.gpus, [*own.locks, *devices.locks])
     except Stopped:
@@ -175,8 +181,8 @@ def _changes(name: str, machine: Machine) -> str:
     status = _dvc(["status", "--json", name], machine, lines.append)
     found = [line for line in lines if line.startswith("{")]
     if status or not found:
-        raise UserError(f"dvc status {name} ended with status {status}: {' '.join(lines)}")
-    return ", ".join(json.dumps(change) for change in json.loads(found[-1]).get(name, []))
+        raise UserError(without_secrets(f"dvc status {name} ended with status {status}: {' '.join(lines)}"))
+    return without_secrets(", ".join(json.dumps(change) for change in json.loads(found[-1]).get(name, [])))
 
 
 def _dvc(
@@ -187,7 +193,7 @@ def _dvc(
     locks: Sequence[int] = (),
 ) -> int:
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in PREFECT_KEYS},
         **machine.cluster,
         "PATH": cluster.stage_path(),
         "PYTHONUNBUFFERED": "1",  # or a line would be seen when thousands have followed it
@@ -257,11 +263,14 @@ def main() -> None:
             parser.error(f"--gpus is {arguments.gpus}; write numbers with commas between them, as in --gpus 0,1")
     try:
         read_graph(arguments.targets)  # a misspelt name is told before a server is started
+        cluster.check_address(arguments.dask)
     except UserError as error:
         sys.exit(str(error))
 
     if not PREFECT_API_URL.value():
         sys.exit(_run_with_server())
+    if fault := _fault_of_server():
+        sys.exit(fault)
 
     # Prefect answers SIGTERM, then sends it again to whoever handled it before: leave in order, its logs sent.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -273,9 +282,30 @@ def main() -> None:
     sys.exit(0 if state.is_completed() else 1)
 
 
+def _fault_of_server() -> str | None:
+    """Why the server in PREFECT_API_URL cannot be used; None if it can."""
+    address = without_secrets(PREFECT_API_URL.value())
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_flows(limit=1)
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code in (401, 403):
+            return (
+                f"the Prefect server at {address} refuses our key: set PREFECT_API_AUTH_STRING to its own, as "
+                f"docs/prefect.md tells, or unset PREFECT_API_URL to build without a server."
+            )
+        return f"the Prefect server at {address} answers with status {error.response.status_code}; see its log."
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        return (
+            f"no Prefect server answers at {address} ({type(error).__name__}); unset PREFECT_API_URL to build without "
+            "one, or start one with `python -m flows.local`."
+        )
+    return None
+
+
 def _run_with_server() -> int | str:
     """This same command, in a process that ends before the server it reports to; gives what to leave with."""
-    port = free_port()
+    port, key = free_port(), new_key()
     child = None
 
     def leave(number: int, _) -> None:
@@ -287,10 +317,10 @@ def _run_with_server() -> int | str:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, leave)
     try:
-        with local_server(port, with_ui=False):
+        with local_server(port, key, with_ui=False):
             child = subprocess.Popen(
                 process.kept([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], process.GRACE_SECONDS + 5),
-                env={**os.environ, "PREFECT_API_URL": api_url(port)},
+                env=os.environ | client_settings(port, key),
             )
             return child.wait()
     except UserError as error:

@@ -1,4 +1,7 @@
-"""A Prefect server on this machine, loopback only, for as long as somebody needs it.
+"""A Prefect server on this machine, for its user alone, as long as it is needed.
+
+It listens on loopback, answers only requests that carry its key (flows/keys.py), and refuses those of foreign pages
+(flows/guarded.py).
 
 Prefect can start a temporary server by itself. That one is in our process group, so Ctrl-C ends it first and the flow
 then spends minutes knocking at its door; and it outlives a flow that is killed. Ours stands apart, and goes with us.
@@ -11,11 +14,15 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 
+from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
 from flows import process
 
@@ -23,8 +30,15 @@ HOST = "127.0.0.1"
 START_SECONDS = 180.0  # it makes its data base first; 10 s is usual
 
 
+class Answer(Enum):
+    NONE = "no healthy Prefect server answers"
+    OPEN = "a Prefect server answers that asks for no key"
+    LOCKED = "a Prefect server answers that wants another key"
+    OURS = "a Prefect server answers, and our key opens it"
+
+
 @contextmanager
-def local_server(port: int, *, with_ui: bool) -> Iterator[subprocess.Popen]:
+def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.Popen]:
     """Start a server on `port`, wait until it answers, stop it at the end. What it says is in PREFECT_HOME/server.log.
 
     Raises UserError if the port is taken or the server does not come up.
@@ -32,12 +46,11 @@ def local_server(port: int, *, with_ui: bool) -> Iterator[subprocess.Popen]:
     if is_taken(port):
         raise UserError(f"port {port} on {HOST} is taken; choose another with --port, as in --port {free_port()}.")
     log = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect")) / "server.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    options = ["--host", HOST, "--port", str(port), "--ui" if with_ui else "--no-ui"]
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with log.open("w") as output:
         server = subprocess.Popen(
-            process.kept([sys.executable, "-m", "prefect", "server", "start", *options]),
-            env={**os.environ, "PREFECT_API_URL": api_url(port)},
+            process.kept([sys.executable, "-m", "flows.guarded", "--port", str(port)]),
+            env={**os.environ, **client_settings(port, key), **_server_settings(port, key, with_ui)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -45,9 +58,10 @@ def local_server(port: int, *, with_ui: bool) -> Iterator[subprocess.Popen]:
         )
     try:
         deadline = time.monotonic() + START_SECONDS
-        while not is_prefect(port):
+        while who_answers(port, key) is not Answer.OURS:
             if server.poll() is not None or time.monotonic() > deadline:
                 last = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
+                last = without_secrets(last).replace(key, "***")
                 raise UserError(f"the Prefect server on port {port} did not start; see {log}, which ends:\n{last}")
             time.sleep(0.1)
         yield server
@@ -55,21 +69,60 @@ def local_server(port: int, *, with_ui: bool) -> Iterator[subprocess.Popen]:
         process.end(server)
 
 
+def client_settings(port: int, key: str) -> dict[str, str]:
+    """Environment variables by which Prefect's programs find a server of this machine and open it."""
+    return {"PREFECT_API_URL": api_url(port), "PREFECT_API_AUTH_STRING": key}
+
+
+def _server_settings(port: int, key: str, with_ui: bool) -> dict[str, str]:
+    """Environment variables of the server: ours, whatever the user has set for others."""
+    root = str(Path(__file__).resolve().parent.parent)
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),  # where flows.guarded is
+        "PREFECT_SERVER_API_HOST": HOST,
+        "PREFECT_SERVER_API_PORT": str(port),
+        "PREFECT_SERVER_API_AUTH_STRING": key,
+        "PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": ",".join(own_origins(port)),
+        "PREFECT_SERVER_UI_API_URL": api_url(port),
+        "PREFECT_SERVER_UI_ENABLED": str(with_ui),
+    }
+
+
 def api_url(port: int) -> str:
     return f"http://{HOST}:{port}/api"
 
 
-def is_prefect(port: int) -> bool:
-    """Whether a healthy Prefect server answers there."""
+def own_origins(port: int) -> tuple[str, ...]:
+    """Where the server's pages are opened from, as browsers write it in the Origin header."""
+    suffix = "" if port == 80 else f":{port}"
+    return f"http://{HOST}{suffix}", f"http://localhost{suffix}"
+
+
+def who_answers(port: int, key: str | None = None) -> Answer:
+    """What a port holds. The key is shown only to a server that asks for one."""
     try:
-        # Straight to loopback: a proxy of the environment has no business here.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"{api_url(port)}/health", timeout=5) as answer:
-            healthy = json.load(answer) is True
-        with opener.open(f"{api_url(port)}/admin/version", timeout=5) as answer:
-            return healthy and isinstance(json.load(answer), str)
+        if _asked(port, "health") is not True:
+            return Answer.NONE
+        if isinstance(_asked(port, "admin/version"), str):
+            return Answer.OPEN
+        return Answer.OURS if key and isinstance(_asked(port, "admin/version", key), str) else Answer.LOCKED
     except (OSError, ValueError, http.client.HTTPException):
-        return False
+        return Answer.NONE
+
+
+def _asked(port: int, path: str, key: str | None = None) -> object:
+    """What the API answers, None if it wants a key."""
+    # Straight to loopback: a proxy of the environment has no business here.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    headers = {"Authorization": f"Basic {b64encode(key.encode()).decode()}"} if key else {}
+    try:
+        with opener.open(urllib.request.Request(f"{api_url(port)}/{path}", headers=headers), timeout=5) as answer:
+            return json.loads(answer.read(1000))
+    except urllib.error.HTTPError as error:
+        with error:
+            if error.code == 401:
+                return None
+        raise
 
 
 def is_taken(port: int) -> bool:

@@ -1,6 +1,7 @@
 """Small DVC repositories made on the spot, one Prefect server for all tests, and a way to see what was left running."""
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -9,11 +10,14 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from flows.server import api_url, free_port, local_server
+from flows.keys import new_key
+from flows.server import client_settings, free_port, local_server
 
 ROOT = Path(__file__).resolve().parents[2]
+ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +27,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     ours.pop("CUDA_VISIBLE_DEVICES", None)
     return ours | {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
         "ACTIONZOO_TEST_MARK": uuid.uuid4().hex,
     }
 
@@ -31,11 +35,26 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="session")
 def with_server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """The environment, with a Prefect server to report to."""
-    port = free_port()
+    port, key = free_port(), new_key()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", environment["PREFECT_HOME"])
-        with local_server(port, with_ui=False):
-            yield environment | {"PREFECT_API_URL": api_url(port)}
+        with local_server(port, key, with_ui=False):
+            yield environment | client_settings(port, key)
+
+
+@pytest.fixture
+def api() -> Iterator[Callable[[dict[str, str]], httpx.Client]]:
+    """A client of the server that an environment names, with its key."""
+    clients: list[httpx.Client] = []
+
+    def connect(environment: dict[str, str]) -> httpx.Client:
+        auth = tuple(environment["PREFECT_API_AUTH_STRING"].split(":"))
+        clients.append(httpx.Client(base_url=environment["PREFECT_API_URL"], auth=auth, timeout=60))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        client.close()
 
 
 @pytest.fixture
@@ -75,7 +94,7 @@ def left_running(environment: dict[str, str]) -> Callable[..., list[str]]:
     """Command lines of the processes that the tests have started, once there are none or some seconds have passed;
     those excepted that hold `apart_from`."""
 
-    def look(seconds: float = 5.0, apart_from: str = "prefect server start") -> list[str]:
+    def look(seconds: float = 5.0, apart_from: str = "flows.guarded") -> list[str]:
         mark = f"ACTIONZOO_TEST_MARK={environment['ACTIONZOO_TEST_MARK']}".encode()
         deadline = time.monotonic() + seconds
         while True:
@@ -103,3 +122,79 @@ def wait_for() -> Callable[..., None]:
             time.sleep(0.05)
 
     return wait
+
+
+@pytest.fixture
+def project(make_repository):
+    """A project in small: our flows and our prefect.yaml over a graph with one row."""
+    repository = make_repository(
+        f"""
+        stages:
+          train:
+            foreach: [{ROW}]
+            do:
+              cmd: echo learning from $(cat in.txt); touch begun; sleep $(cat nap) && cp in.txt trained_${{item}}.txt
+              deps: [in.txt]
+              outs: ["trained_${{item}}.txt"]
+              meta: {{gpus: 1}}
+          evaluate:
+            foreach: [{ROW}]
+            do:
+              cmd: cp trained_${{item}}.txt top1_${{item}}.txt
+              deps: ["trained_${{item}}.txt"]
+              outs: ["top1_${{item}}.txt"]
+        """,
+        folder="a project",
+    )
+    shutil.copytree(ROOT / "flows", repository / "flows", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "prefect.yaml", repository)
+    return repository
+
+
+@pytest.fixture
+def own_environment(environment):
+    """Nothing set for Prefect, and flows found where the command is given, as for a user."""
+    own = {name: value for name, value in environment.items() if name != "PREFECT_HOME"}
+    return own | {"PYTHONPATH": str(ROOT / "src")}
+
+
+@pytest.fixture
+def serve(project, own_environment, start, wait_for, tmp_path):
+    """`python -m flows.local` on a port; gives it, with the file of its output, once its worker is there."""
+
+    def run(port: int) -> tuple[subprocess.Popen, Path]:
+        log = tmp_path / "local.log"
+        with log.open("w") as output:
+            local = start(
+                [sys.executable, "-m", "flows.local", "--port", str(port)],
+                cwd=project,
+                env=own_environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        wait_for(lambda: "started!" in log.read_text() or local.poll() is not None, 120)
+        assert local.poll() is None, log.read_text()
+        return local, log
+
+    return run
+
+
+@pytest.fixture
+def order(project, own_environment, tmp_path):
+    """Type the line that flows.local has printed, in the project's folder, for one of the deployments."""
+
+    def run(log: Path, deployment: str, *options: str) -> subprocess.CompletedProcess:
+        home = {"PREFECT_HOME": str(tmp_path / "home of the other terminal")}
+        line = next(line for line in log.read_text().splitlines() if "deployment run" in line)
+        line = line.replace("zoo/row", deployment).replace(" --watch", f" {' '.join(options)}")
+        return subprocess.run(
+            line, shell=True, cwd=project, env=own_environment | home, capture_output=True, text=True, timeout=120
+        )
+
+    return run
+
+
+@pytest.fixture
+def key_of() -> Callable[[Path], str]:
+    """The key of the server that flows.local runs in a project, as a user reads it."""
+    return lambda project: (project / ".prefect" / "key").read_text().strip()

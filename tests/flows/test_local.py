@@ -1,101 +1,36 @@
 import http.server
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
 from contextlib import closing
-from pathlib import Path
 
-import httpx
 import pytest
 
-from flows.server import api_url, free_port
+from flows.server import client_settings, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 
 
-@pytest.fixture
-def project(make_repository):
-    """A project in small: our flows and our prefect.yaml over a graph with one row."""
-    repository = make_repository(
-        f"""
-        stages:
-          train:
-            foreach: [{ROW}]
-            do:
-              cmd: echo learning from $(cat in.txt); touch begun; sleep $(cat nap) && cp in.txt trained_${{item}}.txt
-              deps: [in.txt]
-              outs: ["trained_${{item}}.txt"]
-              meta: {{gpus: 1}}
-          evaluate:
-            foreach: [{ROW}]
-            do:
-              cmd: cp trained_${{item}}.txt top1_${{item}}.txt
-              deps: ["trained_${{item}}.txt"]
-              outs: ["top1_${{item}}.txt"]
-        """,
-        folder="a project",
-    )
-    shutil.copytree(ROOT / "flows", repository / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "prefect.yaml", repository)
-    return repository
-
-
-@pytest.fixture
-def own_environment(environment):
-    """Nothing set for Prefect, and flows found where the command is given, as for a user."""
-    return {name: value for name, value in environment.items() if name not in ("PREFECT_HOME", "PYTHONPATH")}
-
-
-@pytest.fixture
-def serve(project, own_environment, start, wait_for, tmp_path):
-    """`python -m flows.local` on a port; gives it, with the file of its output, once its worker is there."""
-
-    def run(port: int) -> tuple[subprocess.Popen, Path]:
-        log = tmp_path / "local.log"
-        with log.open("w") as output:
-            local = start(
-                [sys.executable, "-m", "flows.local", "--port", str(port)],
-                cwd=project,
-                env=own_environment,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        wait_for(lambda: "started!" in log.read_text() or local.poll() is not None, 120)
-        assert local.poll() is None, log.read_text()
-        return local, log
-
-    return run
-
-
-@pytest.fixture
-def order(own_environment, tmp_path):
-    """Type the line that flows.local has printed, for one of the deployments."""
-
-    def run(log: Path, deployment: str, *options: str) -> subprocess.CompletedProcess:
-        home = {"PREFECT_HOME": str(tmp_path / "home of the other terminal")}
-        line = next(line for line in log.read_text().splitlines() if "deployment run" in line)
-        line = line.replace("zoo/row", deployment).replace(" --watch", f" {' '.join(options)}")
-        return subprocess.run(line, shell=True, env=own_environment | home, capture_output=True, text=True, timeout=120)
-
-    return run
-
-
 @pytest.mark.slow
-def test_one_command_serves_runs_whatever_became_of_the_last(project, serve, order, left_running, wait_for):
+def test_one_command_serves_runs_whatever_became_of_the_last(
+    project, serve, order, left_running, wait_for, key_of, api
+):
     port = free_port()
     begun, nap = project / "begun", project / "nap"
 
-    # Cut off in the middle of a run, as by a power failure.
+    # Cut off in the middle of a run, as by a power failure. The user has settings of their own: they stay.
     nap.write_text("600")
+    settings = project / "prefect.toml"
+    settings.write_text("[logging]\nlevel = 'INFO'\n")
     local, log = serve(port)
     assert order(log, "zoo/all").returncode == 0
     wait_for(begun.exists)
     local.kill()
     local.wait()
+    assert settings.read_text() == "[logging]\nlevel = 'INFO'\n"
+    settings.unlink()
     assert left_running(apart_from="prefect") == []  # the flow itself may knock at the dead server for 30 s more
 
     # The next one does not take it for running; a run ends well, and its log has the words of the stage.
@@ -104,15 +39,14 @@ def test_one_command_serves_runs_whatever_became_of_the_last(project, serve, ord
     ordered = order(log, "zoo/row", "--watch")
     assert ordered.returncode == 0, ordered.stdout + ordered.stderr + log.read_text()
     assert (project / f"top1_{ROW}.txt").exists()
-    runs = httpx.post(f"{api_url(port)}/flow_runs/filter", json={}).json()
+    server = api(client_settings(port, key_of(project)))
+    runs = server.post("/flow_runs/filter", json={}).json()
     assert sorted(run["state_name"] for run in runs) == ["Completed", "Crashed"]
     completed = next(run["id"] for run in runs if run["state_name"] == "Completed")
 
     def is_logged(words: str) -> bool:
         of_run = {"logs": {"flow_run_id": {"any_": [completed]}}, "limit": 200}
-        return any(
-            entry["message"] == words for entry in httpx.post(f"{api_url(port)}/logs/filter", json=of_run).json()
-        )
+        return any(entry["message"] == words for entry in server.post("/logs/filter", json=of_run).json())
 
     wait_for(lambda: is_logged("learning from one"), 10)
 

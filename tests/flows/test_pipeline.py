@@ -59,7 +59,7 @@ CHAIN = """
 
 
 @pytest.mark.slow
-def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repository, with_server):
+def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repository, with_server, api):
     repository = make_repository(CHAIN)
     first = build(repository)
     assert first.returncode == 0, first.stdout
@@ -71,13 +71,13 @@ def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repos
     assert "0 stages built, 3 were up to date" in second.stdout
     assert sorted((repository / "ran").read_text().split()) == ["resize", "train@a", "train@b"]
 
-    api = with_server["PREFECT_API_URL"]
-    tables = httpx.post(f"{api}/artifacts/filter", json={"sort": "CREATED_DESC", "limit": 2}).json()
+    server = api(with_server)
+    tables = server.post("/artifacts/filter", json={"sort": "CREATED_DESC", "limit": 2}).json()
     of_second, of_first = (json.loads(table["data"]) for table in tables)
     assert {row["stage"]: row["state"] for row in of_first} == dict.fromkeys(["resize", "train@a", "train@b"], "built")
     assert {row["state"] for row in of_second} == {"up to date"}
 
-    runs = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 2}).json()
+    runs = server.post("/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 2}).json()
     assert f"resizing for {runs[1]['id']}" in first.stdout  # the stage could tag its record with it
 
 
@@ -200,6 +200,73 @@ def test_help_names_the_arguments_and_gives_an_example(build, tmp_path):
     assert all(
         word in said.stdout for word in ("targets", "--gpus", "--cpu-slots", "example: python -m flows.pipeline")
     )
+
+
+def test_passwords_in_addresses_are_shown_nowhere(build, make_repository, with_server, api):
+    repository = make_repository(
+        """
+        stages:
+          fetch:
+            cmd: echo from https://me:pass-word@host/k?X-Amz-Signature=0feed && echo s3://me:pass-word@host >&2 && false
+            deps: [in.txt]
+            outs: [out.txt]
+        """
+    )
+    failed = build(repository)
+    assert failed.returncode == 1
+    assert "https://***@host/k?***" in failed.stdout
+    assert "pass-word" not in failed.stdout and "0feed" not in failed.stdout
+    server = api(with_server)
+    kept = "".join(
+        server.post(f"/{kind}/filter", json={"limit": 100, "sort": sort}).text
+        for kind, sort in [("logs", "TIMESTAMP_DESC"), ("flow_runs", "START_TIME_DESC"), ("artifacts", "CREATED_DESC"),
+                           ("task_runs", "ID_DESC")]
+    )  # fmt: skip
+    assert "***@host" in kept
+    assert "pass-word" not in kept and "0feed" not in kept
+
+
+def test_stages_do_not_get_the_keys_of_prefect(build, make_repository):
+    repository = make_repository(
+        """
+        stages:
+          look:
+            cmd: "env | sed -n 's/=.*//p' > names.txt"
+            deps: [in.txt]
+            outs: [names.txt]
+        """
+    )
+    done = build(repository, PREFECT_API_KEY="word")
+    assert done.returncode == 0, done.stdout
+    names = (repository / "names.txt").read_text().split()
+    assert "ACTIONZOO_FLOW_RUN_ID" in names
+    assert [name for name in names if name.startswith("PREFECT_") and name.endswith(("_KEY", "_STRING"))] == []
+
+
+@pytest.mark.parametrize(
+    "address", ["tcp://me:pass-word@127.0.0.1:1?sig=pass-word", "me:pass-word@host:1", "loacl", "x"]
+)
+def test_what_is_no_address_of_a_scheduler_is_told_before_anything_starts(build, make_repository, address):
+    said = build(make_repository(CHAIN), "--dask", address)
+    assert said.returncode == 1
+    assert said.stdout.startswith("dask is ") and said.stdout.count("\n") == 1
+    assert "pass-word" not in said.stdout
+    assert ("did you mean local?" in said.stdout) == (address == "loacl")
+
+
+@pytest.mark.parametrize("address", ["http://me:pass-word@127.0.0.1:1/api", "http://127.0.0.1:1/api?sig=pass-word"])
+def test_a_server_that_does_not_answer_is_one_sentence(build, make_repository, address):
+    said = build(make_repository(CHAIN), PREFECT_API_URL=address)
+    assert said.returncode == 1
+    assert "no Prefect server answers at http://" in said.stdout
+    assert "Traceback" not in said.stdout and "pass-word" not in said.stdout
+
+
+def test_a_server_that_wants_another_key_is_one_sentence(build, make_repository):
+    said = build(make_repository(CHAIN), PREFECT_API_AUTH_STRING="some:pass-word")
+    assert said.returncode == 1
+    assert "refuses our key: set PREFECT_API_AUTH_STRING" in said.stdout
+    assert "Traceback" not in said.stdout and "pass-word" not in said.stdout
 
 
 def test_flows_know_nothing_of_the_networks(environment):

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,17 +10,18 @@ from actionzoo.errors import UserError
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, scratch: Path | None = None, mode: int | None = None) -> Iterator[BinaryIO]:
     """A binary file to write; it bears the name `path` once the block has ended without an exception.
 
     Until then it lies in `scratch` (same file system), or hidden beside `path`, under a name that the next
-    attempt takes again: a killed process leaves at most one such file and never two.
+    attempt takes again: a killed process leaves at most one such file and never two. `mode` holds from the first
+    moment, for a file that other users must not read; without it, the process's umask decides.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     (scratch or path.parent).mkdir(parents=True, exist_ok=True)
     partial = (scratch or path.parent) / f".{path.name}.partial"
     try:
-        with open(partial, "wb") as file:
+        with open(partial, "wb", opener=None if mode is None else _opener(mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -29,6 +30,15 @@ def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def _opener(mode: int) -> Callable[[str, int], int]:
+    def opened(name: str, flags: int) -> int:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)  # what a killed process left may be open to others
+        return os.open(name, flags | os.O_EXCL | os.O_NOFOLLOW, mode)
+
+    return opened
 
 
 def check_same_file_system(scratch: Path, folder: Path) -> None:
