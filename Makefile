@@ -14,9 +14,9 @@ $(READY): pyproject.toml constraints.txt constraints-torch.txt
 		|| { echo "make: Python 3.11 or newer is needed, $(PYTHON) is older; try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "installing into $(VENV), a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --require-hashes --no-deps -r constraints.txt
-	$(PIP) -r constraints-torch.txt
-	$(PIP) --no-deps --no-build-isolation -e .
+	@$(PIP) --require-hashes --no-deps -r constraints.txt
+	@$(PIP) -r constraints-torch.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
