@@ -269,8 +269,8 @@ def test_a_grey_jpeg_has_three_equal_channels(tmp_path, kind):
     ("data", "reason"),
     [
         (jpeg("CMYK"), "frame 1 is a JPEG in CMYK; make it RGB"),
-        (jpeg("RGB", (HEIGHT, WIDTH)), r"its frames are 64 x 160 \(frame 1\), the manifest has 160 x 64"),
-        (jpeg("L", (WIDTH, HEIGHT + 2)), r"its frames are 160 x 66 \(frame 1\)"),
+        (jpeg("RGB", (HEIGHT, WIDTH)), "frame 1 is 64 x 160, the manifest has 160 x 64"),
+        (jpeg("L", (WIDTH, HEIGHT + 2)), "frame 1 is 160 x 66, the manifest has 160 x 64"),
         (b"no picture", "frame 1 is a damaged JPEG, or none"),
     ],
     ids=["CMYK", "turned", "grey and larger", "no JPEG"],
@@ -281,9 +281,16 @@ def test_a_jpeg_amid_a_clip_that_is_of_another_kind_is_refused(tmp_path, kind, d
         read(reader, np.arange(3))
 
 
+def test_a_frame_of_another_size_than_the_one_before_is_refused_without_a_manifest(tmp_path):
+    for number, data in enumerate((jpeg("RGB"), jpeg("RGB", (WIDTH + 2, HEIGHT))), 1):
+        (tmp_path / f"img_{number:05d}.jpg").write_bytes(data)
+    with pytest.raises(Undecodable, match="frame 1 is 162 x 64, the one before 160 x 64"):
+        read(LooseJpegReader(tmp_path, 2), np.arange(2))
+
+
 def test_a_video_of_another_size_than_the_manifest_says_is_refused(tmp_path):
     reader = VideoReader(film(tmp_path, 20, *OURS), 20, (HEIGHT, WIDTH + 2))
-    with pytest.raises(Undecodable, match=r"its frames are 160 x 64 .*, the manifest has 162 x 64"):
+    with pytest.raises(Undecodable, match="its frames are 160 x 64, the manifest has 162 x 64"):
         read(reader, np.array([3]))
 
 

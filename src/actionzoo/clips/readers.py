@@ -235,16 +235,17 @@ class _SizeCheck:
 
     def __init__(self, size: Size | None):
         self._size, self._whose = size, "the manifest has"
+        self._is_first = True
 
     def __call__(self, frame: np.ndarray, number: int) -> np.ndarray:
         size = frame.shape[:2]
         if self._size is None:
-            self._size, self._whose = size, "the first has"
+            self._size, self._whose = size, "the one before"
         if size != self._size:
-            raise Undecodable(
-                f"its frames are {size[1]} x {size[0]} (frame {number}), {self._whose} {self._size[1]} x "
-                f"{self._size[0]}; import it again"
-            )
+            which = "its frames are" if self._is_first else f"frame {number} is"
+            shape = f"{which} {size[1]} x {size[0]}"
+            raise Undecodable(f"{shape}, {self._whose} {self._size[1]} x {self._size[0]}")
+        self._is_first = False
         return frame
 
 
