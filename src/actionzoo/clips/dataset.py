@@ -146,10 +146,8 @@ def _fill(slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: Clip,
                 shape = (len(wanted), 3, *cut.last)
                 frames = slot[: int(np.prod(shape))].reshape(shape)
             transforms.apply(cut, frame, frames[number])
-    except MachineFault as fault:
-        raise MachineFault(f"{clip.video_id}: {fault}") from fault
-    except Undecodable as error:
-        raise Undecodable(f"{clip.video_id}: {error}") from error
+    except (MachineFault, Undecodable):
+        raise
     except Exception as error:
         if fault := machine_fault(error):
             raise MachineFault(f"{clip.video_id}: {fault}") from error

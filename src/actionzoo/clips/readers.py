@@ -48,17 +48,35 @@ def open_clip(folder: Path, clip: Clip) -> FrameReader:
     """A reader of the clip's frames from the form in `folder`, whichever it is.
 
     Videos and frames lie in shards; or loose, where the manifest names a file or a folder instead of a shard. A loose
-    video must have the bytes that were looked at when it was imported. Raises Undecodable and MachineFault.
+    video must have the bytes that were looked at when it was imported. Raises Undecodable and MachineFault, as the reader
+    does; both begin with the clip's id.
     """
     size = (clip.height, clip.width) if clip.height and clip.width else None
     with _faults_told_apart(f"{clip.video_id}: "):
-        if not folder.name.startswith("frames"):
-            path = folder / clip.shard
-            data = read_member(path, clip.offset, clip.size) if path.suffix == ".tar" else _unchanged(path, clip)
-            return VideoReader(data, clip.num_frames, size)
-        if clip.shard.endswith(".tar"):
-            return JpegReader(folder / clip.shard, clip)
-        return LooseJpegReader(folder / clip.shard, clip.num_frames, size)
+        return _NamedReader(clip.video_id, _open(folder, clip, size))
+
+
+def _open(folder: Path, clip: Clip, size: Size | None) -> FrameReader:
+    if not folder.name.startswith("frames"):
+        path = folder / clip.shard
+        data = read_member(path, clip.offset, clip.size) if path.suffix == ".tar" else _unchanged(path, clip)
+        return VideoReader(data, clip.num_frames, size)
+    if clip.shard.endswith(".tar"):
+        return JpegReader(folder / clip.shard, clip)
+    return LooseJpegReader(folder / clip.shard, clip.num_frames, size)
+
+
+class _NamedReader:
+    """A reader whose Undecodable and MachineFault begin with the clip's id."""
+
+    def __init__(self, video_id: str, reader: FrameReader):
+        self._video_id, self._reader, self.num_frames = video_id, reader, reader.num_frames
+
+    def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        try:
+            yield from self._reader.each(frames)
+        except (Undecodable, MachineFault) as error:
+            raise type(error)(f"{self._video_id}: {error}") from error
 
 
 @dataclass(frozen=True)
