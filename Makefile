@@ -1,19 +1,23 @@
-# make demo | make test | make prefect | make ui | make lint
+# make demo | make test | make prefect | make ui | make lint | make lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint prefect ui
+.PHONY: install demo test lint lock prefect ui
 
 install: $(READY)
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt constraints-torch.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "make: Python 3.11 or newer is needed, $(PYTHON) is older; try make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	@echo "installing into $(VENV), a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@$(PIP) --require-hashes --no-deps -r constraints.txt
+	@$(PIP) -r constraints-torch.txt
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
 # DVC starts `python`: let that be the one of the environment
@@ -26,6 +30,17 @@ test: $(READY)
 
 lint: $(READY)
 	@$(BIN)/python -m ruff check .
+
+# What PyTorch's CUDA builds bring: not in constraints.txt, whose head says why
+CUDA := $(addprefix cuda-,bindings pathfinder toolkit) triton \
+	$(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
+
+# constraints.txt anew, by uv (https://docs.astral.sh/uv); versions that are there stay
+lock:
+	@sed '/^[^#]/d' constraints.txt > constraints.head && cp constraints.txt constraints.new
+	uv pip compile --quiet --no-config pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \
+		--no-annotate --no-header -c constraints-torch.txt $(addprefix --no-emit-package ,torch $(CUDA)) -o constraints.new
+	@cat constraints.head constraints.new > constraints.txt && rm constraints.head constraints.new
 
 # Prefect server, work pool, deployments and worker on 127.0.0.1; Ctrl-C stops them. Another port: make prefect PORT=4201
 PORT ?= 4200

@@ -35,3 +35,20 @@ _MACHINE_TEXTS = re.compile(
 def speaks_of_machine(text: str) -> bool:
     """Whether another program's message blames the machine (disk, memory, threads, files) and not its input."""
     return _MACHINE_TEXTS.search(text) is not None
+
+
+def machine_fault(error: BaseException) -> MachineFault | None:
+    """The same error as a MachineFault, if it is one of the machine's: no memory, a system call that failed for want of
+    something, another program's or library's complaint of that. None for every other error."""
+    match error:
+        case MachineFault():
+            return error
+        case MemoryError():
+            return MachineFault(f"no memory left ({error}); close other programs or use fewer workers, and run again")
+        case OSError(errno=int()):
+            is_fault = error.errno in MACHINE_ERRNOS
+        case _:
+            is_fault = speaks_of_machine(str(error))
+    if not is_fault:
+        return None
+    return MachineFault(f"the machine failed: {' '.join(str(error).split())[:200]}; see to that and run again")

@@ -1,8 +1,10 @@
 """The pool, with work that really hangs, crashes and is killed."""
 
 import ctypes
+import errno
 import faulthandler
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 
 from actionzoo.clips.workers import Lost, Pool
+from actionzoo.errors import MachineFault
 
 SLOT_BYTES = 1000
 
@@ -103,6 +106,63 @@ def test_a_task_whose_process_is_killed_once_is_done_all_the_same(pools, tmp_pat
 
     assert answers(pools(work, workers=1), range(5)) == [0, 10, 20, 30, 40]
     assert (tmp_path / "tries").read_text().split() == ["0", "1", "2", "2", "3", "4"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("fault", ["killed", "too slow"])
+def test_a_task_that_fails_beside_others_is_tried_again_while_no_other_is_worked_at(pools, tmp_path, workers, fault):
+    """Memory and cores may have been short through the neighbours."""
+
+    def work(task, slot):
+        busy = tmp_path / f"busy-{os.getpid()}"
+        busy.touch()
+        if task == 2:
+            is_first = not (tmp_path / "tried").exists()
+            (tmp_path / "tried").touch()
+            if is_first:
+                busy.unlink()
+                os.kill(os.getpid(), signal.SIGKILL) if fault == "killed" else time.sleep(3600)
+            (tmp_path / "beside").write_text(str(len(list(tmp_path.glob("busy-*"))) - 1))
+        else:
+            time.sleep(0.05)
+        answer = fill(task, slot)
+        busy.unlink()
+        return answer
+
+    pool = pools(work, workers, slots=9, timeout_seconds=1)
+    assert answers(pool, range(20)) == [number * 10 for number in range(20)]
+    assert (tmp_path / "beside").read_text() == "0"
+
+
+def test_a_run_that_is_broken_off_during_a_retry_loses_no_slot(pools):
+    pool = pools(die_at_3, workers=2, slots=6)
+    for _ in range(5):
+        assert [answer for _, answer, _ in itertools.islice(pool.run(range(12)), 3)] == [0, 10, 20]
+    assert answers(pool, range(20, 40)) == [number * 10 for number in range(20, 40)]
+
+
+def lack_memory_at_3(task, slot):
+    if task == 3:
+        raise MemoryError
+    return fill(task, slot)
+
+
+def find_the_disk_failing_at_3(task, slot):
+    if task == 3:
+        raise OSError(errno.EIO, "Input/output error", "film.mp4")
+    return fill(task, slot)
+
+
+@pytest.mark.parametrize(
+    ("work", "message"),
+    [(lack_memory_at_3, "no memory left"), (find_the_disk_failing_at_3, "Input/output error: 'film.mp4'")],
+)
+def test_faults_of_the_machine_are_raised_as_such(pools, work, message):
+    results, pool = [], pools(work)
+    with pytest.raises(MachineFault, match=message):
+        results.extend(answer for _, answer, _ in pool.run(range(9)))
+    assert results == [0, 10, 20]
+    assert answers(pool, range(4, 9)) == [40, 50, 60, 70, 80]
 
 
 def test_workers_that_die_while_nobody_waits_for_them_are_replaced(pools):

@@ -1,6 +1,7 @@
 """MMAction2's folders read as they are: real files, looked at and loaded by the real readers."""
 
 import dataclasses
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from actionzoo.clips.inputs import to_input
 from actionzoo.clips.loader import view_loader
 from actionzoo.clips.looking import contents_of
 from actionzoo.clips.readers import open_clip, read
-from actionzoo.errors import UserError
+from actionzoo.errors import MachineFault, UserError
 from actionzoo.kinetics.adopt import adopt
 from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest, write_manifest
 from actionzoo.kinetics.transcode import to_jpegs
@@ -135,3 +136,170 @@ def test_lists_of_frames_have_their_number(folder, tmp_path):
 def test_the_forms_name_says_what_it_holds(folder, tmp_path):
     with pytest.raises(UserError, match="to be called videos_<short side> or frames_<short side>"):
         adopt(tmp_path / "clips", "val", folder / "videos.txt", folder / "videos", look=look)
+
+
+ENCODINGS = {
+    "a mark": lambda text: b"\xef\xbb\xbf" + text.encode(),
+    "Windows": lambda text: text.replace("\n", "\r\n").encode(),
+    "a mark, Windows": lambda text: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode(),
+    "UTF-16": lambda text: text.encode("utf-16"),
+    "UTF-16, Windows": lambda text: text.replace("\n", "\r\n").encode("utf-16"),
+}
+
+
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_lists_and_class_lists_are_read_as_editors_save_them(folder, tmp_path, kind, encoding):
+    for name in (f"{kind}.txt", "classes.txt"):
+        (tmp_path / name).write_bytes(ENCODINGS[encoding]((folder / name).read_text()))
+    made = []
+    for source in (folder, tmp_path):
+        form = tmp_path / source.name / f"{kind}_64"
+        adopt(form, "val", source / f"{kind}.txt", folder / kind, look=look, classes=source / "classes.txt")
+        made.append((form / "manifest.csv").read_bytes())
+    assert made[0] == made[1]
+
+
+def write_list(path: Path, kind: str, labels: list[int]) -> Path:
+    names = [name if kind == "videos" else f"{name.removesuffix('.mp4')} {num}" for name, num in VIDEOS.items()]
+    path.write_text("".join(f"{name} {label}\n" for name, label in zip(names, labels, strict=True)))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+def test_a_list_of_some_classes_keeps_the_labels_of_all(folder, tmp_path, kind):
+    form, names = tmp_path / f"{kind}_64", [f"class {number}" for number in range(400)]
+    (tmp_path / "map.txt").write_text("\n".join(names))
+    listed = write_list(tmp_path / "list.txt", kind, [3, 7, 399])
+    adopt(form, "val", listed, folder / kind, look=look, classes=tmp_path / "map.txt")
+    clips = read_manifest(form / "manifest.csv")
+    assert label_map(clips) == names and [clip.class_name for clip in clips] == ["class 3", "class 7", "class 399"]
+    files = {path.name: path.read_text() for path in export_lists(clips, tmp_path / "lists")}
+    assert files["label_map.txt"].splitlines() == names and files["val.txt"].splitlines()[-1].endswith(" 399")
+    # another split needs the file no more; nor does it lose the list when the form is written again
+    adopt(form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 5]), folder / kind, look=look)
+    write_manifest(form / "manifest.csv", read_manifest(form / "manifest.csv"))
+    assert label_map(read_manifest(form / "manifest.csv")) == names
+    with pytest.raises(
+        UserError, match=r"line 3: .* has label 400, but .*classes\.txt 400 names, whose labels are 0 to 399"
+    ):
+        adopt(form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 400]), folder / kind, look=look)
+
+
+def test_another_class_list_than_that_of_the_other_splits_is_refused(folder, tmp_path):
+    form, classes, swapped = tmp_path / "videos_64", folder / "classes.txt", tmp_path / "swapped.txt"
+    swapped.write_text("zumba\narm wrestling\n")
+    adopt(form, "val", folder / "videos.txt", folder / "videos", look=look, classes=classes)
+    with pytest.raises(UserError, match=r"label 0 is 'zumba' and was 'arm wrestling'.*; give the same,"):
+        adopt(form, "train", folder / "videos.txt", folder / "videos", look=look, classes=swapped)
+    adopt(form, "val", folder / "videos.txt", folder / "videos", look=look, classes=swapped)  # there is no other split
+    assert label_map(read_manifest(form / "manifest.csv")) == ["zumba", "arm wrestling"]
+
+
+def test_a_split_without_names_gets_those_that_come_with_the_next(folder, tmp_path):
+    form = tmp_path / "videos_64"
+    adopt(form, "train", folder / "videos.txt", folder / "videos", look=look)
+    adopt(form, "val", folder / "videos.txt", folder / "videos", look=look, classes=folder / "classes.txt")
+    assert {clip.class_name for clip in read_manifest(form / "manifest.csv")} == {"arm wrestling", "zumba"}
+
+
+def never(paths):
+    raise AssertionError("no file may be looked at before the list is right")
+
+
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+def test_a_gap_in_the_labels_is_said_at_once_with_what_to_do(folder, tmp_path, kind):
+    listed = write_list(tmp_path / "list.txt", kind, [0, 2, 999_999_999])
+    with pytest.raises(UserError, match=r"no clip has label 1, yet there is 999999999 .*line 3.*: --classes FILE"):
+        adopt(tmp_path / f"{kind}_64", "val", listed, folder / kind, look=never)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x/a.mp4 0\nx/a.avi 0\n", r"line 2: x/a\.avi and x/a\.mp4 in line 1 are both called x/a here"),
+        ("a.mp4 0\n./a.mp4 0\n", r"line 2: a\.mp4 is listed twice, first in line 1"),
+        ("x//a.mp4 0\nx/./a.webm 0\n", "line 2: .* are both called x/a here"),
+        ("/etc/passwd 0\n", "line 1: '/etc/passwd' does not lie below the folder"),
+        ("x/../../a.mp4 0\n", r"line 1: 'x/\.\./\.\./a\.mp4' does not lie below the folder"),
+        (". 0\n", r"line 1: '\.' does not lie below the folder"),
+        (f"{'é' * 200}.mp4 0\n", "line 1: .* is longer than a file's name may be"),
+        (f"{'x/' * 3000}a.mp4 0\n", "line 1: .* is longer than a file's name may be"),
+        (f"a.mp4 {'7' * 5000}\n", "line 1: .* ends in a number of 5000 digits"),
+        ("a.mp4 -1\n", "line 1: .* is not `path, label`"),
+        ("a.mp4 ٣\n", "line 1: .* is not `path, label`"),
+        ("a\x1b[31m.mp4 0\n", "line 1: .* has a control character"),
+        ("a\0.mp4 0\n", "is not text: it holds zero bytes"),
+    ],
+)
+def test_lists_that_lead_astray_are_refused_before_a_file_is_opened(folder, tmp_path, text, message):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        adopt(tmp_path / "videos_64", "val", tmp_path / "list.txt", folder, look=never, classes=folder / "classes.txt")
+    assert len(str(caught.value)) < 1000 and not (tmp_path / "videos_64").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x/a 10 0\nx/a/ 10 0\n", "line 2: x/a is listed twice"),
+        (f"x/a {'9' * 5000} 0\n", "ends in a number of 5000 digits"),
+        ("x/a 999999999 0\n", "has 999999999 frames; a clip has at most 1000000"),
+        ("../a 10 0\n", "does not lie below the folder"),
+    ],
+)
+def test_lists_of_frames_that_lead_astray_are_refused(folder, tmp_path, text, message):
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        adopt(tmp_path / "frames_64", "val", tmp_path / "list.txt", folder, look=never)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a\n\nb\n", "line 2 is empty, and names follow"),
+        ("a\nb\na\n", "line 3: 'a' is in line 1, too"),
+        ("\n", "names no class"),
+        (f"a\n{'b' * 201}\n", "line 2: .* is no name of a class"),
+        ("a\nb\x1b[31m\n", "line 2: .* is no name of a class"),
+    ],
+)
+def test_class_lists_that_are_none_are_refused(folder, tmp_path, text, message):
+    (tmp_path / "map.txt").write_text(text)
+    with pytest.raises(UserError, match=message):
+        adopt(tmp_path / "videos_64", "val", folder / "videos.txt", folder, look=never, classes=tmp_path / "map.txt")
+
+
+@pytest.mark.parametrize("which", ["list", "classes", "folder"])
+@pytest.mark.parametrize("path", ["nowhere", "x" * 5000])
+def test_files_that_cannot_be_opened_are_named(folder, tmp_path, which, path):
+    paths = {"list": folder / "videos.txt", "classes": folder / "classes.txt", "folder": folder / "videos"}
+    paths[which] = tmp_path / path
+    with pytest.raises(UserError, match=path[:7]):
+        adopt(tmp_path / "videos_64", "val", paths["list"], paths["folder"], look=never, classes=paths["classes"])
+
+
+def test_a_playlist_among_the_videos_is_corrupt_and_the_same_list_gives_the_same_bytes(folder, tmp_path):
+    shutil.copytree(folder / "videos", tmp_path / "videos")
+    (tmp_path / "videos/bad.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:1/a.ts\n")
+    (tmp_path / "videos/zeros.mp4").write_bytes(bytes(9000))
+    (tmp_path / "list.txt").write_text((folder / "videos.txt").read_text() + "bad.mp4 0\nzeros.mp4 0\n")
+    made = []
+    for name in ("one", "two"):
+        form = tmp_path / name / "videos_64"
+        adopt(form, "val", tmp_path / "list.txt", tmp_path / "videos", look=look, max_bad_share=0.5)
+        made.append((form / "manifest.csv").read_bytes())
+    assert made[0] == made[1]
+    reasons = {clip.video_id: clip.reason for clip in read_manifest(form / "manifest.csv") if not clip.is_usable}
+    assert reasons["bad"].startswith("bad.mp4: it is not a video file: none of mp4, mov,")
+    assert reasons["zeros"].startswith("zeros.mp4: ") and "encode it anew" in reasons["zeros"]
+
+
+def test_a_fault_of_the_machine_writes_nothing(folder, tmp_path):
+    def fail(paths):
+        yield "no video"
+        raise MachineFault("the machine failed: Input/output error")
+
+    with pytest.raises(MachineFault):
+        adopt(tmp_path / "videos_64", "val", folder / "videos.txt", folder / "videos", look=fail, max_bad_share=1)
+    assert not (tmp_path / "videos_64").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..errors import MachineFault, machine_fault
 from ..kinetics.manifest import Clip
 from . import sampling, transforms
 from .readers import FrameReader, Undecodable, open_clip
@@ -131,7 +132,7 @@ class ViewClips:
 
 
 def _fill(slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: Clip, choose_cut) -> np.ndarray:
-    """The wanted frames, cut, at the slot's beginning: (n, 3, height, width). Raises Undecodable."""
+    """The wanted frames, cut, at the slot's beginning: (n, 3, height, width). Raises Undecodable and MachineFault."""
     cut = frames = None
     try:
         for number, frame in enumerate(reader.each(wanted)):
@@ -145,6 +146,10 @@ def _fill(slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: Clip,
                 shape = (len(wanted), 3, *cut.last)
                 frames = slot[: int(np.prod(shape))].reshape(shape)
             transforms.apply(cut, frame, frames[number])
-    except Exception as error:  # decoders raise what they like
+    except (MachineFault, Undecodable):
+        raise
+    except Exception as error:
+        if fault := machine_fault(error):
+            raise MachineFault(f"{clip.video_id}: {fault}") from error
         raise Undecodable(f"{clip.video_id}: {' '.join(str(error).split())[:200]}") from error
     return frames

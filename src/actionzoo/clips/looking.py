@@ -1,21 +1,30 @@
 """Many loose videos or folders of frames, looked at by processes that may hang or die over one of them."""
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import machine_fault
 from .readers import Contents, Undecodable, frames_contents, video_contents
 from .workers import Lost, Pool
+
+MAX_VIDEO_BYTES = 4 * 2**30
+"""A clip of ten seconds has some MB; it is held in memory as a whole."""
 
 
 def contents_of(
     paths: list[tuple[Path, int | None]], *, workers: int, timeout_seconds: float
 ) -> Iterator[Contents | str]:
-    """For each path, a video or, with their number, a folder of frames: what is in it, or why it cannot be used."""
-    pool = Pool(_look, workers=workers, slots=4 * max(1, workers), slot_bytes=0, timeout_seconds=timeout_seconds)
+    """For each path, a video or, with their number, a folder of frames: what is in it, or why it cannot be used.
+
+    Raises MachineFault.
+    """
+    look = functools.partial(_look, timeout_seconds=timeout_seconds)
+    pool = Pool(look, workers=workers, slots=4 * max(1, workers), slot_bytes=0, timeout_seconds=timeout_seconds)
     try:
         for _, contents, _ in pool.run(paths):
             yield contents.reason if isinstance(contents, Lost) else contents
@@ -23,13 +32,21 @@ def contents_of(
         pool.close()
 
 
-def _look(task: tuple[Path, int | None], _: np.ndarray) -> Contents | str:
+def _look(task: tuple[Path, int | None], _: np.ndarray, timeout_seconds: float) -> Contents | str:
     path, num_frames = task
     try:
         with _silence():
-            return video_contents(path.read_bytes()) if num_frames is None else frames_contents(path, num_frames)
-    except (Undecodable, OSError) as error:
-        return " ".join(str(error).split())[:200] or type(error).__name__
+            if num_frames is not None:
+                return frames_contents(path, num_frames)
+            if path.stat().st_size > MAX_VIDEO_BYTES:
+                return f"it is larger than {MAX_VIDEO_BYTES // 2**30} GiB; cut it into clips"
+            return video_contents(path.read_bytes(), timeout_seconds)
+    except Undecodable as error:
+        return str(error)
+    except OSError as error:
+        if fault := machine_fault(error):
+            raise fault from error
+        return error.strerror or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ from ..kinetics.manifest import Clip
 class Quarantine:
     """Reasons by clip, for the length of a run: in memory, and in a small file where the run has a place for it.
 
-    A clip is let out when there is more time for it than when it went in.
+    An entry expires once the timeout is raised above the one it exceeded.
     """
 
     def __init__(self, path: Path | None, timeout_seconds: float):
         self._path, self._timeout_seconds = path, timeout_seconds
         known = read_json(path) if path else {}
-        self._clips = {name: clip for name, clip in known.items() if clip["timeout_seconds"] >= timeout_seconds}
+        self._clips = {name: entry for name, entry in known.items() if _is_valid(entry, timeout_seconds)}
 
     def reason(self, clip: Clip) -> str | None:
         """Why it is in here; None if it is not."""
@@ -26,6 +26,14 @@ class Quarantine:
         self._clips[_name(clip)] = {"reason": reason, "timeout_seconds": self._timeout_seconds}
         if self._path:
             write_json(self._path, self._clips)
+
+
+def _is_valid(entry: object, timeout_seconds: float) -> bool:
+    """Whether an entry holds still; one that somebody has edited into something else does not."""
+    match entry:
+        case {"reason": str(), "timeout_seconds": int() | float() as exceeded}:
+            return exceeded >= timeout_seconds
+    return False
 
 
 def _name(clip: Clip) -> str:

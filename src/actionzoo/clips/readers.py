@@ -1,6 +1,8 @@
 """Frames of one clip by number. The only module that knows decord and the JPEG decoder."""
 
+import contextlib
 import functools
+import hashlib
 import io
 import os
 from collections.abc import Iterator
@@ -10,14 +12,20 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import MachineFault, UserError, machine_fault
 from ..kinetics.frames import frame_spans
 from ..kinetics.manifest import Clip
 from ..kinetics.shards import pread, read_index, read_member
+from ..kinetics.transcode import BadVideo, measure
+from .containers import CONTAINERS, begins_like_video, codec_of, speaks_of_playlist
 from .excerpt import excerpt
+
+Size = tuple[int, int]
+"""(height, width) in pixels."""
 
 
 class Undecodable(Exception):
-    """A clip whose frames cannot be had; the message says which clip and why."""
+    """Frames that cannot be had. The message says why and what to do, in our words: equal bytes give equal messages."""
 
 
 class FrameReader(Protocol):
@@ -26,7 +34,7 @@ class FrameReader(Protocol):
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         """Frame numbers, 0-based, ascending, each once -> (H, W, 3) uint8 RGB of each, valid until the next one.
 
-        Raises IndexError for a frame that is not there; anything where the decoder fails.
+        All are of one size. Raises IndexError for a frame that is not there, Undecodable, and MachineFault.
         """
 
 
@@ -39,17 +47,36 @@ def read(reader: FrameReader, frames: np.ndarray) -> np.ndarray:
 def open_clip(folder: Path, clip: Clip) -> FrameReader:
     """A reader of the clip's frames from the form in `folder`, whichever it is.
 
-    Videos and frames lie in shards; or loose, where the manifest names a file or a folder instead of a shard. Raises
-    Undecodable.
+    Videos and frames lie in shards; or loose, where the manifest names a file or a folder instead of a shard. A loose
+    video must have the bytes that were looked at when it was imported. Raises Undecodable and MachineFault, as the
+    reader does; both begin with the clip's id.
     """
-    try:
-        if not folder.name.startswith("frames"):
-            return VideoReader(read_member(folder / clip.shard, clip.offset, clip.size), clip.num_frames)
-        if clip.shard.endswith(".tar"):
-            return JpegReader(folder / clip.shard, clip)
-        return LooseJpegReader(folder / clip.shard, clip.num_frames)
-    except Exception as error:  # decoders raise what they like
-        raise Undecodable(f"{clip.video_id}: {_reason(error)}") from error
+    size = (clip.height, clip.width) if clip.height and clip.width else None
+    with _faults_told_apart(f"{clip.video_id}: "):
+        return _NamedReader(clip.video_id, _open(folder, clip, size))
+
+
+def _open(folder: Path, clip: Clip, size: Size | None) -> FrameReader:
+    if not folder.name.startswith("frames"):
+        path = folder / clip.shard
+        data = read_member(path, clip.offset, clip.size) if path.suffix == ".tar" else _unchanged(path, clip)
+        return VideoReader(data, clip.num_frames, size)
+    if clip.shard.endswith(".tar"):
+        return JpegReader(folder / clip.shard, clip)
+    return LooseJpegReader(folder / clip.shard, clip.num_frames, size)
+
+
+class _NamedReader:
+    """A reader whose Undecodable and MachineFault begin with the clip's id."""
+
+    def __init__(self, video_id: str, reader: FrameReader):
+        self._video_id, self._reader, self.num_frames = video_id, reader, reader.num_frames
+
+    def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
+        try:
+            yield from self._reader.each(frames)
+        except (Undecodable, MachineFault) as error:
+            raise type(error)(f"{self._video_id}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -69,22 +96,32 @@ class VideoReader:
     `num_frames` is how many there are for certain; containers claim too many. A phone's rotation is applied.
     """
 
-    def __init__(self, data: bytes, num_frames: int):
-        self._data, self.num_frames = data, num_frames
+    def __init__(self, data: bytes, num_frames: int, size: Size | None = None):
+        """`size` is what the frames must have; None for the size of the first one."""
+        self._data, self.num_frames, self._size = data, num_frames, size
 
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         _check(frames, self.num_frames)
+        if not len(frames):
+            return
+        if not begins_like_video(self._data):
+            raise Undecodable(_NO_VIDEO)
         data, start = self._data, 0
         if frames[-1] - frames[0] < self.num_frames * 3 / 4:
             data, start = excerpt(data, int(frames[0]), int(frames[-1])) or (data, 0)
         from torch.utils import dlpack
 
-        video = _open_video(data)
+        check = _SizeCheck(self._size)
+        with _decoder_faults(self._data, "its video"):
+            video = _open_video(data)
+            num_frames = len(video)
         # decord hangs on frames that are not there
-        _check(frames - start, len(video))
+        _check(frames - start, num_frames)
         # one by one: what is resized right away has not left the cache
         for number in (frames - start).tolist():
-            yield dlpack.from_dlpack(video[number].to_dlpack()).numpy()  # without a copy
+            with _decoder_faults(self._data, f"frame {start + number} of {self.num_frames}"):
+                frame = _rgb(dlpack.from_dlpack(video[number].to_dlpack()).numpy())  # without a copy
+            yield check(frame, start + number)
 
 
 class JpegReader:
@@ -94,14 +131,16 @@ class JpegReader:
         self._shard = shard
         self._spans = frame_spans(_index(shard), clip)
         self.num_frames = len(self._spans)
+        self._size = (clip.height, clip.width) if clip.height and clip.width else None
 
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         _check(frames, self.num_frames)
-        decode = _jpeg_decoder()
+        decode, check = _jpeg_decoder(), _SizeCheck(self._size)
         descriptor = os.open(self._shard, os.O_RDONLY)
         try:
-            for offset, size in self._spans[frames].tolist():
-                yield decode(pread(descriptor, self._shard, offset, size))
+            for number, (offset, size) in zip(frames.tolist(), self._spans[frames].tolist(), strict=True):
+                data = pread(descriptor, self._shard, offset, size)
+                yield check(decode(data, number), number)
         finally:
             os.close(descriptor)
 
@@ -109,32 +148,41 @@ class JpegReader:
 class LooseJpegReader:
     """One JPEG per frame, img_00001.jpg and so on, in a folder of the clip's own."""
 
-    def __init__(self, folder: Path, num_frames: int):
-        self._folder, self.num_frames = folder, num_frames
+    def __init__(self, folder: Path, num_frames: int, size: Size | None = None):
+        self._folder, self.num_frames, self._size = folder, num_frames, size
 
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         _check(frames, self.num_frames)
-        decode = _jpeg_decoder()
+        decode, check = _jpeg_decoder(), _SizeCheck(self._size)
         for number in frames.tolist():
-            yield decode((self._folder / f"img_{number + 1:05d}.jpg").read_bytes())
+            with _faults_told_apart():
+                data = (self._folder / f"img_{number + 1:05d}.jpg").read_bytes()
+            yield check(decode(data, number), number)
 
 
-def video_contents(data: bytes) -> Contents:
+def video_contents(data: bytes, timeout_seconds: float = 600) -> Contents:
     """Decode a video once through, for its frames to be counted. Takes as long as that.
 
-    Raises Undecodable where there are none; where a part in the middle is lost; and where frames that are asked for by
-    number are not those that come one after another, as in files that mark no time on each frame.
+    Our ffmpeg reads it before decord sees it, for at most `timeout_seconds`. Raises Undecodable if there are no frames,
+    if a part in the middle is lost, and if frames that are asked for by number are not those that come one after
+    another, as in files that mark no time on each frame. Raises MachineFault.
     """
+    if not begins_like_video(data) or speaks_of_playlist(data):
+        raise Undecodable(_NO_VIDEO)
     try:
-        height, width, _ = _open_video(data)[0].shape
+        codec = measure(data, timeout_seconds=timeout_seconds).video
+    except BadVideo as error:
+        raise Undecodable(f"ffmpeg cannot read it ({error}); {_ANEW}") from None
+    with _decoder_faults(data, "its video", codec):
+        height, width, _ = _rgb(_open_video(data)[0].asnumpy()).shape
         small = {"width": min(width, 32), "height": min(height, 32)}
         through = _open_video(data, **small)
         frames: list[bytes] = []
         for number in range(len(through)):
             try:
-                frames.append(through[number].asnumpy().tobytes())
-            except Exception:
-                if not frames:
+                frames.append(_rgb(through[number].asnumpy()).tobytes())
+            except Exception as error:
+                if not frames or machine_fault(error):
                     raise
                 break
         jumping = _open_video(data, **small)
@@ -142,29 +190,32 @@ def video_contents(data: bytes) -> Contents:
         # backwards, so that each is sought anew; the first frames after a seek are those that go wrong
         for key in keys[:: -max(1, len(keys) // 10)]:
             for number in range(min(key + 2, len(frames) - 1), key - 1, -1):
-                if jumping[number].asnumpy().tobytes() != frames[number]:
-                    raise Undecodable(f"frame {number} cannot be found by its number; encode the video anew")
-    except Undecodable:
-        raise
-    except Exception as error:  # decoders raise what they like
-        raise Undecodable(_reason(error)) from error
-    return Contents(len(frames), width, height, round(float(through.get_avg_fps()), 3))
+                if _rgb(jumping[number].asnumpy()).tobytes() != frames[number]:
+                    raise Undecodable(f"frame {number} cannot be found by its number; {_ENCODE} ({codec})")
+        return Contents(len(frames), width, height, round(float(through.get_avg_fps()), 3))
 
 
 def frames_contents(folder: Path, num_frames: int) -> Contents:
     """Look whether there are img_00001.jpg to the last of `num_frames`, and at the first one. Raises Undecodable."""
-    try:
+    with _faults_told_apart():
         there = {entry.name for entry in os.scandir(folder)}
-        missing = [number for number in range(1, num_frames + 1) if f"img_{number:05d}.jpg" not in there]
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise Undecodable(f"img_{missing[0]:05d}.jpg{more} of {num_frames} frames are not there")
+        num_missing, first_missing = 0, 0
+        for number in range(num_frames, 0, -1):
+            if f"img_{number:05d}.jpg" not in there:
+                num_missing, first_missing = num_missing + 1, number
+                if num_frames - number > len(there) + _MANY:
+                    break
+        if num_missing:
+            more = f" and {num_missing - 1} more" if num_missing > 1 else ""
+            raise Undecodable(f"img_{first_missing:05d}.jpg{more} of {num_frames} frames are not there")
         (first,) = LooseJpegReader(folder, num_frames).each(np.array([0]))
-    except Undecodable:
-        raise
-    except Exception as error:
-        raise Undecodable(_reason(error)) from error
     return Contents(num_frames, width=first.shape[1], height=first.shape[0])
+
+
+_ANEW = "download it again, or encode it anew"
+_ENCODE = "encode the video anew as H.264, or name its folder as `source: folder:`, which does that"
+_NO_VIDEO = f"it is not a video file: none of {CONTAINERS}, or one with a playlist in it; {_ANEW}"
+_MANY = 1000
 
 
 @functools.cache
@@ -182,20 +233,102 @@ def _open_video(data: bytes, **size: int):
     return _decord().VideoReader(io.BytesIO(data), num_threads=1, fault_tol=1e-9, **size)
 
 
+def _rgb(frame: np.ndarray) -> np.ndarray:
+    """What decord hands over as (H, W, 3) uint8. Raises Undecodable.
+
+    FFmpeg pads rows of 3 W bytes to a round number; where that is a multiple of the width (192 bytes at 48 pixels),
+    decord takes it for more channels: (H, W, 4), whose rows begin with the pixels all the same.
+    """
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] < 3 or not frame.size:
+        raise Undecodable(f"decord gives frames of {frame.shape} {frame.dtype}, not (height, width, 3); {_ENCODE}")
+    height, width, channels = frame.shape
+    if channels == 3:
+        return frame
+    rows = frame.reshape(height, width * channels)[:, : 3 * width]
+    return np.ascontiguousarray(rows).reshape(height, width, 3)
+
+
+class _SizeCheck:
+    """Every frame has the size that is expected, or that of the first one. Raises Undecodable."""
+
+    def __init__(self, size: Size | None):
+        self._size, self._whose = size, "the manifest has"
+        self._is_first = True
+
+    def __call__(self, frame: np.ndarray, number: int) -> np.ndarray:
+        size = frame.shape[:2]
+        if self._size is None:
+            self._size, self._whose = size, "the one before"
+        if size != self._size:
+            which = "its frames are" if self._is_first else f"frame {number} is"
+            shape = f"{which} {size[1]} x {size[0]}"
+            raise Undecodable(f"{shape}, {self._whose} {self._size[1]} x {self._size[0]}")
+        self._is_first = False
+        return frame
+
+
 def _jpeg_decoder():
-    """bytes -> (H, W, 3) uint8 RGB, in one and the same buffer as long as the size stays."""
+    """(bytes, frame number) -> (H, W, 3) uint8 RGB, in one and the same buffer as long as the size stays.
+
+    Grey becomes RGB. Raises Undecodable: for CMYK, too, whose colours no two decoders agree on.
+    """
     import simplejpeg
 
     buffer = None
 
-    def decode(data: bytes) -> np.ndarray:
+    def decode(data: bytes, number: int) -> np.ndarray:
         nonlocal buffer
-        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        if buffer is None or buffer.shape[:2] != (height, width):
-            buffer = np.empty((height, width, 3), np.uint8)
-        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+            if colours in ("CMYK", "YCCK"):
+                raise Undecodable(f"frame {number} is a JPEG in {colours}; make it RGB")
+            if buffer is None or buffer.shape[:2] != (height, width):
+                buffer = np.empty((height, width, 3), np.uint8)
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+        except ValueError:
+            raise Undecodable(f"frame {number} is a damaged JPEG, or none; make the frames anew") from None
 
     return decode
+
+
+@contextlib.contextmanager
+def _decoder_faults(data: bytes, what: str, codec: str | None = None) -> Iterator[None]:
+    """What decord raises becomes Undecodable in our words, which name `what` and the codec; or MachineFault."""
+    try:
+        yield
+    except (UserError, Undecodable):
+        raise
+    except Exception as error:  # decoders raise what they like
+        if fault := machine_fault(error):
+            raise fault from error
+        why = "would be a duplicate of another" if "duplicate" in str(error) else "cannot be decoded by decord"
+        raise Undecodable(f"{what} ({codec or codec_of(data)}) {why}; {_ENCODE}") from error
+
+
+@contextlib.contextmanager
+def _faults_told_apart(prefix: str = "") -> Iterator[None]:
+    """Errors of the machine become MachineFault, all others Undecodable; both begin with `prefix`."""
+    try:
+        yield
+    except Undecodable as error:
+        raise Undecodable(f"{prefix}{error}") from error
+    except Exception as error:
+        if fault := machine_fault(error):
+            raise MachineFault(f"{prefix}{fault}") from error
+        raise Undecodable(f"{prefix}{_reason(error)}") from error
+
+
+def _unchanged(path: Path, clip: Clip) -> bytes:
+    """A loose video's bytes. Raises Undecodable if they are not those that were imported, and OSError."""
+    try:
+        with path.open("rb") as file:
+            data = file.read() if clip.size is None else file.read(clip.size + 1)
+    except FileNotFoundError:
+        raise Undecodable(f"{path} is not there; put it back, or import the list again") from None
+    is_other = clip.size is not None and len(data) != clip.size
+    if is_other or (clip.sha256 and hashlib.sha256(data).hexdigest() != clip.sha256):
+        raise Undecodable(f"{path} is another file than was imported; import it again")
+    return data
 
 
 def _check(frames: np.ndarray, num_frames: int) -> None:

@@ -4,8 +4,9 @@
     parent  <--- its answer --------  worker
                the slots                          shared memory: what a worker makes lies where the parent reads it
 
-The parent keeps the time. A worker that is over it is killed and replaced, and its task is lost; one that dies is
-replaced, and its task is tried once more. Other tasks know nothing of it. Results come in the order of the tasks.
+The parent keeps the time. A worker that is over it is killed. Its task, or that of a worker that died, is tried once
+more while no other worker works: memory and cores may have been short through the neighbours. If it fails again, the
+task is lost. Other tasks know nothing of it. Results come in the order of the tasks.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from ..errors import MachineFault, machine_fault
 from ..process import die_with_parent
 
 
@@ -43,7 +45,8 @@ class Pool:
     Tasks and answers are pickled and should be small. `slots` is how many tasks are under way at once, done ones that
     nobody took yet included. With 0 workers the caller does the work: nothing can hang alone then, and there is no
     time limit. Processes start with the first run and last until `close`, or until the parent dies, however it dies.
-    An exception in `work` is a mistake of ours and is raised in the parent.
+    MachineFault in `work` is raised in the parent as it is; any other exception is a mistake of ours and is raised
+    there with its traceback.
     """
 
     def __init__(
@@ -62,6 +65,12 @@ class Pool:
         self._workers: list[_Worker] = []
         self._jobs: deque[_Job] = deque()
         """Of the run that is under way, in order: handed out, and not given to the caller yet."""
+        self._held: deque[_Job] = deque()
+        """Taken back from a worker that is gone; to be given to others."""
+        self._retries: deque[_Job] = deque()
+        """Failed once, and to be tried alone."""
+        self._alone: _Job | None = None
+        """The retry that is under way."""
         self._num_jobs = 0
         self._end = weakref.finalize(self, _end_all, self._workers, os.getpid())
 
@@ -87,6 +96,8 @@ class Pool:
                     self._wait()
                     continue
                 job = jobs[0]
+                if isinstance(job.answer, _Fault):
+                    raise MachineFault(job.answer.reason)
                 if isinstance(job.answer, _Failure):
                     raise RuntimeError(f"a worker failed at {job.task}:\n{job.answer.traceback}")
                 yield job.task, job.answer, self._shared.slots[job.slot]
@@ -103,7 +114,8 @@ class Pool:
 
     def _hand_out(self, tasks: Iterator) -> bool:
         """Make a job for each free slot and give it to the worker that has the fewest. True if no task is left."""
-        while self._free:
+        self._give_again()
+        while self._free and not self._retries and not self._alone:
             try:
                 task = next(tasks)
             except StopIteration:
@@ -111,11 +123,27 @@ class Pool:
             self._num_jobs += 1
             job = _Job(self._num_jobs, int(self._shared.run[0]), task, self._free.pop())
             self._jobs.append(job)
-            min(self._workers, key=lambda worker: len(worker.jobs)).give(job)
+            self._give(job)
         return False
+
+    def _give_again(self) -> None:
+        """Begin a retry when all workers are idle; give what was taken back when there is none."""
+        if self._retries and not self._alone and not any(worker.jobs for worker in self._workers):
+            self._alone = self._retries.popleft()
+            self._give(self._alone)
+        while self._held and not self._retries and not self._alone:
+            self._give(self._held.popleft())
+
+    def _give(self, job: "_Job") -> None:
+        min(self._workers, key=lambda worker: len(worker.jobs)).give(job)
 
     def _abandon(self) -> None:
         """Nobody wants what is left of a run; workers pass over what they did not begin."""
+        for job in (*self._retries, *self._held):  # no worker will answer
+            job.answer = None
+        self._retries.clear()
+        self._held.clear()
+        self._alone = None
         for job in self._jobs:
             job.is_wanted = False
             if job.answer is not _NONE:
@@ -134,8 +162,7 @@ class Pool:
             if time.monotonic() - worker.began() > self._timeout_seconds and not worker.pipe.poll():
                 worker.kill()
                 worker.bury()
-                self._finish(worker.jobs.popleft(), Lost(f"took longer than {self._timeout_seconds:g} s"))
-                self._replace(worker)
+                self._fail(worker, f"took longer than {self._timeout_seconds:g} s")
 
     def _receive(self, worker: "_Worker") -> bool:
         """Take all its answers. False if it has died, and was replaced."""
@@ -150,23 +177,33 @@ class Pool:
             return True
         except (EOFError, OSError):
             why = worker.bury()
-            if worker.jobs:
-                job = worker.jobs[0]
-                job.tries += 1
-                if job.tries > 1 or not job.is_wanted:
-                    self._finish(worker.jobs.popleft(), Lost(f"its process died twice, {why}"))
-            self._replace(worker)
+            self._fail(worker, f"its process died twice, {why}")
             return False
+
+    def _fail(self, worker: "_Worker", reason: str) -> None:
+        """Replace a worker that is gone. The job it was at is tried again, or lost for the `reason`."""
+        jobs = list(worker.jobs)
+        self._workers[worker.place] = _Worker(worker.place, self._work, self._shared)
+        if jobs:
+            job = jobs.pop(0)
+            job.tries += 1
+            if job.tries > 1 or not job.is_wanted:
+                self._finish(job, Lost(reason))
+            else:
+                self._retries.append(job)
+        for job in jobs:
+            if job.is_wanted:
+                self._held.append(job)
+            else:
+                self._finish(job, None)
+        self._give_again()
 
     def _finish(self, job: "_Job", answer: Any) -> None:
         job.answer = answer
+        if job is self._alone:
+            self._alone = None
         if not job.is_wanted:
             self._free.append(job.slot)
-
-    def _replace(self, worker: "_Worker") -> None:
-        new = self._workers[worker.place] = _Worker(worker.place, self._work, self._shared)
-        for job in worker.jobs:
-            new.give(job)
 
 
 def keep_memory() -> None:
@@ -190,6 +227,13 @@ class _Failure:
     traceback: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Fault:
+    """The machine failed, not the work."""
+
+    reason: str
+
+
 @dataclasses.dataclass
 class _Job:
     number: int
@@ -200,7 +244,7 @@ class _Job:
     answer: Any = _NONE
     is_wanted: bool = True
     tries: int = 0
-    """How often its worker died over it."""
+    """How often its worker died or ran out of time over it."""
     waits_since: float = 0.0
     """When it became its worker's next one, as far as the parent could see; time.monotonic()."""
 
@@ -295,6 +339,7 @@ def _serve(place: int, work: Callable, shared: _Shared, pipe: connection.Connect
             if run == shared.run[0]:
                 try:
                     answer = work(task, shared.slots[slot])
-                except Exception:
-                    answer = _Failure(traceback.format_exc())
+                except Exception as error:
+                    fault = machine_fault(error)
+                    answer = _Fault(str(fault)) if fault else _Failure(traceback.format_exc())
             pipe.send((number, answer))

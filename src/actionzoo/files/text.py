@@ -28,6 +28,8 @@ def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
         raise UserError(f"{path} is not there; {remedy}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a file; {remedy}") from None
+    except OSError as error:
+        raise UserError(f"{str(path)[:200]} cannot be read ({error.strerror}); {remedy}") from None
     if len(data) > max_bytes:
         raise UserError(f"{path} is larger than {max_bytes // 2**20} MiB, the most that is read; {remedy}")
     return decode_text(data, str(path), remedy)

@@ -10,6 +10,8 @@ It is the truth for loaders, counts and reports. A line's state says what became
     unlisted   in an archive, and in no annotation: not one of the annotation's clips, here so that nothing vanishes
 
 Clips that are ok, replaced or short lie in a shard. Over a split's listed lines the states add up to its annotation.
+
+Where the clips are of some of the classes only, classes.txt beside it has the names of all, label by label.
 """
 
 import csv
@@ -18,17 +20,20 @@ import io
 import operator
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from actionzoo.errors import UserError
 
 from ..files.atomic import atomic_write
 from ..files.csv_cells import plain_cell, safe_cell, safe_id
+from ..files.text import read_text
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "replaced", "short")
 STATES = (*USABLE, "missing", "corrupt", "unlisted")
+CLASSES = "classes.txt"
+MAX_CLASS_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +73,44 @@ class Clip:
         return self.state != "unlisted"
 
 
-def read_manifest(path: str | Path) -> list[Clip]:
-    """Every line, in the file's order. Raises UserError that names file, line and value."""
+class Manifest(list[Clip]):
+    """The lines in their order, and the class list that is kept beside them."""
+
+    def __init__(self, clips: Iterable[Clip], classes: Sequence[str] | None = None):
+        super().__init__(clips)
+        self.classes = list(classes) if classes is not None else None
+        """Names of all classes by label; None if the clips name them all."""
+
+
+def read_classes(path: Path) -> list[str]:
+    """Class names, one per line, in the order of their labels. Raises UserError that names the line."""
+    lines = read_text(path, "give a file with a class name per line, in the order of the labels").split("\n")
+    names = [line.strip() for line in lines]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise UserError(f"{path} names no class; give a file with a class name per line")
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise UserError(
+                f"{path}, line {number} is empty, and names follow: each line is a label; fill or delete it"
+            )
+        if len(name) > MAX_CLASS_NAME or not name.isprintable():
+            raise UserError(
+                f"{path}, line {number}: {name[:40]!r} is no name of a class: at most {MAX_CLASS_NAME} "
+                "letters that can be printed"
+            )
+        if name in seen:
+            raise UserError(f"{path}, line {number}: {name!r} is in line {seen[name]}, too; each class has one label")
+        seen[name] = number
+    return names
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Every line, in the file's order, with the class list beside it. Raises UserError that names the line."""
     path = Path(path)
+    kept = path.parent / CLASSES
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
@@ -80,15 +120,20 @@ def read_manifest(path: str | Path) -> list[Clip]:
                     f"{path} starts with {','.join(header)!r}, expected {','.join(_COLUMNS)!r}; make it anew"
                 )
             try:
-                return [_parse(row) for row in rows]
+                return Manifest(map(_parse, rows), read_classes(kept) if kept.is_file() else None)
             except (ValueError, csv.Error) as error:
                 raise UserError(f"{path}, line {rows.line_num}: {error}; make it anew") from None
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the stages `resize` and `frames` make it") from None
 
 
-def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
-    """Write the lines, split by split and then by video_id: the same clips give the same bytes."""
+def write_manifest(path: str | Path, clips: Iterable[Clip], classes: Sequence[str] | None = None) -> None:
+    """Write the lines, split by split and then by video_id: the same clips give the same bytes.
+
+    `classes`, or those of a Manifest, are kept beside it; without them none are.
+    """
+    path = Path(path)
+    classes = clips.classes if classes is None and isinstance(clips, Manifest) else classes
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(_COLUMNS)
@@ -98,23 +143,38 @@ def write_manifest(path: str | Path, clips: Iterable[Clip]) -> None:
     for clip in sorted(clips, key=lambda clip: (SPLITS.index(clip.split), clip.video_id)):
         is_odd = "\r" in clip.video_id or "\r" in clip.class_name or "\r" in clip.reason
         (quoted if is_odd else lines).writerow(_safe(values(clip)))  # None becomes '', too
-    with atomic_write(Path(path)) as file:
+    if classes is None:
+        (path.parent / CLASSES).unlink(missing_ok=True)
+    else:
+        with atomic_write(path.parent / CLASSES) as file:
+            file.write("".join(f"{name}\n" for name in classes).encode())
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
 
 
 def label_map(clips: Iterable[Clip]) -> list[str]:
-    """Class names by label. Raises UserError where label and name disagree, or a label has no name."""
-    names: dict[int, str] = {}
+    """Class names by label: those that a Manifest keeps, else those of the clips.
+
+    Raises UserError where label and name disagree, or a label has no name.
+    """
+    kept = clips.classes if isinstance(clips, Manifest) else None
+    names: dict[int, str] = dict(enumerate(kept or ()))
     for clip in clips:
         if clip.label >= 0 and names.setdefault(clip.label, clip.class_name) != clip.class_name:
             raise UserError(
                 f"manifest: label {clip.label} is {names[clip.label]!r} and, at {clip.video_id}, "
                 f"{clip.class_name!r}; make the manifest anew"
             )
+    if kept and len(names) > len(kept):
+        raise UserError(
+            f"manifest: there is label {max(names)}, but {CLASSES} beside it names {len(kept)} classes; "
+            "make the manifest anew"
+        )
     unnamed = set(range(len(names))) - names.keys()
     if unnamed:
         raise UserError(
-            f"manifest: no clip has label {min(unnamed)}, yet there is {max(names)}; make the manifest anew"
+            f"manifest: no clip has label {min(unnamed)}, yet there is {max(names)}; import the lists again and name "
+            "all classes: --classes FILE"
         )
     return [names[label] for label in range(len(names))]
 
@@ -130,7 +190,7 @@ def count_states(clips: Iterable[Clip]) -> dict[str, dict[str, int]]:
 def export_lists(clips: Iterable[Clip], out: str | Path) -> list[Path]:
     """Write what MMAction2's users know: `<split>.txt` with a line `video_id num_frames label` for each usable clip,
     and `label_map.txt` with a class name per line, label by label. Gives the files written."""
-    clips, out = list(clips), Path(out)
+    clips, out = clips if isinstance(clips, Manifest) else list(clips), Path(out)
     texts = {"label_map.txt": "".join(f"{name}\n" for name in label_map(clips))}
     for split in count_states(clips):
         usable = [clip for clip in clips if clip.split == split and clip.is_usable]

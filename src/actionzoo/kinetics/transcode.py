@@ -159,9 +159,11 @@ class Measures:
     """To the end of the last frame that is really in the file, whatever its header says."""
     audio: tuple[str, ...]
     """ffmpeg's name of each sound track's codec."""
+    video: str = ""
+    """ffmpeg's name of the picture's codec, e.g. h264."""
 
 
-def measure(source: Path, *, timeout_seconds: float, scratch: Path | None = None) -> Measures:
+def measure(source: bytes | Path, *, timeout_seconds: float, scratch: Path | None = None) -> Measures:
     """Read the file through without decoding it. Raises BadVideo or MachineFault."""
 
     def work(clip: Clip) -> Measures:
@@ -169,7 +171,7 @@ def measure(source: Path, *, timeout_seconds: float, scratch: Path | None = None
         # a line for each packet, behind some on each track; framecrc is for tests, and says just what is asked here
         command = ffmpeg.output(_input(clip.source), _source(clip.source)["a?"], str(out), c="copy", f="framecrc")
         complaint = clip.run(_command(command))
-        audio, tick, end = [], 0.0, 0.0
+        video, audio, tick, end = "", [], 0.0, 0.0
         with open(out, encoding="ascii") if out.is_file() else contextlib.nullcontext(()) as lines:
             for number, line in enumerate(lines):
                 if number % 1000 == 0:
@@ -177,14 +179,16 @@ def measure(source: Path, *, timeout_seconds: float, scratch: Path | None = None
                 if line.startswith("#tb 0:"):
                     ticks, per_seconds = line.split()[-1].split("/")
                     tick = int(ticks) / int(per_seconds)
-                elif line.startswith("#codec_id ") and not line.startswith("#codec_id 0:"):
+                elif line.startswith("#codec_id 0:"):
+                    video = line.split()[-1]
+                elif line.startswith("#codec_id "):
                     audio.append(line.split()[-1])
                 elif line.startswith("0,"):
                     times = [int(text) for text in line.split(",")[1:4] if re.fullmatch(r" *-?\d+", text)]
                     end = max(end, *((time + times[-1]) * tick for time in times[:-1] if abs(time) < 2**62), 0.0)
         if not end:
             raise BadVideo(reason_of(complaint))
-        return Measures(end, tuple(audio))
+        return Measures(end, tuple(audio), video)
 
     return _process(source, work, timeout_seconds, scratch)
 
