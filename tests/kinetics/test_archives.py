@@ -1,13 +1,16 @@
 """Archives come from strangers: nothing of them is written anywhere, and what is not whole is refused."""
 
+import errno
 import gzip
 import hashlib
 import io
+import subprocess
+import sys
 import tarfile
 
 import pytest
 
-from actionzoo.errors import UserError
+from actionzoo.errors import MachineFault, UserError
 from actionzoo.kinetics import archives
 from actionzoo.kinetics.archives import check_archive, read_archive
 
@@ -111,3 +114,50 @@ def test_a_file_too_large_for_a_clip_is_refused_before_it_is_read(tmp_path, monk
 def test_checking_counts_the_files_and_hashes_the_archive(tmp_path):
     path = tar(tmp_path / "x.tgz")
     assert check_archive(path) == (3, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_an_archive_that_unpacks_to_much_more_than_itself_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_FREE_BYTES", 100_000)
+    bomb = tar(tmp_path / "x.tgz", {"zeros.mp4": bytes(10_000_000)})
+    for read in (check_archive, lambda path: list(read_archive(path))):
+        with pytest.raises(UserError, match="unpacks to more than 20 times its size"):
+            read(bomb)
+
+
+def test_zeros_behind_the_last_file_are_part_of_what_an_archive_unpacks_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_FREE_BYTES", 100_000)
+    plain = tar(tmp_path / "x.tar", {"a.mp4": b"a"}, mode="w").read_bytes()
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(plain + bytes(10_000_000)))
+    with pytest.raises(UserError, match="unpacks to more than 20 times its size"):
+        check_archive(tmp_path / "x.tgz")
+
+
+def test_an_archive_of_too_many_files_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MAX_MEMBERS", 2)
+    with pytest.raises(UserError, match="more than 2 members"):
+        check_archive(tar(tmp_path / "x.tgz"))
+
+
+def test_counting_the_files_never_holds_one_of_them(tmp_path):
+    """A clip of 200 MB is counted in some megabytes of memory."""
+    path = tar(tmp_path / "x.tar", {"large.mp4": bytes(200_000_000)}, mode="w")
+    program = (
+        "import resource, sys; from actionzoo.kinetics.archives import check_archive\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "count, _ = check_archive(sys.argv[1])\n"
+        "print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    said = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True).stdout
+    count, kilobytes = map(int, said.split())
+    assert count == 1 and kilobytes < 20_000
+
+
+def test_a_disk_that_fails_is_no_broken_archive(tmp_path, monkeypatch):
+    path = tar(tmp_path / "x.tar", mode="w")
+
+    def fail(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(archives._Hashing, "read", fail)
+    with pytest.raises(MachineFault, match="Input/output error"):
+        check_archive(path)

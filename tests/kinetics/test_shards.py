@@ -86,3 +86,28 @@ def test_a_cut_off_shard_says_so(tmp_path):
 def test_a_shard_that_is_not_there_says_so(tmp_path):
     with pytest.raises(UserError, match=r"part_000\.tar is not there"):
         read_member(tmp_path / "part_000.tar", 512, 10)
+
+
+@pytest.mark.parametrize("offset", [-1, 2**63, None, "7", 10**40])
+@pytest.mark.parametrize("size", [5, -5, 2**63, None])
+def test_a_place_that_no_shard_has_is_refused_before_it_is_read(tmp_path, offset, size):
+    (tmp_path / "x.tar").write_bytes(bytes(100))
+    with pytest.raises(UserError, match="100 bytes, but the manifest puts a clip"):
+        read_member(tmp_path / "x.tar", offset, size)
+
+
+@pytest.mark.parametrize(
+    "contents",
+    [
+        b"",
+        b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (9, 2",
+        b"\x93NUMPY\x01\x00\x06\x00((((((",
+        b"\x93NUMPY\x01\x00\x46\x00" + b"{'descr': '<i8', 'fortran_order': False, 'shape': (9999999999999, 2)}\n",
+        b"\x93NUMPY\x01\x00\x3a\x00" + b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, 2)}\n" + bytes(16),
+        b"PK\x03\x04",
+    ],
+)
+def test_a_damaged_index_ends_in_a_sentence(tmp_path, contents):
+    (tmp_path / "x.idx.npy").write_bytes(contents)
+    with pytest.raises(UserError, match=r"x\.idx\.npy cannot be read"):
+        read_index(tmp_path / "x.tar")

@@ -2,22 +2,30 @@
 
 import contextlib
 import fcntl
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 from actionzoo.errors import UserError
 
+_log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+def locked(path: Path, busy: str | None = None, waiting: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock on the file `path`, which is created and stays; its contents mean nothing.
 
-    Waits for whoever holds it. With `busy`, raises UserError(busy) instead of waiting.
+    Waits for the process that holds it, and logs `waiting` first if it has to. With `busy`, raises UserError(busy)
+    instead of waiting.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX if busy is None else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(busy or "") from None
+            if busy is not None:
+                raise UserError(busy) from None
+            if waiting is not None:
+                _log.warning(waiting)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from actionzoo.errors import UserError
+from actionzoo.errors import UserError, machine_fault
 from actionzoo.files.csv_cells import plain_cell
 
 
@@ -28,8 +28,19 @@ class BrokenArchive(UserError):
         self.fault = fault
 
 
-MAX_MEMBER_BYTES = 2**30
-"""A clip of ten seconds is some megabytes; more than this is an accident or an attack."""
+MAX_MEMBER_BYTES = 256 * 2**20
+"""Of a clip in an archive. Ten seconds are some megabytes; more than this is an accident or an attack."""
+
+MAX_VIDEO_BYTES = 2**30
+"""Of a video of one's own, which stays where it lies."""
+
+MAX_MEMBERS = 200_000
+"""Of an archive; a part of the mirror has about 1,000."""
+
+MAX_RATIO = 20
+"""Unpacked bytes for each packed one, beyond the first MAX_FREE_BYTES. Videos hardly shrink."""
+
+MAX_FREE_BYTES = 64 * 2**20
 
 LISTED = ("video_id", "sha256", "path")
 """Columns of a list of videos. Without a sha256 a video is only named: it is in no annotation, and nobody reads it."""
@@ -53,7 +64,7 @@ def check_archive(path: str | Path) -> tuple[int, str]:
     """Read an archive through: number of files in it, and the sha256 of its own bytes. Raises BrokenArchive."""
     with open(path, "rb") as raw:
         file = _Hashing(raw)
-        num_files = sum(1 for _ in _members(Path(path), file))
+        num_files = sum(1 for _ in _members(Path(path), file, with_contents=False))
     return num_files, file.sha256.hexdigest()
 
 
@@ -72,25 +83,32 @@ def _listed_videos(path: Path) -> Iterator[tuple[str, bytes]]:
             yield plain_cell(row["video_id"]), data
 
 
-def _members(path: Path, file: BinaryIO) -> Iterator[tuple[str, bytes]]:
+def _members(path: Path, file: BinaryIO, with_contents: bool = True) -> Iterator[tuple[str, bytes]]:
+    """The files in a tar archive; without contents they are passed over in pieces, and b"" stands for each."""
+    packed = _Counting(file)
     try:
         with (
-            contextlib.closing(_decompressed(file)) as stream,
-            tarfile.open(fileobj=stream, mode="r|", tarinfo=_Header) as archive,
+            contextlib.closing(_decompressed(packed)) as unpacked,
+            tarfile.open(fileobj=(stream := _Bounded(unpacked, packed)), mode="r|", tarinfo=_Header) as archive,
         ):
-            for member in archive:
+            for number, member in enumerate(archive, 1):
+                if number > MAX_MEMBERS:
+                    raise _Broken(f"it holds more than {MAX_MEMBERS} members")
                 _check_size(member)  # before anything is passed over: tarfile would read that far
                 name = PurePosixPath(member.name)
                 is_inside = not name.is_absolute() and ".." not in name.parts
                 if not member.isreg() or not is_inside or not name.name or name.name.startswith("."):
                     continue
                 stem = name.stem.encode(errors="backslashreplace").decode()  # names need not be UTF-8
-                yield stem, archive.extractfile(member).read()
+                contents = archive.extractfile(member) if with_contents else None
+                yield stem, contents.read() if contents else b""
             # checksums stand at the very end
-            for rest in (stream, file):
+            for rest in (stream, packed):
                 while rest.read(2**20):
                     pass
-    except _FAULTS as error:
+    except (*_FAULTS, MemoryError) as error:
+        if fault := machine_fault(error):
+            raise fault from None
         raise BrokenArchive(path, str(error)) from None
 
 
@@ -116,8 +134,11 @@ _MAX_ABOUT_BYTES = 2**20
 def _check_size(member: tarfile.TarInfo) -> None:
     """Raises _Broken for a size that nothing in an archive of clips has."""
     largest = _MAX_ABOUT_BYTES if member.type in _ABOUT_NEXT else MAX_MEMBER_BYTES
+    name = PurePosixPath(member.name).name[:100]
+    if member.type == tarfile.GNUTYPE_SPARSE or member.sparse or "GNU.sparse.major" in member.pax_headers:
+        raise _Broken(f"{name} in it is a sparse file, which takes no room there and any amount here")
     if not 0 <= member.size <= largest:
-        raise _Broken(f"{PurePosixPath(member.name).name} in it claims {member.size} bytes")
+        raise _Broken(f"{name} in it claims {member.size} bytes; at most {largest} are read")
 
 
 class _Header(tarfile.TarInfo):
@@ -133,6 +154,34 @@ class _Header(tarfile.TarInfo):
             raise
         except tarfile.HeaderError as error:
             raise _Broken("it ends too early" if len(buf) < tarfile.BLOCKSIZE else str(error)) from None
+
+
+class _Counting:
+    """A file to read once from end to end, that knows how far it was read."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.num_bytes = 0
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self.num_bytes += len(data)
+        return data
+
+
+class _Bounded:
+    """What is unpacked, as long as it stands in some relation to what was packed. Raises _Broken beyond."""
+
+    def __init__(self, unpacked: BinaryIO, packed: _Counting) -> None:
+        self._unpacked, self._packed = unpacked, packed
+        self._num_bytes = 0
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._unpacked.read(size)
+        self._num_bytes += len(data)
+        if self._num_bytes > MAX_FREE_BYTES + MAX_RATIO * self._packed.num_bytes:
+            raise _Broken(f"it unpacks to more than {MAX_RATIO} times its size, as no archive of videos does")
+        return data
 
 
 class _Hashing:

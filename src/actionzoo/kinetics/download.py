@@ -30,6 +30,7 @@ from pathlib import Path
 from actionzoo.errors import UserError
 
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
+from ..files.locks import locked
 from .archives import BrokenArchive, check_archive
 from .manifest import SPLITS
 from .transfer import Failed, Gone, Patience, Remote, Web, discard
@@ -77,6 +78,22 @@ def download(
     """
     numbers = parse_parts(parts)
     check_same_file_system(scratch, archive)
+    waiting = f"another run of `download` is at work in {scratch}; waiting for it to end"
+    with locked(scratch / ".lock", waiting=waiting):
+        return _download(source, archive, splits, numbers, jobs, scratch, retries, backoff_seconds, progress)
+
+
+def _download(
+    source: str,
+    archive: Path,
+    splits: Sequence[str],
+    numbers: set[int] | None,
+    jobs: int,
+    scratch: Path,
+    retries: int,
+    backoff_seconds: float,
+    progress: Callable[[str, int, int], None] | None,
+) -> str:
     stop = threading.Event()
     with _open(source, splits[0], Patience(retries, backoff_seconds, stop)) as mirror:
         listed = {split: _listed_parts(mirror, split) for split in splits}

@@ -34,7 +34,7 @@ from actionzoo.errors import UserError
 from ..files.atomic import atomic_write
 from ..files.csv_cells import safe_cell, safe_id
 from .annotations import clip_name, read_rows
-from .archives import LISTED, MAX_MEMBER_BYTES
+from .archives import LISTED, MAX_VIDEO_BYTES
 from .download import inventory_text, parse_parts
 from .manifest import SPLITS
 
@@ -234,7 +234,7 @@ def _inspect(root: Path, video: _Video) -> _Video:
         fault = "leads out of the folder"
     elif not stat.S_ISREG(status.st_mode):
         fault = "is no regular file"
-    elif status.st_size > MAX_MEMBER_BYTES:
+    elif status.st_size > MAX_VIDEO_BYTES:
         fault = f"{status.st_size / 1e9:.1f} GB; cut it into clips"
     version = status.st_size, status.st_mtime_ns, status.st_ctime_ns
     return dataclasses.replace(video, real=str(path), version=version, fault=video.fault or fault)

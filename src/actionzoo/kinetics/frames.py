@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from actionzoo.errors import UserError
 
 from ..files.atomic import check_same_file_system
 from .manifest import Clip, read_manifest, write_manifest
-from .parts import in_order, key_of, make_key, publish, read_record, write_record
+from .parts import in_order, key_of, make_key, publish, read_record, scratch_folder, write_record
 from .resize import summary
 from .shards import ShardWriter, read_member
 from .transcode import BadVideo, Jpegs, ffmpeg_version, to_jpegs
@@ -54,24 +53,21 @@ def extract_frames(
     """
     clips = read_manifest(videos / "manifest.csv")
     check_same_file_system(scratch, out)
+    lock = scratch / f".{out.name}.lock"
     scratch = scratch / out.name
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-    scratch.mkdir(parents=True, exist_ok=True)  # its workers may still be writing
     usable = sorted((clip for clip in clips if clip.is_usable), key=lambda clip: (clip.shard, clip.offset))
     workshop = _Workshop(videos, out, scratch, qscale, clip_timeout_seconds, jobs, progress)
     shards = [
         _Shard(shard, make_key(qscale, key_of(videos / shard), [clip.video_id for clip in of]), of)
         for shard, of in ((shard, list(of)) for shard, of in itertools.groupby(usable, key=lambda clip: clip.shard))
     ]
-    records = {shard.name: workshop.finished(shard) for shard in shards}
-    todo = [shard for shard in shards if records[shard.name] is None]
-    if todo:
-        (out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
-    try:
+    with scratch_folder(scratch, lock):
+        records = {shard.name: workshop.finished(shard) for shard in shards}
+        todo = [shard for shard in shards if records[shard.name] is None]
+        if todo:
+            (out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
         with contextlib.closing(workshop.made_by_workers(todo, scheduler) if scheduler else workshop.made(todo)) as it:
             records.update(it)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     if failed := [str(record) for record in records.values() if isinstance(record, UserError)]:
         raise UserError("\n".join(failed))
     made = {(shard, copy["video_id"]): copy for shard, record in records.items() for copy in record["clips"]}

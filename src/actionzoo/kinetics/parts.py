@@ -10,10 +10,12 @@ no work; one without is made anew.
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,8 @@ from typing import Any, TypeVar
 from actionzoo.errors import MACHINE_ERRNOS, MachineFault, UserError, speaks_of_machine
 
 from ..files.atomic import atomic_write, sync_folder
+from ..files.hashes import sha256_of
+from ..files.locks import locked
 from .ffmpeg_process import TIMED_OUT
 from .shards import index_path
 
@@ -76,12 +80,31 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | No
 def write_record(made: Path, key: str, clip_timeout_seconds: float, clips: list[dict], **facts: Any) -> dict:
     """Describe a shard that was made in scratch; gives the record. A clip without pictures has a `fault`, which says
     why."""
-    record = {"key": key, "size": made.stat().st_size, "judged": _JUDGED, "clips": clips, **facts}
+    record = {
+        "key": key,
+        "size": made.stat().st_size,
+        "sha256": sha256_of(made),
+        "judged": _JUDGED,
+        "clips": clips,
+        **facts,
+    }
     if any(clip.get("fault", "").startswith(TIMED_OUT) for clip in clips):
         record["clip_timeout_seconds"] = clip_timeout_seconds
     with atomic_write(_record_path(made)) as file:
         file.write((json.dumps(record, indent=0) + "\n").encode())
     return record
+
+
+@contextlib.contextmanager
+def scratch_folder(scratch: Path, lock: Path) -> Iterator[None]:
+    """The folder for what is unfinished, empty at the start and gone at the end; for one run of a stage at a time."""
+    with locked(lock, waiting=f"another run of this stage is at work in {scratch}; waiting for it to end"):
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+        scratch.mkdir(parents=True, exist_ok=True)  # its workers may still be writing
+        try:
+            yield
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def publish(made: Path, shard: Path) -> None:
@@ -112,7 +135,7 @@ def key_of(shard: Path) -> str:
     """The key that a shard was made with. Raises UserError if there is no such shard."""
     try:
         return json.loads(_record_path(shard).read_text())["key"]
-    except (FileNotFoundError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{shard} is not finished, yet the manifest names it; run the stage `resize`") from None
 
 

@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-import shutil
 from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from .annotations import Annotation, class_key, class_names, read_annotations
 from .archives import BrokenArchive, read_archive
 from .download import REPLACEMENTS, Inventory, read_inventory
 from .manifest import SPLITS, Clip, count_states, write_manifest
-from .parts import forget_record, in_order, make_key, publish, read_record, write_record
+from .parts import forget_record, in_order, make_key, publish, read_record, scratch_folder, write_record
 from .shards import ShardWriter
 from .transcode import FIXED, BadVideo, Encoded, EncodeSettings, ffmpeg_version, transcode
 
@@ -67,18 +66,15 @@ def resize(
         **{field: getattr(encode, field) for field in ("crf", "preset", "gop", "bframes", "tune")},
     }
     check_same_file_system(scratch, out)
+    lock = scratch / f".{out.name}.lock"
     scratch = scratch / out.name
-    shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-    scratch.mkdir(parents=True, exist_ok=True)  # its workers may still be writing
     work = functools.partial(_work, short_side=short_side, encode=encode, timeout_seconds=clip_timeout_seconds)
     workshop = _Workshop(archive, out, scratch, settings, clip_timeout_seconds, work, jobs, progress)
-    try:
+    with scratch_folder(scratch, lock):
         records, broken = workshop.make_parts(_parts(archive, inventory), listed, scheduler)
         if broken:
             raise UserError("\n".join(broken))
         replacements = workshop.make_replacements(inventory, _wanted(listed, records, inventory))
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
     clips = [
         clip

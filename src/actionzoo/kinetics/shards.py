@@ -9,12 +9,13 @@ Equal members in equal order give equal bytes: no clock, user or machine is in t
 import io
 import os
 import tarfile
+import tokenize
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from actionzoo.errors import UserError
+from actionzoo.errors import UserError, machine_fault
 
 from ..files.atomic import atomic_write
 
@@ -74,16 +75,25 @@ def read_member(path: str | Path, offset: int, size: int) -> bytes:
 
 def pread(descriptor: int, path: str | Path, offset: int, size: int) -> bytes:
     """The same from a file that is open already; `path` is for the message."""
+    num_bytes = os.fstat(descriptor).st_size
+    # before anything is read: a manifest that was edited may ask for any number of bytes
+    if not (_is_count(offset) and _is_count(size) and offset + size <= num_bytes):
+        end = offset + size if _is_count(offset) and _is_count(size) else "?"
+        raise UserError(
+            f"{path} is {num_bytes} bytes, but the manifest puts a clip at bytes {offset} to {end}; delete it and run "
+            "the stage that made it"
+        )
     data = os.pread(descriptor, size, offset)
     while len(data) < size:  # Linux gives at most 2 GiB at once
         more = os.pread(descriptor, size - len(data), offset + len(data))
         if not more:
-            raise UserError(
-                f"{path} is {os.fstat(descriptor).st_size} bytes, but the manifest puts a clip at bytes {offset} "
-                f"to {offset + size}; delete it and run the stage that made it"
-            )
+            raise UserError(f"{path} became shorter while it was read; run the stage that makes it")
         data += more
     return data
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int | np.integer) and value >= 0
 
 
 def index_path(shard: str | Path) -> Path:
@@ -99,11 +109,30 @@ def read_index(shard: str | Path) -> np.ndarray:
     """
     path = index_path(shard)
     try:
-        return np.load(path, allow_pickle=False, mmap_mode="r")
+        index = np.lib.format.open_memmap(path, mode="r")
+        if index.dtype != np.int64 or index.ndim != 2 or index.shape[1] != 2:
+            raise ValueError(f"it holds {index.dtype} of shape {index.shape}, not int64 (members, 2)")
+        return index
     except FileNotFoundError:
         raise UserError(f"{path} is not there; delete {shard} and run the stage that made it") from None
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}); delete {shard} and run the stage that made it") from None
+    except (*_DAMAGED, OSError) as error:
+        if fault := machine_fault(error):
+            raise fault from None
+        what = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read ({what}); delete {shard} and run the stage that made it") from None
+
+
+# what numpy's reader of headers raises: it parses them as Python, and believes the shape
+_DAMAGED = (
+    ValueError,
+    EOFError,
+    SyntaxError,
+    tokenize.TokenError,
+    TypeError,
+    OverflowError,
+    LookupError,
+    RecursionError,
+)
 
 
 def _write_index(path: Path, spans: Iterable[tuple[int, int]], scratch: Path | None) -> None:
