@@ -529,11 +529,38 @@ def test_json_holds_what_the_tables_show(project):
         ('{"top1": 81.25, "top5": 1.0, "clips": 16}', "top1 is 81.25, expected a share"),
         ('{"top1": NaN, "top5": 1.0, "clips": 16}', "top1 is nan"),
         ('{"top1": 0.5, "top5": 1.0}', "clips is None"),
+        ('{"top1": 0.5, "top5": 1.0, "clips": 16, "missing": "two"}', "missing is 'two'"),
+        ('{"top1": 0.5, "top5": 1.0, "clips": 16, "mean_class": []}', r"mean_class is \[\]"),
     ],
 )
 def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, text, reason):
     project.write("metrics/demo/row.json", text)
     with pytest.raises(UserError, match=rf"metrics/demo/row\.json.*{reason}.*dvc repro evaluate@row"):
+        project.build(row())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"videos_per_second": "fast"}, "videos_per_second is 'fast', expected a number"),
+        ({"videos_per_second": float("nan")}, "videos_per_second is nan"),
+        ({"end_to_end_videos_per_second": [1]}, "end_to_end_videos_per_second is"),
+        ({"videos_per_second_quartiles": [1]}, "videos_per_second_quartiles is .* expected two numbers"),
+        ({"end_to_end_quartiles": ["a", "b"]}, "end_to_end_quartiles is"),
+        ({"train_memory_mb": {}}, "train_memory_mb is"),
+        ({"device": 3}, "device is 3, expected a text"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_used_is_named_with_the_next_step(project, change, reason):
+    project.write("metrics/demo/row.benchmark.json", json.dumps(BENCHMARK | change))
+    with pytest.raises(UserError, match=rf"row\.benchmark\.json: {reason}.*dvc repro benchmark@row"):
+        project.build(row())
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"top1": ' + "1" * 5000 + "}"])
+def test_json_that_no_reader_takes_is_named(project, text):
+    project.write("metrics/demo/row.json", text)
+    with pytest.raises(UserError, match=r"row\.json is no JSON"):
         project.build(row())
 
 
