@@ -587,6 +587,17 @@ def test_terminal_shows_ours_with_interval_the_published_and_why_not_to_compare(
     assert "[bold]waits" in text and "not run yet" in text and "This is not Kinetics-400" in text
 
 
+def test_a_narrow_terminal_shows_whole_names_to_copy(project):
+    rows = rows_of(load_params(PROJECT / "params.yaml"))
+    project.evaluated(rows[0].name)
+    report = project.build(*rows)
+    for width in (80, 140):
+        text = shown(report, width)
+        assert all(row.name in text for row in rows) and max(map(len, text.splitlines())) <= width
+        assert "81.25 (57.0–93.4)" in text and "77.90" in text and "This is not Kinetics-400" in text
+    assert f"{rows[0].name}\n    81.25 (57.0–93.4), published 73.6, on demo\n" in shown(report, 80)
+
+
 def test_report_needs_neither_torch_nor_mlflow():
     code = "import sys, actionzoo.report_page; sys.exit(bool({'torch', 'mlflow', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
