@@ -529,11 +529,38 @@ def test_json_holds_what_the_tables_show(project):
         ('{"top1": 81.25, "top5": 1.0, "clips": 16}', "top1 is 81.25, expected a share"),
         ('{"top1": NaN, "top5": 1.0, "clips": 16}', "top1 is nan"),
         ('{"top1": 0.5, "top5": 1.0}', "clips is None"),
+        ('{"top1": 0.5, "top5": 1.0, "clips": 16, "missing": "two"}', "missing is 'two'"),
+        ('{"top1": 0.5, "top5": 1.0, "clips": 16, "mean_class": []}', r"mean_class is \[\]"),
     ],
 )
 def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, text, reason):
     project.write("metrics/demo/row.json", text)
     with pytest.raises(UserError, match=rf"metrics/demo/row\.json.*{reason}.*dvc repro evaluate@row"):
+        project.build(row())
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"videos_per_second": "fast"}, "videos_per_second is 'fast', expected a number"),
+        ({"videos_per_second": float("nan")}, "videos_per_second is nan"),
+        ({"end_to_end_videos_per_second": [1]}, "end_to_end_videos_per_second is"),
+        ({"videos_per_second_quartiles": [1]}, "videos_per_second_quartiles is .* expected two numbers"),
+        ({"end_to_end_quartiles": ["a", "b"]}, "end_to_end_quartiles is"),
+        ({"train_memory_mb": {}}, "train_memory_mb is"),
+        ({"device": 3}, "device is 3, expected a text"),
+    ],
+)
+def test_a_benchmark_that_cannot_be_used_is_named_with_the_next_step(project, change, reason):
+    project.write("metrics/demo/row.benchmark.json", json.dumps(BENCHMARK | change))
+    with pytest.raises(UserError, match=rf"row\.benchmark\.json: {reason}.*dvc repro benchmark@row"):
+        project.build(row())
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"top1": ' + "1" * 5000 + "}"])
+def test_json_that_no_reader_takes_is_named(project, text):
+    project.write("metrics/demo/row.json", text)
+    with pytest.raises(UserError, match=r"row\.json is no JSON"):
         project.build(row())
 
 
@@ -558,6 +585,17 @@ def test_terminal_shows_ours_with_interval_the_published_and_why_not_to_compare(
     (ran,) = [line for line in text.splitlines() if "ran " in line and "│" in line]
     assert [cell.strip() for cell in ran.strip("│").split("│")] == ["ran", "81.25 (57.0–93.4)", "82.76/82.6", "on demo"]
     assert "[bold]waits" in text and "not run yet" in text and "This is not Kinetics-400" in text
+
+
+def test_a_narrow_terminal_shows_whole_names_to_copy(project):
+    rows = rows_of(load_params(PROJECT / "params.yaml"))
+    project.evaluated(rows[0].name)
+    report = project.build(*rows)
+    for width in (80, 140):
+        text = shown(report, width)
+        assert all(row.name in text for row in rows) and max(map(len, text.splitlines())) <= width
+        assert "81.25 (57.0–93.4)" in text and "77.90" in text and "This is not Kinetics-400" in text
+    assert f"{rows[0].name}\n    81.25 (57.0–93.4), published 73.6, on demo\n" in shown(report, 80)
 
 
 def test_report_needs_neither_torch_nor_mlflow():

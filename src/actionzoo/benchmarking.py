@@ -291,7 +291,7 @@ def _summary(made: dict[str, Any]) -> str:
         return "unknown" if made[key] is None else format(made[key], layout)
 
     def spread(key: str) -> str:
-        return "" if made[key] is None else " ({:.2f}-{:.2f})".format(*made[key])
+        return "" if made[key] is None else " (quartiles {:.2f}-{:.2f})".format(*made[key])
 
     return (
         f"{made['videos_per_second']:.2f} videos/s of {made['frames']} at {made['crop_size']} pixels on "

@@ -124,7 +124,7 @@ def read_looks(metrics: Path) -> Looks | None:
             by_views=[(int(line["views"]), float(line["top1"]), float(line["top5"])) for line in lines["views"]],
             folder=folder,
         )
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
             f"{stem}.looks, .classes.csv, .confusion.csv and .views.csv do not go together ({error!r}); delete them "
             f"and run dvc repro evaluate@{stem.name}"

@@ -252,6 +252,10 @@ def _result(row: Row, metrics_dir: Path, runs_dir: Path, dataset: str, out: Path
     evaluation = _read_json(metrics, f"dvc repro evaluate@{row.name}")
     if evaluation is not None:
         _check_evaluation(metrics, evaluation)
+    measured = metrics_dir / f"{row.name}.benchmark.json"
+    benchmark = _read_json(measured, f"dvc repro benchmark@{row.name}")
+    if benchmark is not None:
+        _check_benchmark(measured, benchmark)
     files = {
         "ckpt": run / "best.pth",
         **newest_logs(run),
@@ -263,7 +267,7 @@ def _result(row: Row, metrics_dir: Path, runs_dir: Path, dataset: str, out: Path
     return Result(
         row=row,
         evaluation=evaluation,
-        benchmark=_read_json(metrics_dir / f"{row.name}.benchmark.json", f"dvc repro benchmark@{row.name}"),
+        benchmark=benchmark,
         curves=_read_curve(train_curve, "train", row.name) + _read_curve(val_curve, "val", row.name),
         files={kind: _address(path, out) for kind, path in files.items() if path.is_file()},
         marks=_marks(row, evaluation, dataset),
@@ -289,7 +293,7 @@ def _read_json(path: Path, remedy: str) -> dict[str, Any] | None:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, too many digits or brackets
         raise UserError(f"{path} is no JSON ({error}); delete it and run {remedy}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path} holds a {type(values).__name__}, expected an object; delete it and run {remedy}")
@@ -305,6 +309,40 @@ def _check_evaluation(path: Path, evaluation: dict[str, Any]) -> None:
     clips = evaluation.get("clips")
     if not isinstance(clips, int) or clips < 1:
         raise UserError(f"{path}: clips is {clips!r}, expected how many were evaluated; {remedy}")
+    for key in ("listed", "missing", "undecodable", "mean_class"):
+        if not _is_number_or_none(evaluation.get(key)):
+            raise UserError(f"{path}: {key} is {evaluation[key]!r}, expected a number; {remedy}")
+
+
+_NUMBERS = ("videos_per_second", "end_to_end_videos_per_second", "train_memory_mb", "test_memory_mb")
+_RANGES = ("videos_per_second_quartiles", "end_to_end_quartiles")
+_TEXTS = ("device", "precision", "frames", "memory_reason")
+
+
+def _check_benchmark(path: Path, benchmark: dict[str, Any]) -> None:
+    """What the tables show of it; a file of an older version may lack some."""
+
+    def is_range(value: Any) -> bool:
+        return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
+
+    faults = {
+        **{key: "a number" for key in _NUMBERS if not _is_number_or_none(benchmark.get(key))},
+        **{key: "two numbers" for key in _RANGES if not is_range(benchmark.get(key))},
+        **{key: "a text" for key in _TEXTS if not isinstance(benchmark.get(key, ""), str)},
+    }
+    for key, expected in faults.items():
+        row = path.name.removesuffix(".benchmark.json")
+        raise UserError(
+            f"{path}: {key} is {benchmark[key]!r}, expected {expected}; delete it and run dvc repro benchmark@{row}"
+        )
+
+
+def _is_number_or_none(value: Any) -> bool:
+    return value is None or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e300  # a NaN is not below it
 
 
 def _read_curve(path: Path, split: str, row: str) -> list[dict[str, Any]]:
@@ -322,7 +360,7 @@ def _read_curve(path: Path, split: str, row: str) -> list[dict[str, Any]]:
                     {"split": split} | {key: number(line.get(key)) for key in ("epoch", "loss", "top1", "top5", "lr")}
                     for line in lines
                 ]
-            except ValueError as error:
+            except (ValueError, csv.Error) as error:
                 raise UserError(
                     f"{path}, line {lines.line_num}: {error}; expected numbers; delete it and run dvc repro train@{row}"
                 ) from None

@@ -17,6 +17,7 @@ from .remarks import remark
 from .report import MARKS, PUBLISHED_CLIPS, STATES, Report, Result, as_json, is_busy, warnings_of
 
 if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
 
 TEXT: dict[str, dict[str, Any]] = {
@@ -173,29 +174,58 @@ def write_tables(report: Report, out: Path) -> None:
             file.write(text.encode())
 
 
-def terminal_table(report: Report) -> "Table":
+def terminal_table(report: Report) -> "TerminalTable":
     """Row, top1 with its interval, published top1, their difference or why there is none; to be printed by rich."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(
-        title=escape(f"{report.dataset}: {len(report.evaluated)} of {len(report.results)} rows evaluated"),
-        caption=escape("\n".join(warnings(report, "en"))) or None,
-        caption_style="bold yellow",
-    )
-    table.add_column("row", overflow="fold")
-    table.add_column("top1 % (95 %)", justify="right", no_wrap=True)
-    table.add_column("published", justify="right", no_wrap=True)
-    table.add_column("note", overflow="fold")
+    lines = []
     for result in report.results:
         if result.evaluation is None:
             top1, note = "not run yet", ""
         else:
             top1 = f"{percent(result.evaluation['top1'])} ({_interval(result, 'top1')})"
             note = f"{result.gap:+.2f}" if result.gap is not None else why_not_comparable(report.dataset, result)
-        cells = (result.row.name, top1, numbers(result.row.published.top1), note)
-        table.add_row(*(escape(cell) for cell in cells))
-    return table
+        lines.append((result.row.name, top1, numbers(result.row.published.top1), note))
+    title = f"{report.dataset}: {len(report.evaluated)} of {len(report.results)} rows evaluated"
+    return TerminalTable(title=title, lines=tuple(lines), warnings=tuple(warnings(report, "en")))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerminalTable:
+    """A table where the terminal is wide enough for whole names, else a name and its numbers in two lines: names are to
+    be copied."""
+
+    title: str
+    lines: tuple[tuple[str, str, str, str], ...]
+    """Name, top1, published top1, note."""
+    warnings: tuple[str, ...]
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        from rich.text import Text
+
+        table = self._table()
+        if table.__rich_measure__(console, options.update(max_width=10_000)).maximum <= options.max_width:
+            yield table
+            return
+        yield Text(f"{self.title}; top1 % (95 %)", style="bold")
+        for name, top1, published, note in self.lines:
+            yield Text(name)
+            yield Text(f"    {top1}, published {published}" + (f", {note}" if note else ""))
+        for warning in self.warnings:
+            yield Text(warning, style="bold yellow")
+
+    def _table(self) -> "Table":
+        from rich.markup import escape
+        from rich.table import Table
+
+        table = Table(
+            title=escape(self.title), caption=escape("\n".join(self.warnings)) or None, caption_style="bold yellow"
+        )
+        table.add_column("row", no_wrap=True)
+        table.add_column("top1 % (95 %)", justify="right", no_wrap=True)
+        table.add_column("published", justify="right", no_wrap=True)
+        table.add_column("note", no_wrap=True)
+        for line in self.lines:
+            table.add_row(*(escape(cell) for cell in line))
+        return table
 
 
 def our_cells(result: Result, language: str) -> dict[str, Cell]:

@@ -24,9 +24,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from actionzoo.errors import UserError
+from actionzoo.files.csv_cells import plain_cell, safe_cell, safe_id
 
 from ..files.atomic import atomic_write
-from ..files.csv_cells import plain_cell, safe_cell, safe_id
 from ..files.text import read_text
 
 SPLITS = ("train", "val", "test")
@@ -139,10 +139,10 @@ def write_manifest(path: str | Path, clips: Iterable[Clip], classes: Sequence[st
     lines.writerow(_COLUMNS)
     # a lone \r in a name goes unquoted in Python 3.11, and then nobody can read the line
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    values = operator.attrgetter(*_COLUMNS)
+    values = _cells_of
     for clip in sorted(clips, key=lambda clip: (SPLITS.index(clip.split), clip.video_id)):
         is_odd = "\r" in clip.video_id or "\r" in clip.class_name or "\r" in clip.reason
-        (quoted if is_odd else lines).writerow(_safe(values(clip)))  # None becomes '', too
+        (quoted if is_odd else lines).writerow(values(clip))  # None becomes '', too
     if classes is None:
         (path.parent / CLASSES).unlink(missing_ok=True)
     else:
@@ -204,9 +204,12 @@ def export_lists(clips: Iterable[Clip], out: str | Path) -> list[Path]:
 _COLUMNS = [field.name for field in dataclasses.fields(Clip)]
 
 
-def _safe(values: tuple) -> list:
-    """A line's values with its foreign texts, id, class and reason, as cells that no spreadsheet runs."""
-    video_id, split, label, class_name, *others, reason = values
+_values = operator.attrgetter(*_COLUMNS)
+
+
+def _cells_of(clip: Clip) -> list:
+    """A line's values, the foreign texts among them (id, class, reason) as cells that no spreadsheet runs."""
+    video_id, split, label, class_name, *others, reason = _values(clip)
     return [safe_id(video_id), split, label, safe_cell(class_name), *others, safe_cell(reason)]
 
 
