@@ -48,8 +48,8 @@ def open_clip(folder: Path, clip: Clip) -> FrameReader:
     """A reader of the clip's frames from the form in `folder`, whichever it is.
 
     Videos and frames lie in shards; or loose, where the manifest names a file or a folder instead of a shard. A loose
-    video must have the bytes that were looked at when it was imported. Raises Undecodable and MachineFault, as the reader
-    does; both begin with the clip's id.
+    video must have the bytes that were looked at when it was imported. Raises Undecodable and MachineFault, as the
+    reader does; both begin with the clip's id.
     """
     size = (clip.height, clip.width) if clip.height and clip.width else None
     with _faults_told_apart(f"{clip.video_id}: "):
