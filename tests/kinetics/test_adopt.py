@@ -303,3 +303,40 @@ def test_a_fault_of_the_machine_writes_nothing(folder, tmp_path):
     with pytest.raises(MachineFault):
         adopt(tmp_path / "videos_64", "val", folder / "videos.txt", folder / "videos", look=fail, max_bad_share=1)
     assert not (tmp_path / "videos_64").exists()
+
+
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+def test_a_disk_that_cannot_be_read_is_no_fault_of_the_clips(folder, tmp_path, kind):
+    shutil.copytree(folder / kind, tmp_path / kind)
+    broken = tmp_path / kind / ("zumba/d.mp4" if kind == "videos" else "zumba/d/img_00001.jpg")
+    broken.unlink()
+    broken.symlink_to("/proc/self/mem")  # reading it from the start is an EIO
+    form = tmp_path / f"{kind}_64"
+    with pytest.raises(MachineFault, match="Input/output error"):
+        adopt(form, "val", folder / f"{kind}.txt", tmp_path / kind, look=look, max_bad_share=1)
+    assert not form.exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", ["videos", "frames"])
+def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_puts_no_clip_away(folder, tmp_path, kind, workers):
+    shutil.copytree(folder / kind, tmp_path / kind)
+    form = tmp_path / f"{kind}_64"
+    adopt(form, "val", folder / f"{kind}.txt", tmp_path / kind, look=look)
+    contents = {path: path.read_bytes() for path in (tmp_path / kind / "zumba").rglob("*.*")}
+    for path in contents:
+        path.unlink()
+        path.symlink_to("/proc/self/mem")
+    spec = Clips(form=kind, short_side=256, clip_len=4, frame_interval=2)
+    augment = Augment(
+        resize=64, crop_size=64, area=(1, 1), aspect_ratio=(1, 1), flip=0, mean=(0, 0, 0), std=(255, 255, 255)
+    )
+    quarantine, options = tmp_path / "quarantine.json", {"batch_size": 1, "workers": workers, "timeout_seconds": 60}
+    loader = view_loader(form, spec, augment, num_clips=20, quarantine=quarantine, **options)
+    with pytest.raises(MachineFault, match=r"^zumba/d: .*Input/output error"):
+        list(loader)
+    for path, content in contents.items():
+        path.unlink()
+        path.write_bytes(content)
+    assert [video_id for batch in loader for video_id in batch.video_ids][-1] == "zumba/d" and not quarantine.exists()
+    loader.close()

@@ -23,13 +23,17 @@ def contents_of(
 
     Raises MachineFault.
     """
-    look = functools.partial(_look, timeout_seconds=timeout_seconds)
+    # with workers the pool keeps the time, and tries a clip again before it is given up
+    look = functools.partial(_look, timeout_seconds=timeout_seconds * (2 if workers else 1))
     pool = Pool(look, workers=workers, slots=4 * max(1, workers), slot_bytes=0, timeout_seconds=timeout_seconds)
     try:
         for _, contents, _ in pool.run(paths):
-            yield contents.reason if isinstance(contents, Lost) else contents
+            yield f"{contents.reason}; {_REMEDY}" if isinstance(contents, Lost) else contents
     finally:
         pool.close()
+
+
+_REMEDY = "raise runtime.clip_timeout_seconds, lower runtime.workers, or encode it anew"
 
 
 def _look(task: tuple[Path, int | None], _: np.ndarray, timeout_seconds: float) -> Contents | str:

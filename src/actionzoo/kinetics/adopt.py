@@ -89,7 +89,7 @@ def adopt(
         )
     lines = _read_list(list_file, has_frames=kind == "frames")
     others = [clip for clip in there if clip.split != split]
-    names = _all_classes(form, classes, there.classes if others else None)
+    names = _all_classes(form, classes, there.classes if others or not classes else None)
     if names:
         others = _named(others, names, form, classes)
     _check_labels(lines, list_file, names, classes or form / CLASSES, {clip.label for clip in others})
