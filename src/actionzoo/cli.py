@@ -69,6 +69,18 @@ def main() -> None:
 
     command = _add(
         data_commands,
+        "check",
+        _data_check,
+        "verify archives and shards against the hashes recorded with them; what fails is made again by its stage, alone",
+        "example: actionzoo data check --sample 20",
+    )
+    command.add_argument(
+        "--sample", type=_positive, metavar="N", help="so many files, drawn anew each time; without it all"
+    )
+    command.add_argument("--seed", type=int, help="draw the same sample again")
+
+    command = _add(
+        data_commands,
         "adopt",
         _data_adopt,
         "read MMAction2's folders of videos or frames where they lie, by their list",
@@ -326,6 +338,17 @@ def _data_report(args) -> None:
             data, form, out, pictures=max(0, args.pictures), jobs=params.runtime.num_jobs, progress=tell
         )
     print(f"{summary(overview)}\n{out / 'data.html'}")
+
+
+def _data_check(args) -> None:
+    from .kinetics.check import check_data
+    from .progress import progress
+
+    with progress("bytes") as tell:
+        checked = check_data(load_params().folder("data"), sample=args.sample, seed=args.seed, progress=tell)
+    print(checked.text())
+    if checked.damages:
+        sys.exit(1)
 
 
 def _data_adopt(args) -> None:

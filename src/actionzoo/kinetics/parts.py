@@ -84,6 +84,7 @@ def write_record(made: Path, key: str, clip_timeout_seconds: float, clips: list[
         "key": key,
         "size": made.stat().st_size,
         "sha256": sha256_of(made),
+        "index_sha256": sha256_of(index_path(made)),
         "judged": _JUDGED,
         "clips": clips,
         **facts,

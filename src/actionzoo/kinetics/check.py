@@ -1,0 +1,174 @@
+"""Prepared data against what was recorded of them: every byte of archives and shards, or of a sample.
+
+A file that is missing or differs is declared unfinished, so that its stage makes it again, alone and with the same bytes:
+
+    archive/val/part_7.tar.gz     removed; `download` fetches it
+    videos_256/val/part_007.tar   its record is removed; `resize` makes it from the archive's part
+    frames_256/val/part_007.tar   its record is removed; `frames` makes it from the videos' shard
+
+Frames that were made of a damaged shard of videos are made again too: nobody can tell whether it was damaged before.
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from actionzoo.errors import UserError
+
+from ..files.atomic import atomic_write
+from ..files.hashes import sha256_of
+from .download import read_inventory
+from .parts import forget_record
+from .shards import index_path
+
+FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
+
+
+@dataclasses.dataclass(frozen=True)
+class Damage:
+    path: Path
+    fault: str
+    stage: str
+    """The stage that makes the file again, as `dvc repro` takes it: resize@256."""
+
+    def text(self) -> str:
+        return f"{self.path}: {self.fault}; `dvc repro {self.stage}` makes it again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """What a check found."""
+
+    num_files: int
+    num_recorded: int
+    """Shards of an older version that had no hash yet: it was recorded now."""
+    num_finished: int
+    """All files that could have been checked."""
+    damages: tuple[Damage, ...]
+
+    def text(self) -> str:
+        """Some lines for people."""
+        lines = [damage.text() for damage in self.damages]
+        ok = self.num_files - len({damage.path for damage in self.damages if damage.fault != _SUSPECT})
+        lines.append(f"data check: {ok} of {self.num_files} files are as recorded; {self.num_finished} are finished")
+        if self.num_recorded:
+            lines.append(f"  {self.num_recorded} shards of an older version had no hash; it is recorded now")
+        return "\n".join(lines)
+
+
+def check_data(
+    data: Path,
+    *,
+    sample: int | None = None,
+    seed: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Checked:
+    """Hash the files below `data`, e.g. data/demo, and compare; `sample` takes so many of them, drawn with `seed`.
+
+    `progress` is told bytes. Files that fail are declared unfinished. Raises UserError if nothing is finished there.
+    """
+    files = _archive_files(data) + [shard for form in FORMS for shard in _shards(data / form)]
+    if not files:
+        raise UserError(f"{data} holds no finished files yet; run `dvc repro resize@256`, or another data stage")
+    chosen = files
+    if sample is not None and sample < len(files):
+        places = sorted(random.Random(seed).sample(range(len(files)), sample))
+        chosen = [files[place] for place in places]
+    damages: dict[Path, Damage] = {}
+    num_recorded, done, total = 0, 0, sum(file.size for file in chosen)
+    for file in chosen:
+        fault, found = _fault(file)
+        if fault:
+            damages[file.path] = Damage(file.path, fault, file.stage)
+        elif not file.sha256:
+            _record_sha256(file.path, found)
+            num_recorded += 1
+        done += file.size
+        if progress:
+            progress("check, bytes", done, total)
+    for damage in list(damages.values()):
+        for frames in _frames_made_of(damage.path, data):
+            damages.setdefault(frames, Damage(frames, _SUSPECT, f"frames@{frames.parts[-3].partition('_')[2]}"))
+    for damage in damages.values():
+        _declare_unfinished(damage.path, data)
+    return Checked(len(chosen), num_recorded, len(files), tuple(damages.values()))
+
+
+_SUSPECT = "it was made of a damaged shard"
+
+
+@dataclasses.dataclass(frozen=True)
+class _File:
+    path: Path
+    size: int
+    sha256: str
+    """'' where none is recorded."""
+    stage: str
+    index_sha256: str = ""
+    """Of the index beside a shard; '' where none is recorded."""
+
+
+def _archive_files(data: Path) -> list[_File]:
+    archive = data / "archive"
+    if not (archive / "inventory.json").is_file():
+        return []
+    return [
+        _File(archive / name, facts["size"], facts.get("sha256", ""), "download")
+        for name, facts in sorted(read_inventory(archive).files.items())
+        if "sha256" in facts and not (name.endswith(".csv") and "/part_" in name)  # a list of videos that lie elsewhere
+    ]
+
+
+def _shards(form: Path) -> list[_File]:
+    kind, _, short_side = form.name.partition("_")
+    stage = f"{'resize' if kind == 'videos' else 'frames'}@{short_side}"
+    found = []
+    for path in sorted(form.glob("*/*.json")):
+        shard = path.with_suffix(".tar")
+        try:
+            record = json.loads(path.read_text())
+            size, hashes = int(record["size"]), [str(record.get(key, "")) for key in ("sha256", "index_sha256")]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            size, hashes = 0, ["?", ""]
+        found.append(_File(shard, size, hashes[0], stage, hashes[1]))
+    return found
+
+
+def _fault(file: _File) -> tuple[str, str]:
+    """What is wrong with the file, '' for nothing; and its sha256."""
+    if not file.path.is_file():
+        return "it is not there", ""
+    if file.sha256 == "?":
+        return "its record cannot be read", ""
+    if (size := file.path.stat().st_size) != file.size:
+        return f"it has {size} bytes, {file.size} were recorded", ""
+    if file.index_sha256:
+        index = index_path(file.path)
+        if not index.is_file() or sha256_of(index) != file.index_sha256:
+            return f"its index {index.name} is not the one that was recorded", ""
+    found = sha256_of(file.path)
+    if file.sha256 and found != file.sha256:
+        return f"its sha256 is {found[:8]}…, {file.sha256[:8]}… was recorded", found
+    return "", found
+
+
+def _record_sha256(shard: Path, sha256: str) -> None:
+    path = shard.with_suffix(".json")
+    record = json.loads(path.read_text()) | {"sha256": sha256}
+    with atomic_write(path) as file:
+        file.write((json.dumps(record, indent=0) + "\n").encode())
+
+
+def _frames_made_of(path: Path, data: Path) -> Sequence[Path]:
+    kind, _, short_side = path.parent.parent.name.partition("_")
+    frames = data / f"frames_{short_side}" / path.parent.name / path.name
+    return [frames] if kind == "videos" and frames.with_suffix(".json").is_file() else []
+
+
+def _declare_unfinished(path: Path, data: Path) -> None:
+    if path.is_relative_to(data / "archive"):
+        path.unlink(missing_ok=True)
+    else:
+        forget_record(path)

@@ -1,0 +1,138 @@
+"""Bytes that changed on the disk are found, named, and made again alone."""
+
+import json
+import shutil
+
+import pytest
+
+from actionzoo.errors import UserError
+from actionzoo.kinetics.check import check_data
+from actionzoo.kinetics.download import download
+from actionzoo.kinetics.frames import extract_frames
+from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.transcode import Encode
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_mirror, tmp_path_factory):
+    root = tmp_path_factory.mktemp("prepared")
+    make(root, tiny_mirror)
+    return root / "data"
+
+
+@pytest.fixture
+def data(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "data")
+    return tmp_path / "data"
+
+
+def make(root, mirror) -> None:
+    data, scratch = root / "data", root / "scratch"
+    (root / "source").exists() or shutil.copytree(mirror, root / "source")
+    splits = ("train", "val", "test")
+    download(str(root / "source"), data / "archive", splits=splits, parts="all", jobs=2, scratch=scratch / "download")
+    settings = {"jobs": 2, "scratch": scratch, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
+    resize(data / "archive", data / "videos_256", short_side=64, encode=Encode(preset="ultrafast"), **settings)
+    extract_frames(data / "videos_256", data / "frames_256", qscale=5, **settings)
+
+
+def files(folder):
+    return {
+        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_ino)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def rot(path) -> None:
+    """One bit flips; the size stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(data)
+
+
+def shard_of(data, form):
+    return sorted((data / form).glob("*/part_*.tar"))[0]
+
+
+def test_sound_data_are_sound(data):
+    checked = check_data(data)
+    assert checked.damages == () and checked.num_files == checked.num_finished > 10
+
+
+def test_one_flipped_bit_is_found_in_every_kind_of_file(data):
+    part = next((data / "archive").glob("val/part_*"))
+    video, frames = shard_of(data, "videos_256"), shard_of(data, "frames_256")
+    for path in (part, video, frames):
+        rot(path)
+    damages = {damage.path: damage.stage for damage in check_data(data).damages}
+    assert damages == {part: "download", video: "resize@256", frames: "frames@256"}
+
+
+def test_a_damaged_index_is_damage_of_its_shard(data):
+    frames = shard_of(data, "frames_256")
+    rot(frames.with_suffix(".idx.npy"))
+    assert [damage.path for damage in check_data(data).damages] == [frames]
+
+
+def test_a_missing_shard_is_damage(data):
+    frames = shard_of(data, "frames_256")
+    frames.unlink()
+    (damage,) = check_data(data).damages
+    assert (damage.path, damage.fault) == (frames, "it is not there")
+
+
+def test_frames_of_a_damaged_video_shard_are_made_again_too(data):
+    video = shard_of(data, "videos_256")
+    rot(video)
+    frames = data / "frames_256" / video.relative_to(data / "videos_256")
+    assert {damage.path for damage in check_data(data).damages} == {video, frames}
+
+
+def test_what_failed_is_made_again_alone_with_the_same_bytes(data, tiny_mirror, tmp_path):
+    before = files(data)
+    video = shard_of(data, "videos_256")
+    part = next((data / "archive").glob("val/part_*"))
+    for path in (video, part):
+        rot(path)
+    assert check_data(data).damages
+    make(tmp_path, tiny_mirror)
+    after = files(data)
+    assert {name: contents for name, (contents, _) in after.items()} == {
+        name: contents for name, (contents, _) in before.items()
+    }
+    made = {name for name in after if after[name][1] != before[name][1] and name.endswith(".tar")}
+    shard = video.relative_to(data / "videos_256")
+    assert made == {f"videos_256/{shard}", f"frames_256/{shard}"}
+    assert check_data(data).damages == ()
+
+
+def test_a_sample_is_drawn_by_its_seed(data):
+    rot(shard_of(data, "videos_256"))
+    assert [check_data(data, sample=1, seed=3).num_files for _ in range(2)] == [1, 1]
+    num_files = check_data(data, sample=1000).num_files
+    assert num_files == check_data(data, sample=num_files).num_finished + 2  # the shard and its frames are unfinished
+
+
+def test_shards_of_before_get_their_hash(data):
+    record = shard_of(data, "videos_256").with_suffix(".json")
+    content = json.loads(record.read_text())
+    sha256 = content.pop("sha256")
+    record.write_text(json.dumps(content))
+    checked = check_data(data)
+    assert (checked.num_recorded, checked.damages) == (1, ())
+    assert json.loads(record.read_text())["sha256"] == sha256
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "[" * 5000, '{"size": "many"}'])
+def test_a_damaged_record_is_damage(data, text):
+    shard = shard_of(data, "frames_256")
+    shard.with_suffix(".json").write_text(text)
+    (damage,) = check_data(data).damages
+    assert damage.path == shard and damage.fault == "its record cannot be read"
+
+
+def test_without_data_it_says_what_makes_them(tmp_path):
+    with pytest.raises(UserError, match="no finished files yet"):
+        check_data(tmp_path)
