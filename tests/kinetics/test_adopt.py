@@ -1,13 +1,17 @@
 """MMAction2's folders read as they are: real files, looked at and loaded by the real readers."""
 
+import copy
 import dataclasses
 import shutil
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from actionzoo.clips.inputs import to_input
 from actionzoo.clips.loader import view_loader
@@ -15,6 +19,7 @@ from actionzoo.clips.looking import contents_of
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import MachineFault, UserError
 from actionzoo.kinetics.adopt import adopt
+from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest, write_manifest
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.params import Augment, Clips
@@ -340,3 +345,34 @@ def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_puts_no_clip_a
         path.write_bytes(content)
     assert [video_id for batch in loader for video_id in batch.video_ids][-1] == "zumba/d" and not quarantine.exists()
     loader.close()
+
+
+@pytest.mark.slow
+def test_a_list_of_three_of_400_classes_is_listed_and_trained_as_400(tmp_path):
+    """As the command line does it, in a project with the shipped recipes."""
+    settings = yaml.safe_load(Path("params.yaml").read_text())
+    settings["datasets"]["some"] = copy.deepcopy(settings["datasets"]["mirror"])
+    settings["data"]["name"] = "some"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    (tmp_path / "map.txt").write_text("\r\n".join(kinetics400()))
+    (tmp_path / "videos").mkdir()
+    for label in (3, 7, 399):
+        (tmp_path / f"videos/{label}.mp4").write_bytes(film(tmp_path, 40, *H264))
+    (tmp_path / "list.txt").write_text("3.mp4 3\n7.mp4 7\n399.mp4 399\n")
+
+    def actionzoo(*words: str) -> str:
+        command = [sys.executable, "-m", "actionzoo.cli", *words]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, check=False, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    actionzoo("data", "adopt", "videos_256", "list.txt", "videos", "--split", "train", "--classes", "map.txt")
+    actionzoo("data", "adopt", "videos_256", "list.txt", "videos", "--split", "val")
+    actionzoo("lists", "videos_256", "lists")
+    assert (tmp_path / "lists/label_map.txt").read_text().splitlines() == kinetics400()
+    actionzoo("data", "report", "videos_256", "--pictures", "0")
+    model = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+    actionzoo("train", model, "--work-dir", "work")
+    weights = torch.load(tmp_path / "work/best.pth", weights_only=True)["state_dict"]
+    assert weights["cls_head.fc_cls.bias"].shape == (400,)
+    assert "top-1" in actionzoo("test", model, "work/best.pth")
