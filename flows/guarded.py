@@ -1,10 +1,10 @@
-"""Prefect's server behind a look at where each request comes from. Started by flows/server.py:
+"""Prefect's server behind a check of the Host and Origin headers. flows/server.py starts it:
 
     python -m flows.guarded --port 4200
 
 Prefect checks the key of a request. It does not check its Host header, so a page on a foreign name that resolves to
-127.0.0.1 (DNS rebinding) would count as one of ours; and it answers a foreign Origin, though browsers then hide the
-answer from the page. Here both are refused, for websockets too. Settings, the key among them, are in the environment.
+127.0.0.1 (DNS rebinding) would count as one of ours. It also executes requests of a foreign Origin, though browsers
+then hide the answer from the page. Here both are refused, for websockets too. Settings and key are in the environment.
 """
 
 import argparse
@@ -20,7 +20,7 @@ FRAMES = [(b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-an
 
 
 class OwnPagesOnly:
-    """ASGI middleware: only requests to one of our origins, and from no page or a page of ours, reach `app`."""
+    """ASGI middleware: passes requests whose Host is ours and whose Origin, if there is one, is ours."""
 
     def __init__(self, app: ASGIApp, origins: Iterable[str]):
         self.app = app

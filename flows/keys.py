@@ -1,7 +1,7 @@
-"""The key of a Prefect server on this machine: who has it may start flows, and a flow runs code as its user.
+"""The key of a Prefect server on this machine. A client with the key can start flows, and flows run code as their user.
 
-Loopback is open to every user of the machine and to every page in a browser, so the key is never on a command line,
-where `ps` shows it. It is drawn anew at each start of a server.
+Loopback is open to every user of the machine and to every page in a browser. The key is new at each start of a server,
+and never on a command line, where `ps` would show it.
 """
 
 import fcntl
@@ -40,8 +40,8 @@ def key_file(folder: Path, key: str) -> Iterator[Path]:
 def settings_file(folder: Path, key: str) -> Iterator[bool]:
     """`folder`/prefect.toml, from which every `prefect` command typed in `folder` takes the key, until the block ends.
 
-    Only its user can read it. Gives False, and leaves the file alone, where there is one that somebody else wrote or
-    that belongs to another server that runs.
+    Only its user can read it. Gives False, and leaves the file alone, if the user wrote it or if it belongs to another
+    server that still runs.
     """
     path = folder / SETTINGS_FILE
     if not _is_free(path):

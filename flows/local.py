@@ -30,7 +30,6 @@ from flows.server import HOST, Answer, api_url, client_settings, free_port, loca
 
 POOL = "actionzoo"  # as in prefect.yaml
 ROOT = Path(__file__).resolve().parent.parent
-POOL_TEMPLATE = ROOT / "flows" / "work_pool.json"  # lets no flow run choose what its process executes
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
         "all on this machine. Ctrl-C stops them.",
         epilog="example: python -m flows.local --port 4201",
     )
-    parser.add_argument("--port", type=int, default=4200, metavar="N", help="port of the server (%(default)s)")
+    parser.add_argument("--port", type=_port, default=4200, metavar="N", help="port of the server (%(default)s)")
     port = parser.parse_args().port
     os.environ.setdefault("PREFECT_HOME", str(ROOT / ".prefect"))
     os.environ["PROJECT_DIR"] = str(ROOT)  # prefect.yaml: where the flows run
@@ -53,6 +52,12 @@ def main() -> None:
         sys.exit(str(error))
 
 
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) < 65536):
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is no port; write a number from 1 to 65535, as in 4201")
+    return int(text)
+
+
 def _serve(port: int, running: ExitStack) -> str:
     """Run until something ends by itself; gives the sentence that says what. Stopped in the opposite order."""
     running.enter_context(_only_one(port))
@@ -61,6 +66,7 @@ def _serve(port: int, running: ExitStack) -> str:
     key = users_key if is_theirs else new_key()
     os.environ |= client_settings(port, key)
     from flows import runs  # prefect reads the environment when it is imported: not before it is complete
+    from flows.pool import make_pool
 
     server = None
     if is_theirs:
@@ -73,8 +79,7 @@ def _serve(port: int, running: ExitStack) -> str:
         print(f"starting a Prefect server on port {port}", flush=True)
         server = running.enter_context(local_server(port, key, with_ui=True))
         runs.bury(POOL)
-    # Of whatever release the pool is, after this its template takes no command.
-    _prefect("work-pool", "create", POOL, "--type", "process", "--base-job-template", str(POOL_TEMPLATE), "--overwrite")
+    make_pool(POOL)
     _prefect("--no-prompt", "deploy", "--all")
     print(f"\nPrefect is at http://{HOST}:{port}; Ctrl-C stops it.", flush=True)
     if server:

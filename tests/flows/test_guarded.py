@@ -188,7 +188,8 @@ def test_the_readmes_command_runs_a_row_and_no_variable_of_a_run_changes_what_ru
         "job_configuration": {"command": "{{ command }}", "env": {}, "working_dir": "{{ working_dir }}"},
         "variables": {"type": "object", "properties": {"command": {"type": "string"}, "working_dir": {}}},
     }
-    assert server.patch("/work_pools/actionzoo", json={"base_job_template": older}).status_code == 204
+    older_pool = {"base_job_template": older, "concurrency_limit": 3}
+    assert server.patch("/work_pools/actionzoo", json=older_pool).status_code == 204
     row = server.get("/deployments/name/zoo/row").json()["id"]
     later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
     planted = server.post(
@@ -204,8 +205,9 @@ def test_the_readmes_command_runs_a_row_and_no_variable_of_a_run_changes_what_ru
     assert key_of(project) not in log.read_text()
     assert "cat .prefect/key" in log.read_text()
     server = api(client_settings(port, key_of(project)))
-    template = server.get("/work_pools/actionzoo").json()["base_job_template"]
-    assert template == json.loads((ROOT / "flows" / "work_pool.json").read_text())
+    pool = server.get("/work_pools/actionzoo").json()
+    assert pool["concurrency_limit"] == 3
+    assert pool["base_job_template"] == json.loads((ROOT / "flows" / "work_pool.json").read_text())
     for name, value in variables.items():
         ordered = {"job_variables": {name: value}, "state": {"type": "SCHEDULED"}}
         refused = server.post(f"/deployments/{row}/create_flow_run", json=ordered)

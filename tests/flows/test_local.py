@@ -81,3 +81,17 @@ def test_a_port_that_something_else_has_is_told_with_a_free_one(project, own_env
     assert said.returncode == 1
     assert f"port {port} on 127.0.0.1 is taken; choose another with --port" in said.stderr
     assert "Traceback" not in said.stderr
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "x", "9" * 5000, "٤٢٠٠"])
+def test_what_is_no_port_is_one_sentence(project, own_environment, port):
+    said = subprocess.run(
+        [sys.executable, "-m", "flows.local", f"--port={port}"],
+        cwd=project,
+        env=own_environment,
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 2
+    assert "is no port; write a number from 1 to 65535" in said.stderr
+    assert "Traceback" not in said.stderr
