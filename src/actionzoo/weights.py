@@ -566,8 +566,8 @@ def _refuse_pytorchvideo(path: Path, names: Iterable[str]) -> None:
 
 def _refuse_caffe2(path: Path) -> None:
     raise UserError(
-        f"{path} is a Caffe2 checkpoint ({{'blobs': …}}), as PySlowFast's model zoo offers them, and was not loaded: it "
-        f"holds numpy arrays of networks whose lateral connections are others than this zoo's. {_OTHERS}"
+        f"{path} is a Caffe2 checkpoint ({{'blobs': …}}), as PySlowFast's model zoo offers them, and was not loaded: "
+        f"it holds numpy arrays of networks whose lateral connections are others than this zoo's. {_OTHERS}"
     )
 
 
