@@ -20,7 +20,7 @@ from .files.json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
 from .pages import page_templates
 from .params import Params, digest
-from .published import PublishedFile, fetch_published, published_files
+from .published import CACHE, PublishedFile, fetch_published, published_files
 from .report import KINETICS400, PUBLISHED_CLIPS
 from .run_files import data_folder
 from .testing import FORM, find_label_places, read_head, run_test, write_result
@@ -98,7 +98,6 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Metrics of one published file."""
     from .progress import progress
-    from .weights import CACHE
 
     row, kind, recipe = published.row, published.kind, params.recipe(published.row)
     with progress("bytes") as tell:

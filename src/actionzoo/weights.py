@@ -39,10 +39,8 @@ from .files.locks import locked
 from .identity import identify
 from .kinetics.transfer import Failed, Gone, Patience, Web, discard, partial_version
 from .params import CSNModel, Params, SlowFastModel, as_dict, load_params
-from .published import published_file
+from .published import CACHE, published_file
 from .zoo import build_model
-
-CACHE = Path("weights")
 
 MAX_CLASSES = 1_000_000
 
