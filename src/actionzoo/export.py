@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .export_formats import FORMATS as FORMATS
 from .export_formats import Format, check_target
 from .files.atomic import sync_folder
 from .trained import Trained

@@ -53,7 +53,7 @@ def find_videos(videos: Sequence[str | Path]) -> dict[Path, Path]:
     """Each video, those below folders included, sorted there; and what it is called from the folder that was named."""
     found: dict[Path, Path] = {}
     for video in map(Path, videos):
-        if not video.is_dir():
+        if not os.path.isdir(video):  # which answers for names, too, that no file can have
             found.setdefault(video, Path(video.name))
             continue
         below = (Path(folder) / name for folder, _, names in os.walk(video) for name in names)
@@ -94,7 +94,7 @@ def fault_of(path: Path) -> str:
             return ""
     except (OSError, ValueError) as error:  # a name with a zero byte, or too long
         return f"{shown(path)} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
-    return f"{shown(path)} {'is no regular file' if path.exists() else 'is not there'}"
+    return f"{shown(path)} {'is no regular file' if os.path.exists(path) else 'is not there'}"
 
 
 def shown(path: Path) -> str:
