@@ -17,6 +17,7 @@ from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.metrics import mean_class_accuracy, top_k_accuracy
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
+from actionzoo.params import PublishedLists
 from actionzoo.run_files import RowFiles
 from actionzoo.scores import measure
 from actionzoo.testing import evaluate_row, read_head, run_test, write_result
