@@ -279,16 +279,25 @@ def batch_and_lr(params: Params, row: str, num_processes: int = 1) -> tuple[int,
 def _load_init(model, params: Params, row: str, root: Path):
     """Load what the recipe starts from, if it names something; gives weights.Report, or None."""
     from .progress import progress
+    from .published import fetch_published, other_network, published_file
     from .weights import CACHE, load_weights
 
     source = params.recipe(row).init.weights
     if source is None:
         return None
-    if source in params.recipes:
-        published = params.recipes[source].published
-        source = published.ckpt or published.infer_ckpt
+    published = published_file(params, source) if source in params.recipes else None
+    if source in params.recipes and published is None:
+        raise UserError(f"recipes.{row}.init.weights is {source}, which has no published weights; give a file or URL")
+    if published and (changes := other_network(published, params.recipe(row).model)):
+        raise UserError(
+            f"recipes.{row}.init.weights is {source}, whose published {published.name} is of another network than "
+            f"{row} trains. To start from it, set {', '.join(f'{key}: {value}' for key, value in changes.items())} in "
+            f"datasets.{params.name}.overrides.{row}.model"
+        )
     try:
         with progress("bytes") as tell:
+            if published:
+                source = fetch_published(published, root / CACHE, tell=tell)
             return load_weights(model, source, cache=root / CACHE, tell=tell)
     except UserError as error:
         raise UserError(
@@ -299,7 +308,7 @@ def _load_init(model, params: Params, row: str, root: Path):
 
 def _finished_training(files: RowFiles, fingerprint: str) -> dict[str, Any] | None:
     made = read_json(files.recipe)
-    if made.get("fingerprint") != fingerprint:
+    if made.get("fingerprint") != fingerprint or not isinstance(made.get("files"), dict):
         return None
     for name, known in made["files"].items():
         path = files.run / name if name.endswith(".pth") else files.metrics().parent / name
@@ -433,7 +442,7 @@ def _take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     if not source.is_file():
         raise UserError(f"{source} is not there; a saved state is called state-<epochs>-<steps>.pth")
     saved = load_checkpoint(source)
-    if "about" not in saved:
+    if not isinstance(saved.get("about"), dict):
         raise UserError(f"{source} is no saved state but weights alone; give it as init.weights to start from it")
     about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
     if changes := _differences(about, _about(made)):
@@ -458,11 +467,13 @@ def _other_unfinished(files: RowFiles, scratch: Path, made: dict[str, Any]) -> l
             continue
         with contextlib.suppress(CheckpointError):
             saved = load_checkpoint(states[0])
+            if not isinstance(saved.get("about"), dict) or not isinstance(saved.get("state"), dict):
+                continue
             about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
             changes = "; ".join(_differences(about, _about(made))) or "other processes or batch norm"
             lines.append(
-                f"not going on from {folder}, which stopped after epoch {saved['state']['finished_epochs']} of another "
-                f"recipe: {changes}. Delete that folder if you do not want it any more"
+                f"not going on from {folder}, which stopped after epoch {saved['state'].get('finished_epochs')} of "
+                f"another recipe: {changes}. Delete that folder if you do not want it any more"
             )
     return lines
 
