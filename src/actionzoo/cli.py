@@ -71,7 +71,7 @@ def main() -> None:
         data_commands,
         "check",
         _data_check,
-        "verify archives and shards against the hashes recorded with them; what fails is made again by its stage, alone",
+        "verify archives and shards against their recorded hashes; what fails is made again by its stage, alone",
         "example: actionzoo data check --sample 20",
     )
     command.add_argument(

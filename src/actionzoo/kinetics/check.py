@@ -1,6 +1,6 @@
 """Prepared data against what was recorded of them: every byte of archives and shards, or of a sample.
 
-A file that is missing or differs is declared unfinished, so that its stage makes it again, alone and with the same bytes:
+A file that is missing or differs is declared unfinished. Its stage makes it again, alone and with the same bytes:
 
     archive/val/part_7.tar.gz     removed; `download` fetches it
     videos_256/val/part_007.tar   its record is removed; `resize` makes it from the archive's part
