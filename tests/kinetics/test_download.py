@@ -382,3 +382,19 @@ def test_the_inventory_is_sorted_and_ends_in_a_line_feed(mirror, fetch, tmp_path
     fetch(mirror)
     text = (tmp_path / "archive/inventory.json").read_text()
     assert text == json.dumps(json.loads(text), indent=1, sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified", None])
+def test_without_a_size_a_whole_file_is_not_fetched_again(mirror, fetch, recording, header):
+    class Sizeless(recording):
+        protocol_version = "HTTP/1.0"  # the body ends with the connection
+
+        def send_header(self, name, value):
+            if name in ("Content-Length", "ETag", "Last-Modified") and name != header:
+                return
+            super().send_header(name, value)
+
+    with serve(mirror, Sizeless) as url:
+        fetch(url)
+        recording.asked.clear()
+        assert "0 of them fetched now" in fetch(url)

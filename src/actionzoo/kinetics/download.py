@@ -329,8 +329,8 @@ class _Records:
         if record is None or not path.is_file() or path.stat().st_size != record["size"]:
             return False
         same = {key: record[key] == getattr(remote, key) for key in ("etag", "modified") if record.get(key)}
-        # an equal ETag is enough: mirrors and their copies differ in dates
-        return record["size"] == remote.size and (same.get("etag", False) or all(same.values()))
+        # an equal ETag is enough: mirrors and their copies differ in dates. Some servers do not tell the size
+        return remote.size in (0, record["size"]) and (same.get("etag", False) or all(same.values()))
 
     def take_over_inventory(self) -> None:
         """Make scratch the one that knows, and the folder one that is not finished."""

@@ -3,16 +3,20 @@
 import contextlib
 import dataclasses
 import email.utils
+import itertools
 import json
 import logging
 import re
+import shutil
 import threading
+import time
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 
+from ..addresses import without_secrets
 from ..files.atomic import atomic_write
 
 _log = logging.getLogger(__name__)
@@ -33,12 +37,35 @@ class Remote:
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
+MAX_FILE_BYTES = 64 * 2**30
+"""Of a file whose size the server does not tell. The largest part of Kinetics-400 has 2 GB."""
+
+MAX_TEXT_BYTES = 256 * 2**20
+"""Of a list, which is held in memory."""
+
+RESERVE_BYTES = 2**30
+"""What a file of unknown size leaves free on the disk, if there was as much when it began."""
+
+MAX_REDIRECTS = 5
+
+MAX_PAUSE_SECONDS = 600.0
+"""Before another attempt, whatever the server asks for."""
+
+
 class Gone(Exception):
-    """The source says that it has no such file."""
+    """The source says that it has no such file, or what it sends is refused."""
 
 
 class Failed(Exception):
-    """An attempt that may be worth another."""
+    """An attempt that may be worth another, after so many seconds if the server says how many."""
+
+    def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class TooSlow(Failed):
+    """What comes is too little to count as progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +75,9 @@ class Patience:
     retries: int
     backoff_seconds: float
     stop: threading.Event
+    min_bytes_per_second: float = 1000.0
+    """Slower than this, on average over `rate_seconds`, an attempt has failed."""
+    rate_seconds: float = 60.0
 
     def attempt(self, action: Callable[[], object], measure: Callable[[], int] = lambda: 0) -> object:
         """Repeat `action` until it does not raise Failed. What `measure` gives grows as long as there is progress."""
@@ -57,11 +87,12 @@ class Patience:
                 return action()
             except Failed as failure:
                 now = measure()
-                failures = 1 if now > reached else failures + 1
+                failures = 1 if now > reached and not isinstance(failure, TooSlow) else failures + 1
                 reached = now
                 if failures > self.retries or self.stop.is_set():
                     raise
                 pause = min(self.backoff_seconds * 2 ** (failures - 1), 60)
+                pause = max(pause, min(failure.retry_after_seconds, MAX_PAUSE_SECONDS))
                 _log.warning("%s; attempt %d of %d in %.0f s", failure, failures, self.retries, pause)
                 self.stop.wait(pause)
 
@@ -79,6 +110,7 @@ class Web:
         self._client = httpx.Client(
             timeout=httpx.Timeout(60, connect=20),
             follow_redirects=True,
+            max_redirects=MAX_REDIRECTS,
             # archives as they are: some servers call .tar.gz an encoding of .tar
             headers={"Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=None),
@@ -110,7 +142,13 @@ class Web:
         def ask() -> bytes:
             with self._stream("GET", name) as response:
                 self._judge(response)
-                return b"".join(response.iter_raw())
+                text, watch = bytearray(), _Watch(self.patience)
+                for chunk in response.iter_raw():
+                    text += chunk
+                    watch.see(len(text))
+                    if len(text) > MAX_TEXT_BYTES:
+                        raise Failed(f"it is larger than {MAX_TEXT_BYTES // 2**20} MiB, the most that a list may have")
+                return bytes(text)
 
         try:
             return self.patience.attempt(ask)
@@ -145,10 +183,25 @@ class Web:
                     version = _remote(response)
                     with atomic_write(_version_file(partial)) as file:
                         file.write(json.dumps(dataclasses.asdict(version)).encode())
+                size, watch = version.size, _Watch(self.patience, start)
+                free = shutil.disk_usage(partial.parent).free
+                most = min(MAX_FILE_BYTES, start + (free - RESERVE_BYTES if free > RESERVE_BYTES else free // 2))
                 with open(partial, "ab") as file:
                     for chunk in response.iter_raw():  # as they come: what is here is never fetched again
                         file.write(chunk)
                         tell(file.tell())
+                        if size and file.tell() > size:
+                            file.close()
+                            discard(partial)
+                            raise Failed(f"more than the {size} bytes came that were announced")
+                        if not size and file.tell() > most:
+                            file.close()
+                            discard(partial)
+                            raise Gone(
+                                "the server does not tell its size, and it does not end: "
+                                f"{most // 2**20} MiB came; refused"
+                            )
+                        watch.see(file.tell())
                         if self.patience.stop.is_set():
                             raise Failed("stopped")
             size = partial.stat().st_size
@@ -163,9 +216,10 @@ class Web:
         url = f"{self.root}/{urllib.parse.quote(name)}{self._query}"
         try:
             with self._client.stream(method, url, headers=headers) as response:
+                _check_redirects(response)
                 yield response
-        except (httpx.TransportError, httpx.TooManyRedirects) as error:
-            raise Failed(str(error) or type(error).__name__) from None
+        except (httpx.TransportError, httpx.TooManyRedirects, httpx.InvalidURL) as error:
+            raise Failed(without_secrets(str(error)) or type(error).__name__) from None
 
     @staticmethod
     def _judge(response: httpx.Response) -> None:
@@ -174,14 +228,14 @@ class Web:
         if response.status_code in (401, 403, 404, 410):
             raise Gone(status)
         if response.status_code not in (200, 206):
-            raise Failed(status)
+            raise Failed(status, _retry_after_seconds(response.headers.get("Retry-After", "")))
 
 
 def partial_version(partial: Path) -> Remote | None:
     """The version that a partial file's bytes are of, None if unknown."""
     try:
         return Remote(**json.loads(_version_file(partial).read_text()))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
         return None
 
 
@@ -191,10 +245,43 @@ def discard(partial: Path) -> None:
     _version_file(partial).unlink(missing_ok=True)
 
 
+class _Watch:
+    """Raises TooSlow once too few bytes came in the last `rate_seconds`."""
+
+    def __init__(self, patience: Patience, num_bytes: int = 0) -> None:
+        self._patience, self._from, self._since = patience, num_bytes, time.monotonic()
+
+    def see(self, num_bytes: int) -> None:
+        seconds = time.monotonic() - self._since
+        if seconds < self._patience.rate_seconds:
+            return
+        if num_bytes - self._from < self._patience.min_bytes_per_second * seconds:
+            raise TooSlow(f"only {num_bytes - self._from} bytes came in {seconds:.0f} s")
+        self._from, self._since = num_bytes, time.monotonic()
+
+
+def _check_redirects(response: httpx.Response) -> None:
+    """Raises Gone where a redirect leads from https to http: what comes then may be anybody's."""
+    for before, after in itertools.pairwise([*response.history, response]):
+        if before.url.scheme == "https" and after.url.scheme != "https":
+            raise Gone(f"it redirects from https to {without_secrets(str(after.url))}; refused")
+
+
+def _retry_after_seconds(text: str) -> float:
+    """Of the header Retry-After: seconds, or a date. 0 for none."""
+    if re.fullmatch(r"\d{1,9}", text.strip()):
+        return float(text)
+    try:
+        return max(email.utils.parsedate_to_datetime(text).timestamp() - time.time(), 0.0)
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
 def _remote(response: httpx.Response) -> Remote:
     modified = response.headers.get("Last-Modified", "")
+    size = response.headers.get("Content-Length", "")
     return Remote(
-        size=int(response.headers.get("Content-Length", 0)),
+        size=int(size) if re.fullmatch(r"\d{1,18}", size) else 0,
         etag=response.headers.get("ETag", ""),
         modified=modified if email.utils.parsedate(modified) else "",
     )
@@ -202,7 +289,7 @@ def _remote(response: httpx.Response) -> Remote:
 
 def _continues(response: httpx.Response, start: int, version: Remote | None) -> bool:
     """Whether a partial answer is the rest, from `start` on, of the version that is here."""
-    content_range = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    content_range = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", response.headers.get("Content-Range", ""))
     return (
         version is not None
         and content_range is not None
