@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 
 from .clips.readers import Undecodable, open_clip, read
+from .errors import MachineFault
 from .files.atomic import atomic_write
 from .kinetics.manifest import STATES, Clip, export_lists, read_manifest
 from .kinetics.overview import SHOWN, Overview, as_json, difference, survey
@@ -165,7 +166,9 @@ def _middle_frame(form: Path, clip: Clip) -> np.ndarray | str:
         return read(reader, np.array([reader.num_frames // 2]))[0]
     except Undecodable as error:
         return str(error)
-    except Exception as error:  # decoders raise what they like
+    except MachineFault:  # says nothing about the clip
+        raise
+    except Exception as error:
         return f"{clip.video_id}: {' '.join(str(error).split())[:200]}"
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import UserError
+from .errors import MachineFault, UserError
 from .files.atomic import atomic_write
 from .files.csv_cells import plain_cell, safe_cell
 from .files.json_files import read_json, write_json
@@ -226,7 +226,9 @@ def _strip(form: Path, clip: Clip | None) -> bytes | str:
         frames = read(reader, wanted)
     except Undecodable as error:
         return str(error)
-    except Exception as error:  # decoders raise what they like
+    except MachineFault:  # says nothing about the clip
+        raise
+    except Exception as error:
         return f"{clip.video_id}: {' '.join(str(error).split())[:200]}"
     width = max(1, round(frames.shape[2] * HEIGHT / frames.shape[1]))
     small = [cv2.resize(frame, (width, HEIGHT), interpolation=cv2.INTER_AREA) for frame in frames]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from actionzoo.clips.looking import contents_of
 from actionzoo.clips.readers import (
     Contents,
     JpegReader,
@@ -435,3 +436,21 @@ def test_a_process_that_may_open_no_more_files_does_not_blame_the_clip(tmp_path)
     command = [sys.executable, "-c", WITHOUT_FILES, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "True\nTrue\n", done.stderr
+
+
+def test_a_jpeg_that_claims_more_pixels_than_there_is_memory_for_is_the_clips_fault(tmp_path):
+    data = bytearray(jpeg("RGB"))
+    start = data.index(b"\xff\xc0")
+    data[start + 5 : start + 9] = struct.pack(">HH", 65500, 65500)
+    (tmp_path / "img_00001.jpg").write_bytes(data)
+    with pytest.raises(Undecodable, match="frame 0 is 65500 x 65500, more than"):
+        read(LooseJpegReader(tmp_path, 1), np.array([0]))
+
+
+def test_a_file_without_end_is_not_read_to_its_end(tmp_path):
+    (tmp_path / "img_00001.jpg").symlink_to("/dev/zero")
+    with pytest.raises(Undecodable, match=r"img_00001\.jpg is larger than 64 MiB"):
+        read(LooseJpegReader(tmp_path, 1), np.array([0]))
+    (tmp_path / "film.mp4").symlink_to("/dev/zero")
+    (answer,) = contents_of([(tmp_path / "film.mp4", None)], workers=0, timeout_seconds=60)
+    assert answer == "it is no file that can be read to its end; name a video"

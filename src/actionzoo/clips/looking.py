@@ -42,6 +42,8 @@ def _look(task: tuple[Path, int | None], _: np.ndarray, timeout_seconds: float) 
         with _silence():
             if num_frames is not None:
                 return frames_contents(path, num_frames)
+            if not path.is_file() and path.exists():
+                return "it is no file that can be read to its end; name a video"
             if path.stat().st_size > MAX_VIDEO_BYTES:
                 return f"it is larger than {MAX_VIDEO_BYTES // 2**30} GiB; cut it into clips"
             return video_contents(path.read_bytes(), timeout_seconds)

@@ -24,6 +24,11 @@ Size = tuple[int, int]
 """(height, width) in pixels."""
 
 
+MAX_JPEG_BYTES = 64 * 2**20
+MAX_JPEG_PIXELS = 2**26
+"""8192 x 8192."""
+
+
 class Undecodable(Exception):
     """Frames that cannot be had. The message says why and what to do, in our words: equal bytes give equal messages."""
 
@@ -156,7 +161,11 @@ class LooseJpegReader:
         decode, check = _jpeg_decoder(), _SizeCheck(self._size)
         for number in frames.tolist():
             with _faults_told_apart():
-                data = (self._folder / f"img_{number + 1:05d}.jpg").read_bytes()
+                path = self._folder / f"img_{number + 1:05d}.jpg"
+                with path.open("rb") as file:
+                    data = file.read(MAX_JPEG_BYTES + 1)
+                if len(data) > MAX_JPEG_BYTES:
+                    raise Undecodable(f"{path.name} is larger than {MAX_JPEG_BYTES // 2**20} MiB; make the frames anew")
             yield check(decode(data, number), number)
 
 
@@ -282,6 +291,10 @@ def _jpeg_decoder():
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours in ("CMYK", "YCCK"):
                 raise Undecodable(f"frame {number} is a JPEG in {colours}; make it RGB")
+            if height * width > MAX_JPEG_PIXELS:  # before memory is asked for
+                raise Undecodable(
+                    f"frame {number} is {width} x {height}, more than {MAX_JPEG_PIXELS} pixels; make it small"
+                )
             if buffer is None or buffer.shape[:2] != (height, width):
                 buffer = np.empty((height, width, 3), np.uint8)
             return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
