@@ -16,7 +16,14 @@ from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import label_map, read_manifest
+from actionzoo.params import as_dict
+from actionzoo.publish import publish_run
+from actionzoo.run_files import RowFiles
+from actionzoo.testing import evaluate_row
+from actionzoo.trained import open_trained
+from actionzoo.weights import import_weights
 from actionzoo.zoo import build_model
+from tests.small_run import write_run
 from tests.tiny_network import PROJECT, ROW, tiny_params, val_clips
 
 ROW_256 = "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb"
@@ -134,3 +141,124 @@ def test_a_published_checkpoint_is_tested_as_the_network_it_was_trained_as_on_it
     assert made["classes"] == kinetics400()
     labels = {made["classes"][clip["label"]] for clip in made["clips"].values()}
     assert labels == {clip.class_name for clip in val_clips(root) if clip.is_usable} <= set(classes)
+
+
+# What predict refuses is refused
+
+
+OTHER = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
+
+
+def written(path: Path, meta: dict, *, num_classes: int = 4, change=lambda state: None) -> Path:
+    """A checkpoint of ROW's network that says of itself what `meta` says."""
+    torch.manual_seed(0)
+    state = dict(build_model(tiny_params().recipes[ROW].model, num_classes).state_dict())
+    change(state)
+    path.parent.mkdir(exist_ok=True)
+    torch.save({"meta": meta, "state_dict": state}, path)
+    return path
+
+
+def own_recipe(row: str = ROW, **clips) -> dict:
+    """The demo's recipe of a row with other clips, as a checkpoint carries it."""
+    recipe = {key: value for key, value in as_dict(tiny_params().recipe(row)).items() if key != "published"}
+    return recipe | {"clips": recipe["clips"] | clips}
+
+
+def refusal(root: Path, source: str | Path, row: str = ROW) -> str:
+    with pytest.raises(UserError) as error:
+        evaluate_checkpoint(tiny_params(), row, str(source), root)
+    return str(error.value)
+
+
+def test_a_randomly_drawn_classifier_is_not_tested(root, tmp_path):
+    path = written(tmp_path / "a" / "any.pth", {"row": ROW, "head": "fresh, for 4 classes: the file's has 400"})
+    assert "has a classifier that was drawn at random" in refusal(root, path)
+    again, report = import_weights(ROW, path, params=tiny_params(), out=tmp_path / "b" / "again.pth")
+    assert report.head == "loaded" and "drawn at random" in refusal(root, again)
+
+
+@pytest.mark.parametrize("how", ["recipe", "meta", "published name", "name", "config"])
+def test_a_file_of_another_model_is_not_tested_under_this_ones_name(root, tmp_path, how):
+    name, meta = "any.pth", {}
+    if how == "recipe":
+        meta = {"row": OTHER, "recipe": own_recipe(OTHER, clip_len=64)}
+    elif how == "meta":
+        meta = {"row": OTHER}
+    elif how == "published name":
+        name = tiny_params().recipes[OTHER].published.ckpt.rsplit("/", 1)[-1].rpartition("-")[0] + ".pth"
+    elif how == "name":
+        name = f"{OTHER}_20250101.pth"
+    else:
+        meta = {"config_name": f"{OTHER}.py"}
+    path = written(tmp_path / "other" / name, meta)
+    assert f"is of {OTHER}, not of {ROW}" in refusal(root, path)
+    with pytest.raises(UserError, match=f"is of {OTHER}, not of {ROW}"):
+        open_trained(path, params=tiny_params(), row=ROW)
+
+
+def test_a_file_with_a_recipe_of_its_own_is_tested_with_its_settings_and_says_so(root, tmp_path, capsys):
+    recipe = own_recipe(clip_len=8)
+    recipe["augment"] |= {"mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
+    recipe["test"] |= {"num_clips": 1, "crop_size": 36}
+    path = written(tmp_path / "own" / "own.pth", {"row": ROW, "recipe": recipe})
+    evaluate_checkpoint(tiny_params(), ROW, str(path), root, out=root / "result.json", views=root / "v.safetensors")
+    made = json.loads((root / "result.json").read_text())
+    assert made["settings"] == [
+        "clips.clip_len: 32 -> 8",
+        "augment.mean: (123.675, 116.28, 103.53) -> (0.0, 0.0, 0.0)",
+        "augment.std: (58.395, 57.12, 57.375) -> (255.0, 255.0, 255.0)",
+        "test.num_clips: 2 -> 1",
+        "test.crop_size: 44 -> 36",
+    ]
+    assert "clips.clip_len: 32 -> 8" in capsys.readouterr().out and made["protocol"] == "1x1"
+    assert read_views(root / "v.safetensors").num_views == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_not_tested(root, tmp_path, value):
+    def change(state):
+        state["cls_head.fc_cls.bias"] = torch.full((4,), value)
+
+    path = written(tmp_path / "nan" / "any.pth", {}, change=change)
+    assert "weights that are no numbers (NaN or infinite), in 1: cls_head.fc_cls.bias" in refusal(root, path)
+
+
+def test_another_number_of_classes_or_none_is_refused(root, tmp_path):
+    path = written(tmp_path / "five" / "any.pth", {}, num_classes=5)
+    assert "knows 5 classes without naming them, and the data set has 4" in refusal(root, path)
+    path = written(tmp_path / "five" / "named.pth", {"classes": ["a", "b", "c"]}, num_classes=5)
+    assert "names 3 classes, the network has 5" in refusal(root, path)
+    path = written(tmp_path / "none" / "any.pth", {}, change=lambda state: state.pop("cls_head.fc_cls.weight"))
+    assert "has no classifier" in refusal(root, path)
+
+
+def test_whatever_predict_knows_by_a_name_is_tested(root, tmp_path):
+    params = tiny_params()
+    torch.manual_seed(0)
+    files = RowFiles(root, params.name, ROW)
+    classes = label_map(read_manifest(root / "data/demo/videos_256/manifest.csv"))
+    write_run(params, files, build_model(params.recipe(ROW).model, len(classes)), classes)
+    said = {evaluate_checkpoint(params, ROW, str(name), root) for name in (ROW, files.run, files.best)}
+    assert len(said) == 1 and "top1_acc: " in said.pop()
+
+
+def test_a_rotten_checkpoint_is_refused_by_every_door(root, tmp_path):
+    params, files = tiny_params(), RowFiles(tmp_path, "demo", ROW)
+    write_run(params, files, build_model(params.recipe(ROW).model, 4), ["a", "b", "c", "d"])
+    data = bytearray(files.best.read_bytes())
+    data[len(data) // 2] ^= 16
+    files.best.write_bytes(data)
+    (tmp_path / "data").unlink(missing_ok=True)
+    (tmp_path / "data").symlink_to(root / "data")
+    for door in (
+        lambda: evaluate_checkpoint(params, ROW, str(files.best), tmp_path),
+        lambda: open_trained(files.run, params=params),
+        lambda: publish_run(files.run),
+        lambda: evaluate_row(params, ROW, tmp_path),
+    ):
+        with pytest.raises(UserError, match=r"best\.pth is not the file that .*recipe\.json is of: it was damaged"):
+            door()
+    files.recipe.write_text("{")
+    with pytest.raises(UserError, match=r"recipe\.json is damaged, it is no JSON"):
+        evaluate_checkpoint(params, ROW, str(files.best), tmp_path)

@@ -26,7 +26,7 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.serve import FolderHandler, serve
 from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
-from actionzoo.params import load_params
+from actionzoo.params import as_dict, load_params
 from actionzoo.weights import HEAD, fetch_weights, import_weights, load_weights
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -585,6 +585,7 @@ def test_a_rows_import_is_a_checkpoint_of_ours(trained, tmp_path, in_project):
         "source_sha256": hashlib.sha256(data).hexdigest(),
         "kind": "OpenMMLab checkpoint",
         "head": "loaded",
+        "model": as_dict(load_params().recipes[CSN_ROW].model),
     }
     model = csn()
     model.load_state_dict(checkpoint["state_dict"])
@@ -624,3 +625,95 @@ def test_the_command_shows_the_report_and_refuses_in_a_sentence(tmp_path, in_pro
     done = subprocess.run([*command, CSN_ROW, "six.pth", "--out", "other.pth"], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("actionzoo: error: six.pth")
     assert "another network" in done.stderr and not (tmp_path / "other.pth").exists()
+
+
+# Other projects' files
+
+
+def test_caffe2s_blobs_are_named_as_such(tmp_path):
+    for protocol in (0, 2, 4):
+        blobs = {"blobs": {"conv1_w": np.ones((2, 2), np.float32)}}
+        (tmp_path / "SLOWFAST_8x8_R50.pkl").write_bytes(pickle.dumps(blobs, protocol=protocol))
+        why = refusal(csn(), tmp_path / "SLOWFAST_8x8_R50.pkl")
+        assert "is a Caffe2 checkpoint" in why and "PySlowFast" in why and "asks to run" not in why
+
+
+@pytest.mark.parametrize("key", ["model_state", "state_dict", None], ids=str)
+def test_pytorchvideos_hub_files_are_named_as_such(tmp_path, key):
+    state = {
+        "blocks.0.multipathway_blocks.0.conv.weight": torch.ones(64, 3, 1, 7, 7),
+        "blocks.0.multipathway_fusion.conv_fast_to_slow.weight": torch.ones(16, 8, 7, 1, 1),
+        "blocks.0.multipathway_fusion.norm.weight": torch.ones(16),
+    }
+    saved({key: state} if key else state, tmp_path / "SLOWFAST_8x8_R50.pyth")
+    why = refusal(slowfast(), tmp_path / "SLOWFAST_8x8_R50.pyth")
+    assert "is a PyTorchVideo checkpoint" in why and "1: blocks.0.multipathway_fusion.norm.weight" in why
+
+
+# Damage
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(trained, tmp_path, value):
+    state = {name: tensor.clone() for name, tensor in trained["ir"].state_dict().items()}
+    state["backbone.layer3.2.conv1.bn.running_var"][5] = value
+    saved({"state_dict": state}, tmp_path / "diverged.pth")
+    assert "1: backbone.layer3.2.conv1.bn.running_var" in refusal(csn(), tmp_path / "diverged.pth")
+
+
+def test_a_weight_too_large_for_the_networks_type_is_refused(trained, tmp_path):
+    state = {name: tensor.clone() for name, tensor in trained["ir"].state_dict().items()}
+    state["cls_head.fc_cls.bias"] = torch.full((6,), 1e300, dtype=torch.float64)
+    saved({"state_dict": state}, tmp_path / "huge.pth")
+    assert "1: cls_head.fc_cls.bias" in refusal(csn(), tmp_path / "huge.pth")
+
+
+@pytest.mark.parametrize("of", [torch.int64, torch.complex64, torch.bool], ids=str)
+def test_tensors_that_are_no_weights_are_refused(trained, tmp_path, of):
+    state = dict(trained["ir"].state_dict())
+    state["backbone.conv1.conv.weight"] = state["backbone.conv1.conv.weight"].to(of)
+    saved({"state_dict": state}, tmp_path / "odd.pth")
+    assert "backbone.conv1.conv.weight is " in refusal(csn(), tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.9])
+def test_one_changed_bit_is_found_though_the_name_promises_nothing(trained, tmp_path, place):
+    data = bytearray(saved({"state_dict": trained["ir"].state_dict()}))
+    data[int(place * len(data))] ^= 1
+    (tmp_path / "rotten.pth").write_bytes(data)
+    why = refusal(csn(), tmp_path / "rotten.pth")
+    assert "rotten.pth is damaged" in why and "fetch it again" in why
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\x80",
+        b"PK\x03\x04" + bytes(100),
+        b"<!DOCTYPE html><title>gone</title>",
+        bytes(5000),
+        (2**40).to_bytes(8, "little") + b"{",
+        (20).to_bytes(8, "little") + b'{"a":{"dtype":"F32",',
+        (73).to_bytes(8, "little") + b'{"a":{"dtype":"F32","shape":[2,-3,-4],"data_offsets":[0,96]}}            ',
+        b"[" * 100_000,
+        "käse".encode("utf-16"),
+    ],
+    ids=["empty", "cut", "zip", "page", "zeros", "header", "json", "negative", "deep", "text"],
+)
+@pytest.mark.parametrize("name", ["any.pth", "any.safetensors", "any.pkl"])
+def test_what_is_no_weights_file_is_refused_in_a_sentence(tmp_path, data, name):
+    (tmp_path / name).write_bytes(data)
+    assert name in refusal(csn(), tmp_path / name)
+
+
+def test_a_folder_is_no_weights_file(tmp_path):
+    with pytest.raises(UserError, match="is a folder"):
+        load_weights(csn(), tmp_path)
+
+
+def test_weights_are_read_by_their_bytes_and_not_by_their_ending(trained, tmp_path):
+    saved({"state_dict": trained["ir"].state_dict()}, tmp_path / "torch.safetensors")
+    save_file(trained["ir"].state_dict(), tmp_path / "tensors.pth")
+    for name in ("torch.safetensors", "tensors.pth"):
+        assert load_weights(csn(), tmp_path / name).head == "loaded"

@@ -1,6 +1,5 @@
 """Any checkpoint of a row tested: a run's, a saved state, a published one. As MMAction2's tools/test.py does it."""
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,12 +9,13 @@ from typing import Any
 from .errors import UserError
 from .files.atomic import atomic_write
 from .files.hashes import md5_of
-from .files.json_files import read_json
+from .identity import Identity
 from .kinetics.manifest import Clip, label_map, read_manifest
-from .params import Params
+from .params import Params, as_dict, network_of
 from .progress import progress
 from .run_files import data_folder, device_type
 from .testing import Outcome, find_label_places, run_test, summary, write_result
+from .trained import open_checkpoint
 
 MEASURES = ("top_k_accuracy", "mean_class_accuracy")
 
@@ -34,29 +34,38 @@ def evaluate_checkpoint(
     is_plain: bool = False,
     views: Path | None = None,
 ) -> str:
-    """Test any checkpoint of `row`, a path or URL; gives the lines to print, in the first process alone.
+    """Test any checkpoint of `row`, named as for predict; gives the lines to print, in the first process alone.
+
+    What predict refuses is refused here too. A checkpoint with a recipe of its own is tested with its settings, and
+    that is said; any other with those that params.yaml has for `row` on the chosen data set.
 
     `measures` are top_k_accuracy and mean_class_accuracy, both if None and there is an average. `out` gets result.json,
     or with `is_plain` MMAction2's list; `views` the logits of every view. Raises UserError.
     """
-    average_clips = average_clips or params.recipe(row).test.average_clips
     manifest = read_manifest(data_folder(params, params.recipe(row), root) / "manifest.csv")
-    measures = _what_to_measure(measures, average_clips, split, out, views, manifest)
+    average = average_clips or params.recipe(row).test.average_clips
+    measures = _what_to_measure(measures, average, split, out, views, manifest)
     if out and out.suffix != ".json":
         raise UserError(f"--out {out} is no .json; that is the one format of results here")
 
     from .engine.distributed import joined
-    from .weights import CACHE, fetch_weights, open_model
 
     with progress("bytes") as tell:
-        file = fetch_weights(source, root / CACHE, tell=tell)
-    model, report, known = open_model(_model_section(params, row, file), file, cache=root / CACHE)
-    known = known or _classes_beside(file, model)
+        opened = open_checkpoint(source, params=params, row=row, root=root, tell=tell)
+    model, file, known = opened.network, opened.identity.file, opened.identity.classes
+    params, settings = _as_the_file_says(params, row, opened.identity)
+    if settings:
+        manifest = read_manifest(data_folder(params, params.recipe(row), root) / "manifest.csv")
+    average_clips = average_clips or params.recipe(row).test.average_clips
     classes = label_map(manifest)
     with joined(device_type(params)) as world:
         if world.is_first:
-            print(report.text(), flush=True)
+            print(
+                "\n".join([opened.report.text(), *_settings_lines(params, row, opened.identity, settings)]), flush=True
+            )
         about = {"row": row, "dataset": params.name, "checkpoint_md5": md5_of(file), "file": file.name}
+        if settings:
+            about["settings"] = settings
         outcome = run_test(
             params,
             row,
@@ -116,18 +125,41 @@ def _what_to_measure(
     return MEASURES if measures is None else measures
 
 
-def _model_section(params: Params, row: str, file: Path):
-    """The recipe's network; that of the published file where this is it, and it was trained as another."""
-    published, model = params.recipes[row].published, params.recipe(row).model
-    if published.ckpt and published.ckpt_model and file.name == published.ckpt.rsplit("/", 1)[-1]:
-        return dataclasses.replace(model, **published.ckpt_model)
-    return model
+_SECTIONS = {
+    "clips": ("form", "short_side", "clip_len", "frame_interval"),
+    "augment": ("resize", "mean", "std"),
+    "test": ("num_clips", "num_crops", "crop_size", "average_clips"),
+}
 
 
-def _classes_beside(file: Path, model) -> list[str]:
-    """The class names of a run's own checkpoint, which stand in its recipe.json."""
-    classes = read_json(file.with_name("recipe.json")).get("classes", [])
-    return classes if len(classes) == model.state_dict()["cls_head.fc_cls.weight"].shape[0] else []
+def _as_the_file_says(params: Params, row: str, identity: Identity) -> tuple[Params, list[str]]:
+    """Params that look at videos as the file's own recipe does, and what that changes: `clips.clip_len: 32 -> 64`.
+
+    A file without a recipe is tested as params.yaml says for `row` on this data set.
+    """
+    if not identity.has_own_recipe:
+        return params, []
+    _, expected = network_of(as_dict(params.recipe(row)), params.path)
+    changes: dict[str, dict[str, Any]] = {}
+    lines = []
+    for section, names in _SECTIONS.items():
+        for name in names:
+            before, after = getattr(expected, name), getattr(identity.viewing, name)
+            if before != after:
+                changes.setdefault(section, {})[name] = list(after) if isinstance(after, tuple) else after
+                lines.append(f"{section}.{name}: {before} -> {after}")
+    return params.changed(row, **changes), lines
+
+
+def _settings_lines(params: Params, row: str, identity: Identity, settings: list[str]) -> list[str]:
+    """What is said of the settings before the test begins."""
+    if settings:
+        return [f"tested with the settings of the file's own recipe, not those of {params.path}: {'; '.join(settings)}"]
+    sections = tuple(f"{section}." for section in _SECTIONS)
+    overrides = [line for line in params.overrides(row) if line.startswith(sections)]
+    if identity.has_own_recipe or not overrides:
+        return []
+    return [f"tested with the settings of {row} on {params.name}, which overrides {'; '.join(overrides)}"]
 
 
 def _metric_lines(metrics: dict[str, Any], measures: Sequence[str], topk: Sequence[int]) -> list[str]:

@@ -189,6 +189,10 @@ class Published:
     log: str | None
     json: str | None
     note: str
+    mirrors: dict[Literal["ckpt", "infer_ckpt"], tuple[Annotated[str, Field(min_length=1)], ...]] = dataclasses.field(
+        default_factory=dict
+    )
+    """Other addresses (URL or path) of the same files, tried in order where the first is gone."""
 
     @property
     def released(self) -> dict[str, tuple[str, float, float]]:

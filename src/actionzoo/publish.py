@@ -23,7 +23,10 @@ from .engine.checkpoint import load_checkpoint
 from .errors import UserError
 from .files.atomic import atomic_write
 from .files.hashes import md5_of
+from .files.json_files import require_json
+from .identity import record_beside
 from .run_files import RowFiles
+from .testing import read_head
 from .tracking import register
 
 
@@ -32,16 +35,10 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
 
     Raises UserError if the run is not finished or not tested, or its files are not of one training.
     """
-    made = _read_json(run / "recipe.json", "it is written when a training ends; give a folder runs/<dataset>/<row>")
-    files = RowFiles(run.resolve().parents[2], made["dataset"], made["row"])
-    if files.run != run.resolve():
-        raise UserError(
-            f"{run}/recipe.json is of {made['row']} on {made['dataset']}, whose folder is {files.run}; publish that one"
-        )
+    made, files = _finished_run(run)
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{files.row}` makes it")
-    if md5_of(files.best) != made["files"]["best.pth"]["md5"]:
-        raise UserError(f"{files.best} is not the file that {files.recipe} is of; train the row again")
+    record_beside(files.best)
     checkpoint = load_checkpoint(files.best)
     meta = {key: made[key] for key in ("row", "dataset", "recipe", "overrides", "classes", "manifest_sha256")} | {
         "epoch": checkpoint["meta"]["epoch"],
@@ -64,21 +61,47 @@ def register_run(run: Path, name: str | None = None, alias: str | None = None) -
 
     What is registered is the .safetensors file: no code is in it, and none is run to load it. Raises UserError.
     """
-    made = _read_json(run / "recipe.json", "it is written when a training ends; give a folder runs/<dataset>/<row>")
+    made, files = _finished_run(run)
     # beside the run, so that MLflow's copy of the file is a hard link
     with tempfile.TemporaryDirectory(dir=run, prefix=".registered-") as folder:
         pth, file = publish_run(run, Path(folder))
-        metrics = _read_json(RowFiles(run.resolve().parents[2], made["dataset"], made["row"]).metrics(), "test the row")
-        tags = {"row": made["row"], "dataset": made["dataset"], "file": file.name, "test.top1": metrics["top1"]}
+        metrics = require_json(files.metrics(), f"`dvc repro evaluate@{files.row}` makes it")
+        tags = {"row": made["row"], "dataset": made["dataset"], "file": file.name, "test.top1": metrics.get("top1")}
         pth.unlink()
         return register(run, file, name=name or made["row"], alias=alias, tags=tags)
+
+
+_KEYS = {"row": str, "dataset": str, "recipe": dict, "overrides": list, "classes": list, "manifest_sha256": str}
+
+
+def _finished_run(run: Path) -> tuple[dict[str, Any], RowFiles]:
+    """The run's recipe.json, and where its files lie. Raises UserError if it is no whole record of that run."""
+    remedy = "it is written when a training ends; give a folder runs/<dataset>/<row>"
+    path = run / "recipe.json"
+    made = require_json(path, remedy)
+    faults = [key for key, kind in _KEYS.items() if not isinstance(made.get(key), kind)]
+    known = made.get("files")
+    if not isinstance(known, dict) or "best.pth" not in known:
+        faults.append("files")
+    if faults:
+        raise UserError(f"{path} is no whole record of a training: it lacks {', '.join(faults)}; {remedy}")
+    if len(run.resolve().parents) < 3:
+        raise UserError(f"{run} is no run's folder; give a folder runs/<dataset>/<row>")
+    files = RowFiles(run.resolve().parents[2], made["dataset"], made["row"])
+    if files.run != run.resolve():
+        raise UserError(
+            f"{path} is of {made['row']} on {made['dataset']}, whose folder is {files.run}; publish that one"
+        )
+    return made, files
 
 
 def _metrics(files: RowFiles, epoch: int) -> dict[str, Any]:
     """Of the test of this very checkpoint."""
     again = f"`dvc repro evaluate@{files.row}` makes it"
-    metrics = _read_json(files.metrics(), again)
-    tested = _read_json(files.result, again)["checkpoint_md5"] if files.result.is_file() else None
+    metrics = require_json(files.metrics(), again)
+    tested = None
+    if files.result.is_file():
+        tested = (read_head(files.result) or require_json(files.result, again)).get("checkpoint_md5")
     if metrics.get("epoch", epoch) != epoch or tested not in (None, md5_of(files.best)):
         raise UserError(f"{files.metrics()} is of another checkpoint than {files.best}; {again} anew")
     return metrics
@@ -103,12 +126,3 @@ def _write(folder: Path, row: str, suffix: str, content: bytes) -> Path:
     with atomic_write(path) as file:
         file.write(content)
     return path
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; {remedy}") from None
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); {remedy}") from None

@@ -7,7 +7,6 @@ released/metrics/<dataset>/<row>.json          kind -> accuracies, 95 % interval
 released/report/<dataset>/released.*           the table of all rows, as .md, .html and .json
 """
 
-import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,11 @@ from .files.json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
 from .pages import page_templates
 from .params import Params, digest
+from .published import PublishedFile, fetch_published, published_files
 from .report import KINETICS400, PUBLISHED_CLIPS
 from .run_files import data_folder
 from .testing import FORM, find_label_places, read_head, run_test, write_result
+from .trained import open_checkpoint
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
@@ -40,8 +41,8 @@ def evaluate_released(params: Params, row: str, root: Path = Path()) -> str:
         raise UserError(f"{manifest} is not there; `dvc repro {stage}` makes it")
     classes = label_map(read_manifest(manifest))
     metrics = {
-        kind: _evaluate(params, row, kind, address, classes, manifest, root)
-        for kind, (address, _, _) in recipe.published.released.items()
+        kind: _evaluate(params, published, classes, manifest, root)
+        for kind, published in published_files(params, row).items()
     }
     path = root / "released" / "metrics" / params.name / f"{row}.json"
     write_json(path, metrics)
@@ -74,12 +75,12 @@ def write_released_report(params: Params, root: Path = Path()) -> str:
     """The table of all rows as released.md, .html and .json; gives the last line to print. What is not tested yet stays
     visible as such."""
     lines, tested = [], 0
-    for row, recipe in params.recipes.items():
+    for row in params.recipes:
         measured = read_json(root / "released" / "metrics" / params.name / f"{row}.json")
-        for kind, (address, top1, top5) in recipe.published.released.items():
+        for kind, published in published_files(params, row).items():
             tested += kind in measured
-            numbers = {"published_top1": top1, "published_top5": top5}
-            lines.append({"row": row, "kind": kind, "address": address, **numbers, **measured.get(kind, {})})
+            numbers = {"published_top1": published.top1, "published_top5": published.top5}
+            lines.append({"row": row, "kind": kind, "address": published.address, **numbers, **measured.get(kind, {})})
     out = root / "released" / "report" / params.name
     warning = "" if params.name == KINETICS400 else f"{params.name} is not Kinetics-400: nothing here can be compared."
     write_json(out / "released.json", {"dataset": params.name, "files": lines})
@@ -93,23 +94,23 @@ def write_released_report(params: Params, root: Path = Path()) -> str:
 
 
 def _evaluate(
-    params: Params, row: str, kind: str, address: str, classes: list[str], manifest: Path, root: Path
+    params: Params, published: PublishedFile, classes: list[str], manifest: Path, root: Path
 ) -> dict[str, Any]:
     """Metrics of one published file."""
     from .progress import progress
-    from .weights import CACHE, fetch_weights, open_model
+    from .weights import CACHE
 
-    recipe, published = params.recipe(row), params.recipe(row).published
-    model_section = dataclasses.replace(recipe.model, **(published.ckpt_model if kind == "ckpt" else {}))
+    row, kind, recipe = published.row, published.kind, params.recipe(published.row)
     with progress("bytes") as tell:
-        file = fetch_weights(address, root / CACHE, tell=tell)
+        file = fetch_published(published, root / CACHE, tell=tell)
     checkpoint_md5 = md5_of(file)
-    sections = (model_section, recipe.clips, recipe.augment, recipe.test)
+    sections = (published.model, recipe.clips, recipe.augment, recipe.test)
     fingerprint = digest(FORM, *sections, manifest.read_text(encoding="utf-8"), checkpoint_md5)
     path = root / "released" / "results" / params.name / row / f"{kind}.json"
     made = read_head(path)
     if made.get("fingerprint") != fingerprint:
-        model, report, known = open_model(model_section, file, cache=root / CACHE)
+        opened = open_checkpoint(file, params=params, row=row, root=root)
+        model, report, known = opened.network, opened.report, opened.identity.classes
         print(report.text(), flush=True)
         about = {
             "row": row,
@@ -133,13 +134,12 @@ def _evaluate(
         write_result(path, made, outcome)
         shutil.rmtree(outcome.scratch)
         _record(params, row, kind, made, checkpoint_md5, path)
-    _, top1, top5 = published.released[kind]
     metrics = made["metrics"]
-    verdict, why = judge(params, row, metrics, top1)
+    verdict, why = judge(params, row, metrics, published.top1)
     bounds = {}
     for name in ("top1", "top5"):
         bounds[f"{name}_low"], bounds[f"{name}_high"] = _interval(metrics[name], metrics["clips"])
-    numbers = {"published_top1": top1, "published_top5": top5}
+    numbers = {"published_top1": published.top1, "published_top5": published.top5}
     return metrics | bounds | numbers | {"verdict": verdict, "why": why, "file": made["file"], "sha256": made["sha256"]}
 
 

@@ -19,6 +19,7 @@ from .errors import UserError
 from .files.atomic import atomic_write
 from .files.hashes import md5_of, sha256_of
 from .files.json_files import read_json, write_json
+from .identity import record_beside
 from .kinetics.labels import places
 from .kinetics.manifest import Clip, label_map, read_manifest
 from .looks import Scored, write_looks
@@ -65,6 +66,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     classes = label_map(read_manifest(manifest))
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{row}` makes it")
+    record_beside(files.best)
     checkpoint_md5 = md5_of(files.best)
     sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
     fingerprint = digest(FORM, *sections, sha256_of(manifest), checkpoint_md5)
@@ -74,12 +76,12 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
         _look(params, row, made, files, root)
         return f"evaluate: {row} is tested already, this very checkpoint on these very clips; {summary(made)}"
 
-    from .engine.checkpoint import load_checkpoint
+    from .engine.checkpoint import load_checkpoint, load_trained
     from .engine.distributed import joined
 
     checkpoint = load_checkpoint(files.best)
     model = build_model(recipe.model, len(classes))
-    model.load_state_dict(checkpoint["state_dict"])
+    load_trained(model, checkpoint, files.best)
     about = {"row": row, "dataset": params.name, "fingerprint": fingerprint, "checkpoint_md5": checkpoint_md5}
     with joined(device_type(params)) as world:
         outcome = run_test(params, row, model, root, views=files.views, about=about, classes=classes, world=world)
@@ -352,7 +354,9 @@ def read_head(path: Path) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             head = json.loads(f"{file.readline()}}}}}")
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return {}
+    if not isinstance(head, dict) or "clips" not in head:
         return {}
     del head["clips"]
     return head

@@ -279,16 +279,25 @@ def batch_and_lr(params: Params, row: str, num_processes: int = 1) -> tuple[int,
 def _load_init(model, params: Params, row: str, root: Path):
     """Load what the recipe starts from, if it names something; gives weights.Report, or None."""
     from .progress import progress
+    from .published import fetch_published, other_network, published_file
     from .weights import CACHE, load_weights
 
     source = params.recipe(row).init.weights
     if source is None:
         return None
-    if source in params.recipes:
-        published = params.recipes[source].published
-        source = published.ckpt or published.infer_ckpt
+    published = published_file(params, source) if source in params.recipes else None
+    if source in params.recipes and published is None:
+        raise UserError(f"recipes.{row}.init.weights is {source}, which has no published weights; give a file or URL")
+    if published and (changes := other_network(published, params.recipe(row).model)):
+        raise UserError(
+            f"recipes.{row}.init.weights is {source}, whose published {published.name} is of another network than "
+            f"{row} trains. To start from it, set {', '.join(f'{key}: {value}' for key, value in changes.items())} in "
+            f"datasets.{params.name}.overrides.{row}.model"
+        )
     try:
         with progress("bytes") as tell:
+            if published:
+                source = fetch_published(published, root / CACHE, tell=tell)
             return load_weights(model, source, cache=root / CACHE, tell=tell)
     except UserError as error:
         raise UserError(

@@ -6,6 +6,8 @@ Told apart by their tensors' names. Left to right: the file, the kind, what beco
     conv1.conv.weight            OpenMMLab's for starting     the backbone; what it has of a head is left over
     stem.0.weight                VMZ's (facebookresearch)     renamed
     s1.pathway0_stem.conv.…      PySlowFast's                 refused: its laterals are others
+    blocks.0.…                   PyTorchVideo's               refused likewise
+    {'blobs': …}                 Caffe2's, of PySlowFast      refused likewise
 
 Nothing of a file is ever run: torch.load with weights_only and a short list of numpy's scalars, or safetensors.
 """
@@ -14,12 +16,12 @@ import contextlib
 import hashlib
 import json
 import os
-import pickle
 import re
+import shutil
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +31,20 @@ import torch
 from torch import Tensor, nn
 
 from .addresses import without_secrets
-from .engine.checkpoint import save_checkpoint
-from .errors import UserError
+from .engine.checkpoint import names_not_finite, read_torch_file, save_checkpoint
+from .errors import MACHINE_ERRNOS, UserError
+from .files.atomic import atomic_write
 from .files.hashes import sha256_of
 from .files.locks import locked
-from .kinetics.labels import kinetics400
+from .identity import identify
 from .kinetics.transfer import Failed, Gone, Patience, Web, discard, partial_version
-from .params import CSNModel, Params, SlowFastModel, load_params
+from .params import CSNModel, Params, SlowFastModel, as_dict, load_params
+from .published import published_file
 from .zoo import build_model
 
 CACHE = Path("weights")
+
+MAX_CLASSES = 1_000_000
 
 HEAD = ("cls_head.fc_cls.weight", "cls_head.fc_cls.bias")
 
@@ -93,50 +99,24 @@ def load_weights(
     the network keeps the one it was made with. Raises UserError, and leaves the network as it was, if the file cannot
     be had, holds code, or is of another network.
     """
-    return _load(model, _read(fetch_weights(source, cache, tell=tell)))
+    return _load(model, read_weights(fetch_weights(source, cache, tell=tell)))
 
 
-def open_model(
-    model: SlowFastModel | CSNModel,
-    source: str | Path,
-    *,
-    cache: Path = CACHE,
-    tell: Callable[[str, int, int], None] | None = None,
-) -> tuple[nn.Module, Report, list[str]]:
-    """The network that a recipe's section describes with all its weights from a file, its head included.
+def open_network(model: SlowFastModel | CSNModel, weights: "Weights") -> tuple[nn.Module, Report]:
+    """The network that a recipe's section describes, with all its weights from a file, its head included.
 
-    Gives the names of its classes too: those that the file has in its metadata, Kinetics-400's where there are none and
-    the classes are 400, else no names. Raises UserError, also for a file without a head for this network.
+    Raises UserError, also for a file without a head for this network.
     """
-    weights = _read(fetch_weights(source, cache, tell=tell))
     head = weights.state.get(HEAD[0])
     if head is None or head.ndim != 2:
         raise UserError(f"{weights.path} ({weights.kind}) has no classifier; it is for training, not for testing")
-    num_classes = head.shape[0]
-    network = build_model(model, num_classes)
+    if not 1 <= head.shape[0] <= MAX_CLASSES:
+        raise UserError(f"{weights.path}: its classifier has {head.shape[0]} classes; it is damaged, fetch it again")
+    network = build_model(model, head.shape[0])
     report = _load(network, weights)
     if report.head != "loaded":
         raise UserError(f"{weights.path}: the head would be {report.head}; it is for training, not for testing")
-    classes = weights.meta.get("classes")
-    if not isinstance(classes, list) or len(classes) != num_classes or not all(isinstance(c, str) for c in classes):
-        classes = kinetics400() if num_classes == 400 else []
-    return network, report, classes
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What a weights file is, as far as it says so itself."""
-
-    kind: str
-    meta: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]
-    """Of its tensors, by their names in the network."""
-
-
-def look_at(file: Path) -> Contents:
-    """Read a weights file without loading it into a network. Raises UserError if it is damaged or of no known kind."""
-    weights = _read(fetch_weights(file))
-    return Contents(weights.kind, weights.meta, {name: tuple(t.shape) for name, t in weights.state.items()})
+    return network, report
 
 
 def import_weights(
@@ -158,24 +138,32 @@ def import_weights(
     params = params or load_params()
     params.check_row(row)
     recipe = params.recipes[row]
-    source = source or recipe.published.ckpt
     if source is None:
-        raise UserError(f"{row} has no published checkpoint; name a file or URL: actionzoo weights {row} SOURCE")
-    weights = _read(fetch_weights(source, cache, tell=tell))
+        published = published_file(params, row)
+        if published is None:
+            raise UserError(f"{row} has no published checkpoint; name a file or URL: actionzoo weights {row} SOURCE")
+        weights = read_weights(fetch_weights(published.address, cache, mirrors=published.mirrors, tell=tell))
+        section = published.model
+    else:
+        weights = read_weights(fetch_weights(source, cache, tell=tell))
+        section = identify(weights.path, weights.meta, weights.shapes, params=params, row=row).model
     if num_classes is None:
         num_classes = weights.state[HEAD[0]].shape[0] if HEAD[0] in weights.state else 400
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = build_model(recipe.model, num_classes)
+        model = build_model(section, num_classes)
     report = _load(model, weights, fusion_key=f"recipes.{row}.model.fusion_kernel")
     epoch = weights.meta.get("epoch")
+    drawn_before = str(weights.meta.get("head", ""))
     meta = {
         "epoch": epoch if isinstance(epoch, int) else 0,
         "row": row,
         "source": weights.path.name,
         "source_sha256": weights.sha256,
         "kind": weights.kind,
-        "head": report.head,
+        # a head that was drawn at random stays one, however often it is imported
+        "head": drawn_before if report.head == "loaded" and drawn_before.startswith("fresh") else report.head,
+        "model": as_dict(section),
     }
     out = out or cache / f"{row}.pth"
     save_checkpoint(out, {"meta": meta, "state_dict": dict(model.state_dict())})
@@ -186,6 +174,7 @@ def fetch_weights(
     source: str | Path,
     cache: Path = CACHE,
     *,
+    mirrors: Sequence[str] | None = None,
     retries: int = 6,
     backoff_seconds: float = 1.0,
     tell: Callable[[str, int, int], None] | None = None,
@@ -196,25 +185,97 @@ def fetch_weights(
     they are checked, and such a file is downloaded once. A file without them is downloaded each time, for nothing
     tells whether it still is the same. `retries` counts attempts in a row that brought nothing.
 
-    Raises UserError. A download that is not what its name says is kept under a name that says so.
+    A URL's file is looked for in this order: in `cache`; under its base name in ACTIONZOO_WEIGHTS, a folder or URL;
+    at the URL; at the `mirrors`, URLs or paths. Wherever it comes from, its bytes must be what the URL's name promises.
+    With `mirrors` None it is not a published file, and a name without digits is not looked for in ACTIONZOO_WEIGHTS.
+
+    Raises UserError that names every address that was tried. A download that is not what its name says is kept under a
+    name that says so.
     """
     url = urllib.parse.urlsplit(str(source))
-    if url.scheme not in ("http", "https"):
-        path = Path(urllib.request.url2pathname(url.path)) if url.scheme == "file" else Path(source).expanduser()
-        if not path.is_file():
-            raise UserError(f"{source} is no file; give a path, or a URL with https://")
-        if not _is_what_its_name_says(path):
-            raise UserError(
-                f"{path} has sha256 {sha256_of(path)[:8]}…, its name promises {_promised(path.name)}: it is damaged. "
-                "Fetch it again; if you know it to be right, give it a name without those digits"
-            )
-        return path
-
-    name = _plain_name(url.path)
+    is_remote = url.scheme in ("http", "https")
+    if not is_remote and mirrors is None:
+        return _checked_path(source)
+    name = _plain_name(url.path if is_remote else Path(url.path).name)
     if _promised(name):
         path = cache / name
+        if path.is_file() and _is_what_its_name_says(path):
+            return path
     else:  # names like best.pth, of which there are many
         path = cache / f"from-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}" / name
+    addresses = [*_own_address(name, is_published=mirrors is not None), str(source), *(mirrors or ())]
+    faults = []
+    for number, address in enumerate(addresses, 1):
+        # where another address may have it, no minutes are spent on one that is gone
+        patience = Patience(
+            retries if number == len(addresses) else min(retries, 1), backoff_seconds, threading.Event()
+        )
+        try:
+            return _fetch_one(address, path, name, patience, tell)
+        except UserError as fault:
+            faults.append(str(fault))
+    remedy = ""
+    if is_remote:
+        remedy = (
+            f". Without the internet: put {name} into {path.parent}/, or into a folder (or behind a URL) that the "
+            "environment variable ACTIONZOO_WEIGHTS names"
+        )
+    raise UserError("; ".join(faults) + remedy)
+
+
+def _own_address(name: str, is_published: bool) -> list[str]:
+    """Where ACTIONZOO_WEIGHTS has a file of this name, if it may: other names than published ones are too common."""
+    place = os.environ.get("ACTIONZOO_WEIGHTS", "").strip()
+    if not place or not (is_published or _promised(name)):
+        return []
+    if place.startswith(("http://", "https://")):
+        folder, query, words = place.partition("?")
+        return [f"{folder.rstrip('/')}/{urllib.parse.quote(name)}{query}{words}"]
+    folder = _as_path(place)
+    if not folder.is_dir():
+        raise UserError(f"the environment variable ACTIONZOO_WEIGHTS is {place}, which is neither a folder nor a URL")
+    return [str(folder / name)] if (folder / name).is_file() else []
+
+
+def _as_path(source: str | Path) -> Path:
+    url = urllib.parse.urlsplit(str(source))
+    return Path(urllib.request.url2pathname(url.path)) if url.scheme == "file" else Path(source).expanduser()
+
+
+def _checked_path(source: str | Path, promised: str = "") -> Path:
+    """A file of this machine, whose bytes are what its name, or another's, promises. Raises UserError."""
+    path = _as_path(source)
+    if path.is_dir():
+        raise UserError(f"{source} is a folder, not a file; name the weights file in it")
+    if not path.is_file():
+        raise UserError(f"{source} is no file; give a path, or a URL with https://")
+    if not (wanted := promised or _promised(path.name)):
+        return path
+    found = sha256_of(path)
+    if not found.startswith(wanted):
+        raise UserError(
+            f"{path} has sha256 {found[:8]}…, its name promises {wanted}: it is damaged. "
+            "Fetch it again; if you know it to be right, give it a name without those digits"
+        )
+    return path
+
+
+def _fetch_one(
+    address: str,
+    path: Path,
+    name: str,
+    patience: Patience,
+    tell: Callable[[str, int, int], None] | None,
+) -> Path:
+    """The file behind one address, as `path` if it has to be downloaded. `name` says what the bytes must be."""
+    url = urllib.parse.urlsplit(address)
+    if url.scheme not in ("http", "https"):
+        found = _checked_path(address, _promised(name))
+        if found.name == name:
+            return found
+        with found.open("rb") as source, atomic_write(path) as copy:  # what a file is goes by its name
+            shutil.copyfileobj(source, copy)
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{name}.lock")):
         if _promised(name) and path.is_file():
@@ -222,7 +283,7 @@ def fetch_weights(
                 return path
             _refuse(path)
         partial = path.with_name(f".{name}.partial")
-        _download(url, partial, Patience(retries, backoff_seconds, threading.Event()), name, tell)
+        _download(url, partial, patience, name, tell)
         os.replace(partial, path)
         discard(partial)
         if not _is_what_its_name_says(path):
@@ -236,8 +297,8 @@ def fetch_weights(
 
 
 @dataclass(frozen=True)
-class _Weights:
-    """A file's tensors under the network's names."""
+class Weights:
+    """A file's tensors under the network's names, none of them loaded into a network yet."""
 
     path: Path
     sha256: str
@@ -248,9 +309,14 @@ class _Weights:
     not_for_us: tuple[str, ...]
     """Names in the file of a head that is not to be loaded."""
     meta: dict[str, Any]
+    """What the file says about itself, as it says it: not judged yet."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in self.state.items()}
 
 
-def _load(model: nn.Module, weights: _Weights, fusion_key: str = "the recipe's model.fusion_kernel") -> Report:
+def _load(model: nn.Module, weights: Weights, fusion_key: str = "the recipe's model.fusion_kernel") -> Report:
     wanted, found = model.state_dict(), weights.state
     head = _judge_head(wanted, weights)
     state, zeroed, missing, misshapen = {}, [], [], []
@@ -262,10 +328,15 @@ def _load(model: nn.Module, weights: _Weights, fusion_key: str = "the recipe's m
         elif found[name].shape != tensor.shape:
             misshapen.append(name)
         else:
-            state[name] = found[name]
+            state[name] = _as_weights(found[name], tensor, weights, name)
     strange = [name for name in found if name.startswith("backbone.") and name not in wanted]
     if missing or misshapen or strange:
         raise UserError(_of_another_network(wanted, weights, missing, misshapen, strange, fusion_key))
+    if not_finite := names_not_finite(state):
+        raise UserError(
+            f"{weights.path} has weights that are no numbers (NaN or infinite), in {_some(not_finite)}; nothing was "
+            "loaded. Fetch it again, or take an earlier checkpoint of the training"
+        )
     model.load_state_dict(state | {name: torch.zeros_like(wanted[name]) for name in zeroed}, strict=False)
     return Report(
         file=weights.path,
@@ -280,7 +351,19 @@ def _load(model: nn.Module, weights: _Weights, fusion_key: str = "the recipe's m
     )
 
 
-def _judge_head(wanted: Mapping[str, Tensor], weights: _Weights) -> str:
+def _as_weights(found: Tensor, wanted: Tensor, weights: Weights, name: str) -> Tensor:
+    """The file's tensor in the network's type. Raises UserError for one that no conversion makes into weights."""
+    if found.layout != torch.strided or found.is_quantized or found.is_complex():
+        raise UserError(f"{weights.path}: {weights.names[name]} is {found.dtype}, {found.layout}: no plain weights")
+    if found.is_floating_point() != wanted.is_floating_point() or found.dtype == torch.bool:
+        raise UserError(
+            f"{weights.path}: {weights.names[name]} is of type {found.dtype}, the network's is {wanted.dtype}; it is "
+            "damaged, or no weights file"
+        )
+    return found.to(wanted.dtype)
+
+
+def _judge_head(wanted: Mapping[str, Tensor], weights: Weights) -> str:
     """`loaded`, or a sentence on why not. Raises UserError for a head that reads another number of features."""
     num_classes, features = wanted[HEAD[0]].shape
     if any(name not in weights.state for name in HEAD):
@@ -298,7 +381,7 @@ def _judge_head(wanted: Mapping[str, Tensor], weights: _Weights) -> str:
 
 def _of_another_network(
     wanted: Mapping[str, Tensor],
-    weights: _Weights,
+    weights: Weights,
     missing: list[str],
     misshapen: list[str],
     strange: list[str],
@@ -340,17 +423,25 @@ _NUMPY_SCALARS = [
 ]
 
 
-def _read(path: Path) -> _Weights:
-    """Raises UserError if the file is damaged, holds code, or is of no known kind."""
+def read_weights(path: Path) -> Weights:
+    """The file's tensors and metadata. Raises UserError if it is damaged, holds code, or is of no known kind."""
     with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"
-    content = _read_safetensors(path) if is_safetensors else _read_pickle(path)
+        head = file.read(4096)
+    if not head:
+        raise UserError(f"{path} is empty; fetch it again")
+    if head.lstrip()[:1] == b"<":
+        raise UserError(f"{path} is a web page, no weights file; fetch it again, from the file's own address")
+    if not head.startswith(b"PK") and b"blobs" in head:  # a plain pickle of numpy arrays, whose readers would be run
+        _refuse_caffe2(path)
+    content = _read_safetensors(path) if head[8:9] == b"{" else _read_pickle(path)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} holds no tensors with names but a {type(content).__name__}; it is no weights file")
-    if "model_state" in content:
-        _refuse_pyslowfast(path, content["model_state"])
-    meta = content.get("meta")
-    meta = meta if isinstance(meta, dict) else {}
+    if isinstance(content.get("blobs"), Mapping):
+        _refuse_caffe2(path)
+    if isinstance(content.get("model_state"), Mapping):
+        content = {"state_dict": content["model_state"]}
+    # a saved state of a training says under `about` what others say under `meta`
+    meta = next((content[key] for key in ("meta", "about") if isinstance(content.get(key), dict)), {})
     state = next((content[key] for key in ("state_dict", "model") if isinstance(content.get(key), Mapping)), content)
     tensors = {
         re.sub(r"^module\.", "", name): tensor
@@ -358,7 +449,7 @@ def _read(path: Path) -> _Weights:
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
     kind, names, not_for_us = _recognise(path, list(tensors), meta)
-    return _Weights(
+    return Weights(
         path=path,
         sha256=sha256_of(path),
         kind=kind,
@@ -371,18 +462,8 @@ def _read(path: Path) -> _Weights:
 
 def _read_pickle(path: Path) -> Any:
     known = torch.serialization.get_safe_globals()
-    try:
-        with torch.serialization.safe_globals([item for item in _NUMPY_SCALARS if item not in known]):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        why = f"it asks to run {asked[1]}" if asked else "it holds more than tensors and plain values, or is damaged"
-        raise UserError(f"{path} was not loaded: {why}. Fetch it again, or from a source you know") from None
-    except OSError:
-        raise
-    except Exception as error:  # what damaged bytes make of a reader is not for us to foresee
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged, or no weights file ({reason}); fetch it again") from None
+    with torch.serialization.safe_globals([item for item in _NUMPY_SCALARS if item not in known]):
+        return read_torch_file(path, "fetch it again, or from a source you know")
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -392,15 +473,20 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             meta = {key: _plain(value) for key, value in (file.metadata() or {}).items()}
             return {"meta": meta, "state_dict": {name: file.get_tensor(name) for name in file.keys()}}  # noqa: SIM118
-    except SafetensorError as error:
+    except OSError as error:
+        if error.errno in MACHINE_ERRNOS:
+            raise
         raise UserError(f"{path} is damaged ({error}); fetch it again") from None
+    except (SafetensorError, RuntimeError, ValueError, TypeError, OverflowError, MemoryError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path} is damaged ({reason}); fetch it again") from None
 
 
 def _plain(text: str) -> Any:
     """Metadata of safetensors are texts; ours, JSON where they were something else."""
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -408,6 +494,8 @@ def _recognise(path: Path, names: list[str], meta: dict[str, Any]) -> tuple[str,
     """The kind, name in the file -> name in the network, and the names of a head that is not to be loaded."""
     if any(re.match(r"s\d+(\.pathway\d_|_fuse\.)", name) for name in names):
         _refuse_pyslowfast(path, names)
+    if any(re.match(r"blocks\.\d+\.", name) for name in names):
+        _refuse_pytorchvideo(path, names)
     if "stem.0.weight" in names:
         is_ip = any(".conv2.0.0." in name for name in names)
         return "VMZ weights", {name: _from_vmz(name, is_ip) for name in names}, []
@@ -453,12 +541,33 @@ def _from_vmz(name: str, is_ip: bool) -> str:
     return f"backbone.{name}"
 
 
-def _refuse_pyslowfast(path: Path, names) -> None:
-    norms = [str(name) for name in names if "_fuse.bn." in str(name)]
+_OTHERS = "Take the row's published checkpoint (`actionzoo weights <model>`), or train the row"
+
+
+def _refuse_pyslowfast(path: Path, names: Iterable[str]) -> None:
+    norms = [name for name in names if "_fuse.bn." in name]
     raise UserError(
         f"{path} is a PySlowFast checkpoint and was not loaded: its lateral connections are convolution, batch norm "
         f"and ReLU ({_some(norms)}), those of this zoo a convolution alone, so its weights would give other numbers "
-        "here. Take the row's published checkpoint, or train the row"
+        f"here. {_OTHERS}"
+    )
+
+
+def _refuse_pytorchvideo(path: Path, names: Iterable[str]) -> None:
+    norms = [name for name in names if "multipathway_fusion.norm" in name]
+    why = (
+        f"its lateral connections are convolution, batch norm and ReLU ({_some(norms)}), those of this zoo a "
+        "convolution alone, so its weights would give other numbers here"
+        if norms
+        else f"its layers are others than this zoo's ({_some(names)})"
+    )
+    raise UserError(f"{path} is a PyTorchVideo checkpoint and was not loaded: {why}. {_OTHERS}")
+
+
+def _refuse_caffe2(path: Path) -> None:
+    raise UserError(
+        f"{path} is a Caffe2 checkpoint ({{'blobs': …}}), as PySlowFast's model zoo offers them, and was not loaded: "
+        f"it holds numpy arrays of networks whose lateral connections are others than this zoo's. {_OTHERS}"
     )
 
 

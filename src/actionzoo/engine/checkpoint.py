@@ -1,13 +1,17 @@
 """Checkpoint files: whole or not at all, and never more than tensors and plain values."""
 
 import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from actionzoo.errors import UserError
+from actionzoo.errors import MACHINE_ERRNOS, MachineFault, UserError, speaks_of_machine
 from actionzoo.files.atomic import atomic_write
 
 
@@ -28,17 +32,98 @@ def trained_weights(model: nn.Module, epoch: int, top1: float) -> dict[str, Any]
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Raises CheckpointError; FileNotFoundError if there is none."""
+    """A checkpoint or saved state, whole: every part of the file has the checksum that was written with it.
+
+    Raises CheckpointError; FileNotFoundError if there is none.
+    """
+    content = read_torch_file(path, "delete it and run again", device)
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}, no checkpoint of this program; delete it and run again"
+        )
+    return content
+
+
+def load_trained(model: nn.Module, checkpoint: dict[str, Any], path: Path) -> None:
+    """Put the weights of a checkpoint that `path` names into the network that it is of. Raises CheckpointError."""
+    again = "train the row again, or restore the file (`dvc checkout`)"
+    state = checkpoint.get("state_dict")
+    if not isinstance(state, Mapping):
+        raise CheckpointError(f"{path} has no weights under state_dict; {again}")
     try:
-        return torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        lines = (str(error) or type(error).__name__).splitlines()
+        raise CheckpointError(
+            f"{path} is not of this recipe's network: {' '.join(line.strip() for line in lines[:2])}; {again}"
+        ) from None
+    if not_finite := names_not_finite(model.state_dict()):
+        raise CheckpointError(f"{path} has weights that are no numbers (NaN or infinite): {not_finite[0]}; {again}")
+
+
+def names_not_finite(state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or infinity."""
+    return [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+
+
+def read_torch_file(path: Path, remedy: str, device: torch.device | str = "cpu") -> Any:
+    """What torch.save wrote, tensors and plain values alone; no code of the file is run.
+
+    torch itself compares no checksums; here each part's is compared, so that a changed byte is found. `remedy` ends
+    the error. Raises CheckpointError; FileNotFoundError.
+    """
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder, not a checkpoint; name the file in it")
+    check_parts(path, remedy)
+    try:
+        with path.open("rb") as file:  # a file and not its name, by whose ending torch would choose another format
+            return torch.load(file, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise
     except pickle.UnpicklingError as error:
+        if asked := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            raise CheckpointError(
+                f"{path} was not loaded: it asks to run {asked[1]}. Take it from a source you know"
+            ) from None
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, or is damaged; it was not loaded ({_first_line(error)})"
+            f"{path} holds more than tensors and plain values, or is damaged; it was not loaded. {_capital(remedy)}"
         ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); delete it and run again") from None
+    except OSError as error:
+        if error.errno in MACHINE_ERRNOS:
+            raise
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
+    except Exception as error:  # what damaged bytes make of a reader is not for us to foresee
+        if isinstance(error, RuntimeError) and speaks_of_machine(str(error)):
+            raise MachineFault(f"{path} could not be read: {_first_line(error)}; free memory and run again") from None
+        raise CheckpointError(f"{path} is damaged, or no checkpoint ({_first_line(error)}); {remedy}") from None
+
+
+def check_parts(path: Path, remedy: str) -> None:
+    """Compare the checksum of each part of a file that torch.save wrote. Files that are no zip have none.
+
+    Raises CheckpointError; FileNotFoundError.
+    """
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return
+    try:
+        with zipfile.ZipFile(path) as parts:
+            for part in parts.infolist():
+                if part.compress_type != zipfile.ZIP_STORED:
+                    raise CheckpointError(f"{path} is packed as torch packs nothing, at {part.filename!r}; {remedy}")
+                if part.CRC == 0 and part.file_size:  # torch can be told to write none
+                    continue
+                with parts.open(part) as content:
+                    while content.read(1 << 20):
+                        pass
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
+    except (NotImplementedError, RuntimeError, ValueError, EOFError, OverflowError, struct.error) as error:
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _first_line(error: Exception) -> str:
