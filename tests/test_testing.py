@@ -17,6 +17,7 @@ from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.metrics import mean_class_accuracy, top_k_accuracy
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
+from actionzoo.params import PublishedLists
 from actionzoo.run_files import RowFiles
 from actionzoo.scores import measure
 from actionzoo.testing import evaluate_row, read_head, run_test, write_result
@@ -282,3 +283,21 @@ def test_two_processes_killed_then_one_give_the_bytes_of_one_undisturbed(root):
     assert two.returncode == 0, two.stderr[-3000:]
     assert (root / "two").read_bytes() == (root / "whole").read_bytes()
     assert json.loads((root / "two.json").read_text()) == whole.head
+
+
+def test_a_published_list_says_which_clips_a_test_is_of(tiny_project, tmp_path):
+    clips = [clip for clip in val_clips(tiny_project) if clip.is_usable]
+    kept = clips[::2]
+    list_path = tmp_path / "list.txt"
+    list_path.write_text("".join(f"{clip.video_id} {clip.num_frames} {(clip.label + 1) % 4}\n" for clip in kept))
+    params = tiny_params()
+    lists = {"val": PublishedLists(list=str(list_path))}
+    params = dataclasses.replace(params, dataset=dataclasses.replace(params.dataset, published_lists=lists))
+    outcome = outcome_of(tiny_project, tmp_path / "views.safetensors", params=params)
+    assert outcome.views.video_ids == [clip.video_id for clip in kept]
+    assert outcome.views.labels.tolist() == [(clip.label + 1) % 4 for clip in kept]
+    metrics = outcome.head["metrics"]
+    assert (metrics["clips"], metrics["listed"], metrics["missing"]) == (len(kept), len(kept), 0)
+    assert metrics["other_label"] == len(outcome.head["published_list"]["other_label"]) == len(kept)
+    whole = outcome_of(tiny_project, tmp_path / "whole.safetensors").head["metrics"]
+    assert whole["list_sha256"] != metrics["list_sha256"] and "published_list_sha256" not in whole

@@ -44,7 +44,10 @@ def evaluate_checkpoint(
     """
     manifest = read_manifest(data_folder(params, params.recipe(row), root) / "manifest.csv")
     average = average_clips or params.recipe(row).test.average_clips
-    measures = _what_to_measure(measures, average, split, out, views, manifest)
+    is_labelled = split in params.dataset.published_lists or any(
+        clip.label >= 0 for clip in manifest if clip.split == split
+    )
+    measures = _what_to_measure(measures, average, split, out, views, is_labelled)
     if out and out.suffix != ".json":
         raise UserError(f"--out {out} is no .json; that is the one format of results here")
 
@@ -84,7 +87,9 @@ def evaluate_checkpoint(
         return ""
     head = about | outcome.head | {"classes": known or classes}
     left_out = [clip for clip in manifest if clip.split == split and clip.is_listed]
-    left_out = [clip for clip in left_out if clip.video_id not in set(outcome.views.video_ids)]
+    tested = set(outcome.views.video_ids)
+    # what a published list lacks is said already, clip by clip
+    left_out = [] if "published_list" in outcome.head else [clip for clip in left_out if clip.video_id not in tested]
     lines = _metric_lines(outcome.head["metrics"], measures, topk)
     lines.append(f"test: {summary(head)}")
     if out and is_plain:
@@ -102,7 +107,7 @@ def _what_to_measure(
     split: str,
     out: Path | None,
     views: Path | None,
-    manifest: list[Clip],
+    is_labelled: bool,
 ) -> Sequence[str]:
     """Raises UserError where nothing can be measured, before hours have gone by."""
     if average_clips == "none":
@@ -116,7 +121,7 @@ def _what_to_measure(
                 "--average-clips none has no accuracy to print; name a file for the scores: --out result.json"
             )
         return ()
-    if not any(clip.label >= 0 for clip in manifest if clip.split == split):
+    if not is_labelled:
         if measures:
             raise UserError(
                 f"--eval needs labels, and the clips of {split} have none; leave it away to write scores alone"

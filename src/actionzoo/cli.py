@@ -90,7 +90,7 @@ def main() -> None:
         "example: actionzoo weights slowfast_r50_video_4x16x1_256e_kinetics400_rgb",
     )
     command.add_argument("row", help="a key of params.yaml's recipes")
-    command.add_argument("source", nargs="?", help="file or URL; without it the row's published checkpoint")
+    command.add_argument("source", nargs="?", help="file or URL; without it what was published for the row")
     command.add_argument("--out", type=Path, help="the checkpoint to write; without it weights/<row>.pth")
     command.add_argument("--num-classes", type=int, help="of the head; without it as many as the file's has")
 
@@ -116,12 +116,14 @@ def main() -> None:
         commands,
         "test",
         _test,
-        "test any checkpoint of a row on the chosen data set's clips",
+        "test any checkpoint of a row on the chosen data set's clips; refuses one of another row",
         "example: actionzoo test slowfast_r50_video_4x16x1_256e_kinetics400_rgb work/best.pth "
         "--eval top_k_accuracy mean_class_accuracy --out result.json --average-clips prob",
     )
     command.add_argument("row", help="a key of params.yaml's recipes")
-    command.add_argument("checkpoint", help="file or URL: a run's, a saved state, or a published one")
+    command.add_argument(
+        "checkpoint", help="whatever predict takes: a row, a run's folder, a file, a URL, models:/NAME/1"
+    )
     command.add_argument(
         "--eval", nargs="+", choices=MEASURES, metavar="MEASURE", help=f"{' and '.join(MEASURES)}; without it both"
     )
@@ -449,6 +451,12 @@ def _register(args) -> None:
 
 
 def _predict(args) -> None:
+    from .video_paths import check_request
+
+    check_request(
+        args.videos, window_seconds=args.window, stride_seconds=args.stride, draw=args.draw, as_json=args.json
+    )
+
     from .predict import open_predictor, predict_all
 
     predictor = open_predictor(
@@ -467,11 +475,15 @@ def _predict(args) -> None:
 
 
 def _export(args) -> None:
-    from .export import export_model
+    from .export_formats import check_target
     from .trained import open_trained
     from .zoo import project_params
 
+    check_target(args.to, args.out)
     trained = open_trained(args.model, params=project_params(), row=args.row, classes=args.classes)
+
+    from .export import export_model
+
     print(export_model(trained, args.to, args.out, batch=args.batch))
 
 

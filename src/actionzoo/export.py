@@ -16,17 +16,16 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError
+from .export_formats import FORMATS as FORMATS
+from .export_formats import Format, check_target
 from .files.atomic import sync_folder
 from .trained import Trained
-
-Format = Literal["torchscript", "torch.export", "onnx"]
-FORMATS: tuple[Format, ...] = ("torchscript", "torch.export", "onnx")
 
 METADATA = "actionzoo.json"
 """Name of the text in the file: an extra file of torch's, an entry of ONNX's metadata."""
@@ -43,10 +42,7 @@ def export_model(trained: Trained, to: Format, out: Path, *, batch: int | None =
     The file is read back and run beside the network on random clips. Raises UserError, and leaves no file, where the
     two differ by more than LARGEST_ERROR.
     """
-    if out.is_dir():
-        raise UserError(f"{out} is a folder; give the name of the file to write")
-    if to == "torch.export" and out.suffix != ".pt2":
-        raise UserError(f"{out}: torch.export reads files back that end in .pt2 alone; call it {out.stem}.pt2")
+    check_target(to, out)
     network, viewing = trained.network.cpu(), trained.viewing
     sizes = [batch] if batch else [1, 2]
     generator = torch.Generator().manual_seed(0)

@@ -63,14 +63,20 @@ class _Claim:
 
 
 def identify(
-    file: Path, meta: Mapping[str, Any], shapes: Shapes, *, params: Params, row: str | None = None
+    file: Path,
+    meta: Mapping[str, Any],
+    shapes: Shapes,
+    *,
+    params: Params,
+    row: str | None = None,
+    record: Mapping[str, Any] | None = None,
 ) -> Identity:
     """What `file` is, whose metadata and shapes of tensors (by their names in the network) are given.
 
-    `row` is the model that it is asked for. Raises UserError if the file is of another one, does not say of which, or
-    is not the one that its recipe.json is of.
+    `row` is the model that it is asked for; `record` is what record_beside gives, if the caller has it. Raises
+    UserError if the file is of another one, does not say of which, or is not the one that its recipe.json is of.
     """
-    record = record_beside(file)
+    record = record_beside(file) if record is None else record
     has_own_recipe = "recipe" in record or isinstance(meta.get("recipe"), dict)
     claim = _claim(file, meta, record, params, row)
     if row is not None and claim is not None and claim.row != row:

@@ -249,6 +249,16 @@ class Synthetic:
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
+class PublishedLists:
+    """A split as others published it: which clips their accuracies are of."""
+
+    list: Annotated[str, Field(min_length=1)]
+    """Path or URL of lines `video_id num_frames label`."""
+    label_map: Annotated[str, Field(min_length=1)] | None = None
+    """Path or URL of the names of its labels; null: they are the data set's own."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class Dataset:
     source: str
     """URL or folder of a mirror in the public layout; `synthetic:` makes one; `folder:///a/path` or `folder:a/path` is
@@ -261,6 +271,8 @@ class Dataset:
     synthetic: Synthetic | None = None
     tour: tuple[str, ...] = ()
     """Rows that `actionzoo demo` builds."""
+    published_lists: dict[Split, PublishedLists] = dataclasses.field(default_factory=dict)
+    """Split -> the list that published accuracies are of; tests then see exactly its clips."""
     overrides: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
     """Family, or name of a row (which goes last): sections of a recipe, and the values that replace the recipe's."""
 
@@ -513,6 +525,7 @@ def _siblings(loc: tuple[str | int, ...]) -> list[str]:
         Encode,
         Jpeg,
         Dataset,
+        PublishedLists,
         Synthetic,
         Recipe,
         SlowFastModel,

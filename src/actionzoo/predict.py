@@ -27,7 +27,6 @@ from .drawing import margin_of, text_boxes
 from .engine.views import average_views
 from .errors import UserError
 from .files.atomic import sync_folder
-from .kinetics.folder import ENDINGS
 from .kinetics.manifest import Clip
 from .kinetics.parts import in_order
 from .kinetics.transcode import (
@@ -43,13 +42,11 @@ from .kinetics.transcode import (
 from .params import Params
 from .run_files import device_of
 from .trained import Trained, open_trained
+from .video_paths import check_windows, fault_of, find_targets, find_videos, shown
 from .zoo import project_params
 
 WINDOW_SECONDS = 10.0
 """How long Kinetics' clips are."""
-
-VIDEOS = (*ENDINGS, ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv", ".gif")
-"""Endings by which a folder's videos are known. A file that is named may have any."""
 
 Top = list[tuple[str, float]]
 """(class name, probability), the likeliest first."""
@@ -89,6 +86,9 @@ def open_predictor(
     `num_clips` and `num_crops` are those of the row's test if None, `device` (cpu or cuda) is runtime.device. Raises
     UserError.
     """
+    for name, value in (("num_clips", num_clips), ("num_crops", num_crops)):
+        if value is not None and value not in ((1, 3) if name == "num_crops" else range(1, 10_001)):
+            raise UserError(f"{name} is {value}; a video has 1 to 10000 clips, and a clip 1 or 3 crops")
     params = params or project_params()
     if device:
         params = replace(params, runtime=replace(params.runtime, device=device))
@@ -130,9 +130,8 @@ class Predictor:
         however long the video is. Without a stride, windows lie side by side. Raises UserError if the video cannot be
         read at all; a window without a picture has a fault.
         """
-        video, stride_seconds = Path(video), stride_seconds or window_seconds
-        if min(window_seconds, stride_seconds) <= 0:
-            raise UserError(f"windows of {window_seconds:g} s every {stride_seconds:g} s: give more than 0")
+        check_windows(window_seconds, stride_seconds)
+        video, stride_seconds = Path(video), window_seconds if stride_seconds is None else stride_seconds
         duration = self._measure(video).duration_seconds
         starts = _starts(duration, window_seconds, stride_seconds)
         return self._predict((_Piece(video, start, min(start + window_seconds, duration)) for start in starts), top)
@@ -165,13 +164,13 @@ class Predictor:
                 os.fsync(file.fileno())
             os.replace(partial, out)
         except BadVideo as error:
-            raise UserError(f"{_shown(video)} could not be drawn on: {error}") from None
+            raise UserError(f"{shown(video)} could not be drawn on: {error}") from None
         finally:
             partial.unlink(missing_ok=True)
         sync_folder(out.parent)
 
     def _measure(self, video: Path) -> Measures:
-        if fault := _not_a_file(video):
+        if fault := fault_of(video):
             raise UserError(fault)
         try:
             return measure(video, timeout_seconds=self.params.runtime.clip_timeout_seconds)
@@ -179,6 +178,11 @@ class Predictor:
             raise UserError(_sentence(video, str(error))) from None
 
     def _predict(self, pieces: Iterable["_Piece"], top: int) -> Iterator[Prediction]:
+        if top < 1:
+            raise UserError(f"the {top} likeliest classes are asked for; ask for 1 or more")
+        return self._through_all(pieces, top)
+
+    def _through_all(self, pieces: Iterable["_Piece"], top: int) -> Iterator[Prediction]:
         """Pieces are read ahead, on disk, and go through the network together as far as they fill it."""
         jobs, most = self.params.runtime.num_jobs, self.params.runtime.max_views
         with tempfile.TemporaryDirectory(prefix="actionzoo-") as name:
@@ -200,7 +204,7 @@ class Predictor:
     def _prepare(self, piece: "_Piece", folder: Path) -> "_Prepared | str":
         """The piece as the pipeline stores its clips, in a folder of its own; or why it cannot be had."""
         video, viewing, limit = piece.video, self.trained.viewing, self.params.runtime.clip_timeout_seconds
-        if fault := _not_a_file(video):
+        if fault := fault_of(video):
             return fault
         span = None if piece.end_seconds is None else (piece.start_seconds, piece.end_seconds - piece.start_seconds)
         form = folder / viewing.form
@@ -310,11 +314,12 @@ def predict_all(
 ) -> None:
     """Print the classes of videos, and of all in folders, as text or as a JSON object a line; `draw` is an mp4 file, or
     a folder for several. What cannot be read is named; in the end, UserError says how many."""
-    paths = _found(videos)
-    targets = _targets(paths, draw) if draw else {}
+    check_windows(window_seconds, stride_seconds)
+    paths = find_videos(videos)
+    targets = find_targets(paths, draw) if draw else {}
     num_faults = 0
     for path, predictions in _predictions(predictor, list(paths), top, window_seconds, stride_seconds):
-        is_windowed = bool(window_seconds or stride_seconds)
+        is_windowed = window_seconds is not None or stride_seconds is not None
         said = []
         for prediction in predictions:
             said.append(prediction)
@@ -328,7 +333,7 @@ def predict_all(
             except UserError as error:
                 drawn, fault = None, str(error)
             if not as_json:
-                print(f"  {fault or f'drawn: {_shown(drawn)}'}", flush=True)
+                print(f"  {fault or f'drawn: {shown(drawn)}'}", flush=True)
         if as_json:
             print(json.dumps(_plain(path, said, is_windowed, fault, drawn), ensure_ascii=False), flush=True)
         num_faults += bool(fault) or len(usable) < len(said)
@@ -353,13 +358,16 @@ def _predictions(
     predictor: Predictor, paths: list[Path], top: int, window_seconds: float | None, stride_seconds: float | None
 ) -> Iterator[tuple[Path, Iterable[Prediction]]]:
     """Each video with what is said of it, once or window by window."""
-    if not (window_seconds or stride_seconds):
+    if window_seconds is None and stride_seconds is None:
         yield from ((prediction.video, [prediction]) for prediction in predictor.each(paths, top=top))
         return
     for path in paths:
         try:
             windows = predictor.windows(
-                path, window_seconds=window_seconds or WINDOW_SECONDS, stride_seconds=stride_seconds, top=top
+                path,
+                window_seconds=WINDOW_SECONDS if window_seconds is None else window_seconds,
+                stride_seconds=stride_seconds,
+                top=top,
             )
         except UserError as error:
             windows = [Prediction(path, [], fault=str(error))]
@@ -376,57 +384,12 @@ def _starts(duration: float, window: float, stride: float) -> list[float]:
     return [*np.arange(0, last - 0.05 * window, stride).tolist(), last] if last else [0.0]
 
 
-def _found(videos: Sequence[str | Path]) -> dict[Path, Path]:
-    """Each video, those below folders included, sorted there; and what it is called from the folder that was named."""
-    found: dict[Path, Path] = {}
-    for video in map(Path, videos):
-        if not video.is_dir():
-            found.setdefault(video, Path(video.name))
-            continue
-        below = (Path(folder) / name for folder, _, names in os.walk(video) for name in names)
-        there = sorted(path for path in below if path.suffix.lower() in VIDEOS and not path.name.startswith("."))
-        if not there:
-            raise UserError(f"{_shown(video)} has no videos; known endings are {' '.join(VIDEOS)}")
-        for path in there:
-            found.setdefault(path, path.relative_to(video))
-    return found
-
-
-def _targets(paths: dict[Path, Path], draw: Path) -> dict[Path, Path]:
-    """Where each video's copy goes."""
-    if draw.suffix.lower() == ".mp4" and not draw.is_dir():
-        if len(paths) > 1:
-            raise UserError(f"--draw {_shown(draw)} is one file for {len(paths)} videos; name a folder")
-        return dict.fromkeys(paths, draw)
-    if draw.suffix and not draw.is_dir():
-        raise UserError(f"--draw {_shown(draw)}: what is drawn is mp4; name a file that ends in .mp4, or a folder")
-    targets: dict[Path, Path] = {}
-    for path, name in paths.items():
-        target = draw / name.with_suffix(".mp4")
-        number = 1
-        while target in targets.values():
-            number += 1
-            target = draw / name.with_name(f"{name.stem}-{number}.mp4")
-        targets[path] = target
-    return targets
-
-
-def _not_a_file(path: Path) -> str:
-    try:
-        if path.is_file():
-            path.open("rb").close()
-            return ""
-    except OSError as error:
-        return f"{_shown(path)} cannot be read: {error.strerror}"
-    return f"{_shown(path)} {'is no regular file' if path.exists() else 'is not there'}"
-
-
 def _sentence(video: Path, reason: str, start_seconds: float | None = None) -> str:
     where = "" if start_seconds is None else f" from {start_seconds:.1f} s on"
     remedy = ""
     if reason.startswith(TIMED_OUT):
         remedy = "; predict it in windows (--window 10), or raise runtime.clip_timeout_seconds"
-    return f"{_shown(video)} gives no picture{where}: {reason}{remedy}"
+    return f"{shown(video)} gives no picture{where}: {reason}{remedy}"
 
 
 def _lines(prediction: Prediction) -> list[str]:
@@ -442,7 +405,7 @@ def _times(prediction: Prediction) -> str:
 
 
 def _text(prediction: Prediction, is_first: bool) -> str:
-    title = [_shown(prediction.video)] if is_first else []
+    title = [shown(prediction.video)] if is_first else []
     if prediction.note:
         title += [f"  decodes with faults: {prediction.note}"]
     return "\n".join([*title, *(f"  {line}" for line in _lines(prediction))])
@@ -456,7 +419,7 @@ def _plain(
     def top(prediction: Prediction) -> list[dict[str, Any]]:
         return [{"class_name": name, "probability": value} for name, value in prediction.top]
 
-    line: dict[str, Any] = {"video": _shown(path)}
+    line: dict[str, Any] = {"video": shown(path)}
     if fault:
         line["error"] = fault
     if not is_windowed:
@@ -468,9 +431,4 @@ def _plain(
             for each in predictions
         ]
     notes = [prediction.note for prediction in predictions if prediction.note]
-    return line | ({"note": notes[0]} if notes else {}) | ({"drawn": _shown(drawn)} if drawn else {})
-
-
-def _shown(path: Path) -> str:
-    """As text that can be printed, whatever bytes the name is of."""
-    return str(path).encode(errors="backslashreplace").decode()
+    return line | ({"note": notes[0]} if notes else {}) | ({"drawn": shown(drawn)} if drawn else {})

@@ -10,6 +10,9 @@ from typing import Literal
 
 from .params import CSNModel, Params, SlowFastModel, as_dict
 
+CACHE = Path("weights")
+"""Where downloaded and imported weights lie, below the project."""
+
 Kind = Literal["ckpt", "infer_ckpt"]
 
 

@@ -20,10 +20,10 @@ from .files.json_files import read_json, write_json
 from .kinetics.manifest import label_map, read_manifest
 from .pages import page_templates
 from .params import Params, digest
-from .published import PublishedFile, fetch_published, published_files
+from .published import CACHE, PublishedFile, fetch_published, published_files
 from .report import KINETICS400, PUBLISHED_CLIPS
 from .run_files import data_folder
-from .testing import FORM, find_label_places, read_head, run_test, write_result
+from .testing import FORM, find_label_places, list_fingerprint, read_head, run_test, write_result
 from .trained import open_checkpoint
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
@@ -57,18 +57,29 @@ def evaluate_released(params: Params, row: str, root: Path = Path()) -> str:
 def judge(params: Params, row: str, metrics: dict[str, Any], published_top1: float) -> tuple[str, str]:
     """A verdict on a measured top-1, and its reason.
 
-    Reproduced: the published number lies in the 95 % interval that the clips evaluated leave. It is another question
-    where the data set is not Kinetics-400, its overrides change the row, or the clips are a tenth fewer or more.
+    Reproduced: on the clips of the published list, all of them, the published number lies in the 95 % interval that
+    their number leaves. Without the list, or with clips missing from it, it is another question; likewise where the
+    data set is not Kinetics-400 or its overrides change the row.
     """
     if params.name != KINETICS400:
         return DIFFERENT_DATA, f"this is {params.name}"
     if overrides := params.overrides(row):
         return DIFFERENT_DATA, f"changed recipe: {', '.join(overrides)}"
-    if not 0.9 * PUBLISHED_CLIPS <= metrics["clips"] <= 1.1 * PUBLISHED_CLIPS:
-        return DIFFERENT_DATA, f"{metrics['clips']:,} clips, published {PUBLISHED_CLIPS:,}"
+    if not metrics.get("published_list_sha256"):
+        return DIFFERENT_DATA, (
+            f"{metrics['clips']:,} clips, and not those of the published list: "
+            f"datasets.{params.name}.published_lists.val does not give it"
+        )
+    if metrics["listed"] != PUBLISHED_CLIPS:
+        return DIFFERENT_DATA, f"the list that is given has {metrics['listed']:,} clips, published {PUBLISHED_CLIPS:,}"
+    if gone := metrics["listed"] - metrics["clips"]:
+        return DIFFERENT_DATA, f"{gone:,} of the {metrics['listed']:,} listed clips are missing or did not decode"
     low, high = (100 * bound for bound in _interval(metrics["top1"], metrics["clips"]))
-    gap = f"{100 * metrics['top1'] - published_top1:+.2f} points"
-    return (REPRODUCED if low <= published_top1 <= high else NOT_REPRODUCED), gap
+    why = f"{100 * metrics['top1'] - published_top1:+.2f} points"
+    for key, what in (("other_frames", "another number of frames"), ("other_label", "another label")):
+        if count := metrics.get(key, 0):
+            why += f"; {count:,} clips have {what}"
+    return (REPRODUCED if low <= published_top1 <= high else NOT_REPRODUCED), why
 
 
 def write_released_report(params: Params, root: Path = Path()) -> str:
@@ -98,14 +109,15 @@ def _evaluate(
 ) -> dict[str, Any]:
     """Metrics of one published file."""
     from .progress import progress
-    from .weights import CACHE
 
     row, kind, recipe = published.row, published.kind, params.recipe(published.row)
     with progress("bytes") as tell:
         file = fetch_published(published, root / CACHE, tell=tell)
     checkpoint_md5 = md5_of(file)
     sections = (published.model, recipe.clips, recipe.augment, recipe.test)
-    fingerprint = digest(FORM, *sections, manifest.read_text(encoding="utf-8"), checkpoint_md5)
+    fingerprint = digest(
+        FORM, *sections, manifest.read_text(encoding="utf-8"), checkpoint_md5, *list_fingerprint(params, "val", root)
+    )
     path = root / "released" / "results" / params.name / row / f"{kind}.json"
     made = read_head(path)
     if made.get("fingerprint") != fingerprint:
@@ -190,8 +202,9 @@ def _said(line: dict[str, Any]) -> str:
 
 
 _READING = (
-    "Reproduced: the published top-1 lies in the 95 % interval (Wilson) of the clips that were evaluated here; not "
-    "reproduced: it lies outside. Different data: the question cannot be asked, for the reason that is named. The "
+    "Reproduced: on all clips of the published list, the published top-1 lies in the 95 % interval (Wilson) of what "
+    "was measured here; not reproduced: it lies outside. Different data: the question cannot be asked, for the reason "
+    "that is named. The "
     "interval knows the number of clips alone; copies of Kinetics-400 differ in their clips as well."
 )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,16 @@ def measure(
     `clips` x `crops` views of each file are averaged, all if None. Raises UserError where the files are of other
     questions.
     """
+    shares = _shares(weights, len(paths))
     files = [read_views(path) for path in paths]
+    for path, views in zip(paths, files, strict=True):
+        if lacking := [key for key in _ABOUT if key not in views.about]:
+            raise UserError(f"{path} is damaged: it lacks {', '.join(lacking)}; test the row again")
     chosen = [_chosen(views, clips, crops) for views in files]
     if len(files) > 1:
         _check_alike(paths, files)
         if is_by_views:
             raise UserError(f"--by-views is of one file, {len(files)} are given; give one")
-    shares = _shares(weights, len(files))
     alone = [average(views, average_clips, views_chosen) for views, views_chosen in zip(files, chosen, strict=True)]
     for views, scores in zip(files, alone, strict=True):
         check_scores(scores, views.labels, views.video_ids)
@@ -117,12 +121,18 @@ def as_json(made: dict[str, Any]) -> str:
 def _chosen(views: Views, clips: int | None, crops: int | None) -> list[int] | None:
     if clips is None and crops is None:
         return None
-    return choose(views, clips or views.num_clips, crops or views.num_crops)
+    clips = views.num_clips if clips is None else clips
+    return choose(views, clips, views.num_crops if crops is None else crops)
+
+
+_ABOUT = (
+    *("row", "dataset", "split", "precision", "checkpoint_md5", "list_sha256"),
+    *("missing", "undecodable", "listed"),
+)
 
 
 def _of_file(path: Path, views: Views, clips: int | None, crops: int | None, scores: Tensor) -> dict[str, Any]:
-    keys = ("row", "dataset", "split", "precision", "checkpoint_md5", "list_sha256")
-    about = {key: views.about[key] for key in (*keys, "missing", "undecodable", "listed")}
+    about = {key: views.about[key] for key in _ABOUT}
     of = f"{views.num_clips}x{views.num_crops}"
     used = f"{clips or views.num_clips}x{crops or views.num_crops}"
     metrics = with_interval({**accuracies(scores, views.labels, views.video_ids), "clips": len(views.video_ids)})
@@ -155,7 +165,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
     weights = [1.0] * count if weights is None else list(weights)
     if len(weights) != count:
         raise UserError(f"--weights has {len(weights)} numbers for {count} files; give one for each")
-    if min(weights) < 0 or sum(weights) <= 0:
+    if not all(0 <= weight < math.inf for weight in weights) or not 0 < sum(weights) < math.inf:
         raise UserError(f"--weights {' '.join(f'{weight:g}' for weight in weights)}: none below 0, and not all 0")
     return [weight / sum(weights) for weight in weights]
 

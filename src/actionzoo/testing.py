@@ -22,6 +22,7 @@ from .files.json_files import read_json, write_json
 from .identity import record_beside
 from .kinetics.labels import places
 from .kinetics.manifest import Clip, label_map, read_manifest
+from .kinetics.published_list import Chosen, choose, fetch_list, read_published
 from .looks import Scored, write_looks
 from .params import Params, Recipe, digest
 from .process import sigterm_as_exit
@@ -69,7 +70,8 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     record_beside(files.best)
     checkpoint_md5 = md5_of(files.best)
     sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
-    fingerprint = digest(FORM, *sections, sha256_of(manifest), checkpoint_md5)
+    listed = list_fingerprint(params, "val", root)
+    fingerprint = digest(FORM, *sections, sha256_of(manifest), checkpoint_md5, *listed)
     if (made := _finished(files, fingerprint)) is not None:
         if os.environ.get("RANK", "0") != "0":
             return ""
@@ -130,7 +132,13 @@ def run_test(
     recipe, average_clips = params.recipe(row), average_clips or params.recipe(row).test.average_clips
     folder = data_folder(params, recipe, root)
     clips = usable_clips(folder, split)
-    scratch = _scratch(params, row, root, about["checkpoint_md5"], sha256_of(folder / "manifest.csv"), split)
+    chosen = _published_clips(params, split, folder, root)
+    if chosen:
+        clips = list(chosen.clips)
+        if world.is_first:
+            print(chosen.text(), flush=True)
+    of_clips = [sha256_of(folder / "manifest.csv"), *list_fingerprint(params, split, root)]
+    scratch = _scratch(params, row, root, about["checkpoint_md5"], of_clips, split)
     saved = Saved(scratch, world.rank)
     try:
         undecodable = _see_all(params, row, model, folder, clips, saved, scratch, world)
@@ -159,6 +167,15 @@ def run_test(
         "precision": params.runtime.precision,
         "list_sha256": list_sha256(listed, split),
     }
+    if chosen:
+        counts |= {
+            "missing": len(chosen.missing),
+            "listed": chosen.listed,
+            "list_sha256": chosen.list_sha256,
+            "published_list_sha256": chosen.sha256,
+            "other_frames": len(chosen.other_frames),
+            "other_label": len(chosen.other_label),
+        }
     views = views or scratch / "views.safetensors"
     write_views(
         views,
@@ -177,6 +194,14 @@ def run_test(
         "average_clips": average_clips,
         "precision": params.runtime.precision,
     }
+    if chosen:
+        head["published_list"] = {
+            "sha256": chosen.sha256,
+            "label_map_sha256": chosen.label_map_sha256,
+            "missing": list(chosen.missing),
+            "other_frames": list(chosen.other_frames),
+            "other_label": list(chosen.other_label),
+        }
     if compared := [clip.video_id for clip in clips[:COMPARED] if clip.video_id in exact]:
         pairs = [(rows[video_id].read(), exact[video_id].read()) for video_id in compared]
         head["beside_fp32"] = beside_fp32(pairs, recipe.test.average_clips)
@@ -188,6 +213,28 @@ def run_test(
             found = _accuracies(scores, made, topk)
     metrics = with_interval(found | counts)
     return Outcome(head | {"metrics": metrics, "undecodable": undecodable}, made, scores, scratch)
+
+
+def list_fingerprint(params: Params, split: str, root: Path) -> list[str]:
+    """The hashes of what params.yaml gives as the split's published list and label map; empty if it gives none.
+
+    What is behind a URL is fetched. Raises UserError.
+    """
+    return [sha256_of(path) for path in _list_files(params, split, root)]
+
+
+def _list_files(params: Params, split: str, root: Path) -> list[Path]:
+    given = params.dataset.published_lists.get(split)
+    addresses = [address for address in (given.list, given.label_map) if address] if given else []
+    return [fetch_list(address, root / "data" / params.name / "lists", root) for address in addresses]
+
+
+def _published_clips(params: Params, split: str, folder: Path, root: Path) -> Chosen | None:
+    """What of the split's published list is here; None if params.yaml gives none."""
+    if not (files := _list_files(params, split, root)):
+        return None
+    manifest = read_manifest(folder / "manifest.csv")
+    return choose(read_published(*files), [clip for clip in manifest if clip.split == split], label_map(manifest))
 
 
 def write_result(path: Path, head: dict[str, Any], outcome: Outcome) -> None:
@@ -290,6 +337,7 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
         crop_size=recipe.test.crop_size,
         batch_size=group_size,
         groups=mine,
+        clips=clips,
         workers=runtime.num_workers,
         timeout_seconds=runtime.clip_timeout_seconds,
         device=device,
@@ -405,13 +453,13 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, loo
             record.artifact(path, tracking.LOOKS)
 
 
-def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, manifest_sha256: str, split: str) -> Path:
+def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, of_clips: list[str], split: str) -> Path:
     """Of an unfinished test: another one for whatever could change a bit of the logits."""
     recipe, runtime = params.recipe(row), params.runtime
     views = (recipe.test.num_clips, recipe.test.num_crops, recipe.test.crop_size)
     how = (runtime.precision, runtime.max_views, runtime.channels_last, device_type(params))
     sections = (recipe.model, recipe.clips, recipe.augment)
-    fingerprint = digest(FORM, *sections, *views, *how, manifest_sha256, checkpoint_md5, split)
+    fingerprint = digest(FORM, *sections, *views, *how, *of_clips, checkpoint_md5, split)
     return root / ".scratch" / "evaluate" / params.name / row / fingerprint[:16]
 
 

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 from . import tracking
 from .errors import UserError
 from .files.text import read_text
-from .identity import Identity, identify
+from .identity import Identity, identify, record_beside
 from .kinetics.labels import kinetics400
 from .names import did_you_mean
 from .params import Params, Viewing
-from .published import base_name, fetch_published, published_as
+from .published import CACHE, base_name, fetch_published, published_as
 from .run_files import RowFiles
 
 if TYPE_CHECKING:
@@ -77,10 +77,13 @@ def open_checkpoint(
 
     Raises UserError for a file of another model, a damaged one, one without a trained classifier.
     """
+    path = find_checkpoint(str(model), params, root, tell)
+
     from .weights import open_network, read_weights
 
-    weights = read_weights(find_checkpoint(str(model), params, root, tell))
-    identity = identify(weights.path, weights.meta, weights.shapes, params=params, row=row)
+    record = record_beside(path)  # first: its remedy is the better one for a damaged file
+    weights = read_weights(path)
+    identity = identify(path, weights.meta, weights.shapes, params=params, row=row, record=record)
     identity.require_trained_head()
     network, report = open_network(identity.model, weights)
     opened = Opened(network.eval(), identity, report)
@@ -117,17 +120,25 @@ def find_checkpoint(
     model: str, params: Params, root: Path = Path(), tell: Callable[[str, int, int], None] | None = None
 ) -> Path:
     """The file on this machine, its bytes what its name promises. Raises UserError."""
-    from .weights import CACHE, fetch_weights
-
     if model.startswith("models:/"):
-        return fetch_weights(tracking.fetch_registered(model, root / CACHE, root))
-    if model.startswith(("http://", "https://", "file://")):
+        path = tracking.fetch_registered(model, root / CACHE, root)
+    elif model.startswith(("http://", "https://", "file://")):
         return _fetch(model, params, root, tell)
+    else:
+        path = _local(model, params, root)
+
+    from .weights import fetch_weights  # torch takes seconds to import, a name that leads nowhere does not need it
+
+    return fetch_weights(path)
+
+
+def _local(model: str, params: Params, root: Path) -> Path:
+    """The file that a row, a path or a run's folder means. Raises UserError."""
     if model in params.recipes:
         best, imported = RowFiles(root, params.name, model).best, root / CACHE / f"{model}.pth"
         for path in (best, imported):
             if path.is_file():
-                return fetch_weights(path)
+                return path
         raise UserError(
             f"neither {best} nor {imported} is there; `dvc repro train@{model}` trains the row, "
             f"`actionzoo weights {model}` fetches its published weights"
@@ -138,16 +149,17 @@ def find_checkpoint(
     if not path.is_file():
         if "/" not in model and "." not in model:
             params.check_row(model)
+        near = did_you_mean(model, params.recipes) if "/" not in model else ""
         raise UserError(
-            f"{path} is not there{did_you_mean(model, params.recipes) if '/' not in model else ''}; give a row, a "
-            "checkpoint, a run's folder, or models:/NAME/VERSION"
+            f"{path} is not there{near}{'' if near else ';'} give a row, a checkpoint, a run's folder, or "
+            "models:/NAME/VERSION"
         )
-    return fetch_weights(path)
+    return path
 
 
 def _fetch(address: str, params: Params, root: Path, tell: Callable[[str, int, int], None] | None) -> Path:
     """A published file also from its other addresses."""
-    from .weights import CACHE, fetch_weights
+    from .weights import fetch_weights
 
     published = published_as(params, base_name(address))
     if published and published.address == address:

@@ -442,7 +442,7 @@ def _take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     if not source.is_file():
         raise UserError(f"{source} is not there; a saved state is called state-<epochs>-<steps>.pth")
     saved = load_checkpoint(source)
-    if "about" not in saved:
+    if not isinstance(saved.get("about"), dict):
         raise UserError(f"{source} is no saved state but weights alone; give it as init.weights to start from it")
     about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
     if changes := _differences(about, _about(made)):
@@ -467,11 +467,13 @@ def _other_unfinished(files: RowFiles, scratch: Path, made: dict[str, Any]) -> l
             continue
         with contextlib.suppress(CheckpointError):
             saved = load_checkpoint(states[0])
+            if not isinstance(saved.get("about"), dict) or not isinstance(saved.get("state"), dict):
+                continue
             about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
             changes = "; ".join(_differences(about, _about(made))) or "other processes or batch norm"
             lines.append(
-                f"not going on from {folder}, which stopped after epoch {saved['state']['finished_epochs']} of another "
-                f"recipe: {changes}. Delete that folder if you do not want it any more"
+                f"not going on from {folder}, which stopped after epoch {saved['state'].get('finished_epochs')} of "
+                f"another recipe: {changes}. Delete that folder if you do not want it any more"
             )
     return lines
 

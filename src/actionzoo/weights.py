@@ -12,7 +12,6 @@ Told apart by their tensors' names. Left to right: the file, the kind, what beco
 Nothing of a file is ever run: torch.load with weights_only and a short list of numpy's scalars, or safetensors.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -37,12 +36,11 @@ from .files.atomic import atomic_write
 from .files.hashes import sha256_of
 from .files.locks import locked
 from .identity import identify
-from .kinetics.transfer import Failed, Gone, Patience, Web, discard, partial_version
+from .kinetics.single_file import complete
+from .kinetics.transfer import Patience, discard
 from .params import CSNModel, Params, SlowFastModel, as_dict, load_params
-from .published import published_file
+from .published import CACHE, published_file
 from .zoo import build_model
-
-CACHE = Path("weights")
 
 MAX_CLASSES = 1_000_000
 
@@ -283,7 +281,8 @@ def _fetch_one(
                 return path
             _refuse(path)
         partial = path.with_name(f".{name}.partial")
-        _download(url, partial, patience, name, tell)
+        on_bytes = (lambda here, size: tell(name, here, size)) if tell else None
+        complete(address, partial, patience, tell=on_bytes)
         os.replace(partial, path)
         discard(partial)
         if not _is_what_its_name_says(path):
@@ -576,32 +575,6 @@ def _some(names) -> str:
     if not names:
         return "none"
     return f"{len(names)}: {', '.join(names[:3])}" + (", …" if len(names) > 3 else "")
-
-
-def _download(
-    url: urllib.parse.SplitResult,
-    partial: Path,
-    patience: Patience,
-    name: str,
-    tell: Callable[[str, int, int], None] | None,
-) -> None:
-    """Complete `partial`, at its byte if an earlier attempt left some."""
-
-    def here(num_bytes: int) -> None:
-        version = partial_version(partial)
-        if tell and version and version.size:
-            tell(name, num_bytes, version.size)
-
-    shown = without_secrets(url.geturl())
-    folder, _, last = url.path.rpartition("/")
-    root = urllib.parse.urlunsplit((url.scheme, url.netloc, folder, "", ""))
-    try:
-        with contextlib.closing(Web(root, patience, url.query)) as web:
-            web.fetch(urllib.parse.unquote(last), partial, here)
-    except Gone as error:
-        raise UserError(f"{shown} cannot be had: {error}; check the address") from None
-    except Failed as error:
-        raise UserError(f"{shown} could not be fetched: {error}; what came is kept, run again") from None
 
 
 def _plain_name(path: str) -> str:

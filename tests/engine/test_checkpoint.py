@@ -46,3 +46,44 @@ def test_a_cut_off_file_is_told_as_damaged(tmp_path):
     (tmp_path / "a.pth").write_bytes(data[: len(data) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("name", ["state.pth", "state.safetensors", "state.bin"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"\x80\x02", b"PK\x03\x04" + bytes(60), bytes(9) + b"{", (2**40).to_bytes(8, "little") + b"{}", b"\x93NUMPY"],
+    ids=["empty", "cut", "zip", "zeros", "header", "numpy"],
+)
+def test_what_is_no_checkpoint_is_told_whatever_it_is_called(tmp_path, name, data):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match=name):
+        load_checkpoint(tmp_path / name)
+
+
+def test_a_checkpoint_is_read_whatever_it_is_called(tmp_path):
+    save_checkpoint(tmp_path / "state.safetensors", {"meta": {}})
+    assert load_checkpoint(tmp_path / "state.safetensors") == {"meta": {}}
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.ones(2), "text", None, 3], ids=lambda content: type(content).__name__
+)
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="no checkpoint of this program"):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match="is a folder"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0.1, 0.3, 0.5, 0.7, 0.9])
+def test_one_changed_bit_anywhere_is_found(tmp_path, place):
+    save_checkpoint(tmp_path / "a.pth", {"weights": torch.randn(10_000)})
+    data = bytearray((tmp_path / "a.pth").read_bytes())
+    data[int(place * len(data))] ^= 4
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a\.pth is damaged"):
+        load_checkpoint(tmp_path / "a.pth")

@@ -258,14 +258,16 @@ def view_loader(
     rank: int = 0,
     world_size: int = 1,
     groups: Sequence[int] | None = None,
+    clips: Sequence[Clip] | None = None,
     device: torch.device = CPU,
     quarantine: Path | None = None,
 ) -> Loader:
     """Fixed views of each video; by default the one of a validation: centred clip, centre crop of augment.crop_size.
 
-    With `groups` these alone, of `batch_size` neighbouring clips each, whatever the rank.
+    With `groups` these alone, of `batch_size` neighbouring clips each, whatever the rank. `clips` are all usable ones
+    of the split if None.
     """
-    clips = usable_clips(folder, split)
+    clips = usable_clips(folder, split) if clips is None else list(clips)
     dataset = ViewClips(
         folder,
         clips,

@@ -88,31 +88,85 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             flat = torch.frombuffer(mapped, dtype=place.dtype, count=math.prod(place.shape), offset=place.offset)
             tensors[name] = flat.view(place.shape)
         else:
-            tensors[name] = torch.empty(place.shape, dtype=place.dtype)
+            tensors[name] = _empty(path, name, place)
     return tensors, metadata
+
+
+def _empty(path: Path, name: str, place: Place) -> Tensor:
+    try:
+        return torch.empty(place.shape, dtype=place.dtype)
+    except (RuntimeError, OverflowError, ValueError):
+        raise DamagedFile(
+            f"{path} is no whole safetensors file ({name!r} has shape {place.shape}); delete it and make it anew"
+        ) from None
 
 
 def read_header(path: Path) -> tuple[dict[str, Place], dict[str, str]]:
     """Name -> where it lies, and the metadata. Raises DamagedFile; FileNotFoundError if there is none."""
+    if path.is_dir():
+        raise DamagedFile(f"{path} is a folder, not a safetensors file; name the file in it")
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
         try:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > size - 8:
+            if length > min(size - 8, MAX_HEADER_BYTES):
                 raise ValueError(f"it ends within its header, at byte {size}")
             header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("its header is no object")
             metadata = header.pop("__metadata__", {})
-            places = {
-                name: Place(tuple(entry["shape"]), _DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0])
-                for name, entry in header.items()
-            }
-            end = max((place.offset + place.size_bytes for place in places.values()), default=8 + length)
-            if end != size:
-                raise ValueError(f"it has {size} bytes, its header speaks of {end}")
+            if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+                raise ValueError("its metadata are no texts")
+            places = {name: _place(name, entry, 8 + length) for name, entry in header.items()}
+            _check_places(places, 8 + length, size)
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedFile(f"{path} is no whole safetensors file ({error}); delete it and make it anew") from None
+        except (RecursionError, OverflowError, MemoryError):
+            raise DamagedFile(f"{path} is no whole safetensors file; delete it and make it anew") from None
     return places, metadata
+
+
+MAX_HEADER_BYTES = 512 * 2**20
+"""A header lists the ids of all clips."""
+
+
+def _place(name: str, entry: object, start: int) -> Place:
+    """Where a tensor lies that the header describes, its data beginning at byte `start`. Raises ValueError."""
+    if not isinstance(entry, dict):
+        raise ValueError(f"{name!r} is not described")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"{name!r} is of type {dtype!r:.50}, not one of {', '.join(_DTYPES)}")
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise ValueError(f"{name!r} has shape {shape!r:.50} and data_offsets {offsets!r:.50}")
+    place = Place(tuple(shape), _DTYPES[dtype], start + offsets[0])
+    if place.size_bytes != offsets[1] - offsets[0]:
+        raise ValueError(f"{name!r} has shape {shape!r:.50}, which is not what its data_offsets {offsets!r:.50} hold")
+    if place.offset % place.dtype.itemsize:
+        raise ValueError(f"{name!r} begins at byte {place.offset}, which is not aligned")
+    return place
+
+
+def _are_counts(values: object) -> bool:
+    """Whether it is a list of whole numbers from 0 on, as many and as large as a tensor can have."""
+    return (
+        isinstance(values, list)
+        and len(values) <= 64
+        and all(type(value) is int and 0 <= value < 2**62 for value in values)
+        and math.prod(value for value in values if value) < 2**125
+    )
+
+
+def _check_places(places: Mapping[str, Place], start: int, size: int) -> None:
+    """Raises ValueError unless the tensors fill the file from byte `start` to its end, one after the other."""
+    end = start
+    for place in sorted(places.values(), key=lambda place: (place.offset, place.size_bytes)):
+        if place.offset != end:
+            raise ValueError(f"a tensor begins at byte {place.offset}, the one before it ends at {end}")
+        end += place.size_bytes
+    if end != size:
+        raise ValueError(f"it has {size} bytes, its header speaks of {end}")
 
 
 _NAMES = {torch.float32: "F32", torch.int64: "I64"}

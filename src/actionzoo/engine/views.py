@@ -8,7 +8,7 @@ A view is one of num_clips clips of a video, cut at one of num_crops places. Vie
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -87,16 +87,40 @@ def read_views(path: Path) -> Views:
         raise UserError(
             f"{path} has no view logits; give a file that `dvc repro evaluate@<row>` made: views.safetensors"
         )
-    known = json.loads(texts["about"])
+    known = _about(texts)
+    labels, logits = tensors.get("labels"), tensors.get("logits")
+    names = (("video_ids", list), ("num_clips", int), ("num_crops", int), ("classes", list))
+    faults = [name for name, kind in names if not isinstance(known.get(name), kind)]
+    if labels is None or labels.dtype != torch.int64 or logits is None or logits.dtype != torch.float32:
+        faults.append("labels or logits")
+    elif not faults:
+        count, views = len(known["video_ids"]), known["num_clips"] * known["num_crops"]
+        if tuple(labels.shape) != (count,) or tuple(logits.shape) != (count, views, len(known["classes"])):
+            faults.append("as many labels and logits as clips, views and classes")
+        elif known["num_crops"] not in (1, 3) or views < 1:
+            faults.append("one or three crops")
+        elif count and not -1 <= int(labels.min()) <= int(labels.max()) < len(known["classes"]):
+            faults.append("a class for each label")
+    if faults:
+        raise UserError(f"{path} is damaged: it lacks {', '.join(faults)}; test the row again")
     return Views(
         video_ids=known.pop("video_ids"),
-        labels=tensors["labels"],
-        logits=tensors["logits"],
+        labels=labels,
+        logits=logits,
         num_clips=known.pop("num_clips"),
         num_crops=known.pop("num_crops"),
         classes=known.pop("classes"),
         about=known,
     )
+
+
+def _about(texts: Mapping[str, str]) -> dict[str, Any]:
+    """What the file says of its test; empty if it says nothing that can be read."""
+    try:
+        known = json.loads(texts.get("about", ""))
+    except (ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
 
 
 def fingerprint_of(path: Path) -> str | None:
@@ -105,7 +129,7 @@ def fingerprint_of(path: Path) -> str | None:
         texts = read_header(path)[1]
     except (FileNotFoundError, UserError):
         return None
-    return json.loads(texts["about"]).get("fingerprint") if texts.get("format") == _FORMAT else None
+    return _about(texts).get("fingerprint") if texts.get("format") == _FORMAT else None
 
 
 def average_views(logits: Tensor, num_views: int, average_clips: Average) -> Tensor:
