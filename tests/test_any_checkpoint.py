@@ -21,10 +21,11 @@ from actionzoo.publish import publish_run
 from actionzoo.run_files import RowFiles
 from actionzoo.testing import evaluate_row
 from actionzoo.trained import open_trained
+from actionzoo.training import train_row
 from actionzoo.weights import import_weights
 from actionzoo.zoo import build_model
 from tests.small_run import write_run
-from tests.tiny_network import PROJECT, ROW, tiny_params, val_clips
+from tests.tiny_network import PROJECT, ROW, tiny_params, val_clips, with_manifest
 
 ROW_256 = "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb"
 
@@ -260,3 +261,35 @@ def test_a_rotten_checkpoint_is_refused_by_every_door(root):
     files.recipe.write_text("{")
     with pytest.raises(UserError, match=r"recipe\.json is damaged, it is no JSON"):
         evaluate_checkpoint(params, ROW, str(files.best), root)
+
+
+def saved_state(path: Path, row: str = ROW) -> Path:
+    """A saved state of a training, as far as a test looks at it."""
+    torch.manual_seed(0)
+    model = build_model(tiny_params().recipes[ROW].model, 4)
+    save_checkpoint(path, {"about": {"row": row, "recipe": own_recipe(row)}, "model": model.state_dict(), "state": {}})
+    return path
+
+
+def test_a_saved_state_says_of_which_model_it_is(root, tmp_path):
+    said = evaluate_checkpoint(tiny_params(), ROW, str(saved_state(tmp_path / "state-00001-0000010.pth")), root)
+    assert "top1_acc: " in said
+    assert f"is of {OTHER}, not of {ROW}" in refusal(root, saved_state(tmp_path / "state-2.pth", OTHER))
+
+
+@pytest.mark.parametrize("name", ["state-00001-0000010.pth", "state.safetensors"])
+def test_a_damaged_state_is_not_resumed(root, tmp_path, name):
+    path = saved_state(tmp_path / "states" / name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    for content, said in ((bytes(data), "is damaged"), (b"", "damaged"), (b'\x10\0\0\0\0\0\0\0{"a":1}', "damaged")):
+        path.write_bytes(content)
+        params = tiny_params().changed(ROW, optim={"videos_per_gpu": 2})
+        with pytest.raises(UserError, match=said):
+            train_row(params, ROW, with_training_clips(root), work_dir=tmp_path / "work", resume=path)
+
+
+def with_training_clips(root: Path) -> Path:
+    """Half of the val clips as training clips."""
+    ids = {clip.video_id for clip in val_clips(root)[::2]}
+    return with_manifest(root, lambda clip: dataclasses.replace(clip, split="train") if clip.video_id in ids else clip)

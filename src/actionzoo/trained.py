@@ -9,6 +9,7 @@
 Which frames, sizes and colours a network was trained for is read, never guessed.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -144,10 +145,13 @@ def _local(model: str, params: Params, root: Path) -> Path:
             f"`actionzoo weights {model}` fetches its published weights"
         )
     path = Path(model).expanduser()
-    if path.is_dir():
+    is_folder = os.path.isdir(path)  # which answers for names, too, that no file can have
+    if is_folder:
         path = path / "best.pth"
-    if not path.is_file():
-        if "/" not in model and "." not in model:
+    if not os.path.isfile(path):
+        if os.path.exists(path):
+            raise UserError(f"{path} is no regular file; give a checkpoint")
+        if not is_folder and "/" not in model and "." not in model:
             params.check_row(model)
         near = did_you_mean(model, params.recipes) if "/" not in model else ""
         raise UserError(

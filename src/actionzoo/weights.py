@@ -212,12 +212,15 @@ def fetch_weights(
             return _fetch_one(address, path, name, patience, tell)
         except UserError as fault:
             faults.append(str(fault))
-    remedy = ""
-    if is_remote:
-        remedy = (
-            f". Without the internet: put {name} into {path.parent}/, or into a folder (or behind a URL) that the "
-            "environment variable ACTIONZOO_WEIGHTS names"
-        )
+    own_place = "a folder (or behind a URL) that the environment variable ACTIONZOO_WEIGHTS names"
+    if not is_remote:
+        remedy = ""
+    elif _promised(name):
+        remedy = f". Without the internet: put {name} into {cache}/, or into {own_place}"
+    elif mirrors is not None:
+        remedy = f". Without the internet: put {name} into {own_place}"
+    else:
+        remedy = ". Without the internet: name a file of this machine instead"
     raise UserError("; ".join(faults) + remedy)
 
 

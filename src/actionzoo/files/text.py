@@ -24,7 +24,7 @@ def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not there; {remedy}") from None
     except IsADirectoryError:
         raise UserError(f"{path} is a folder, not a file; {remedy}") from None
