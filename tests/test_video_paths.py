@@ -24,7 +24,7 @@ def film(tmp_path) -> Path:
 @pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf")])
 @pytest.mark.parametrize("option", ["window", "stride"])
 def test_a_window_of_no_length_is_refused(film, option, seconds):
-    with pytest.raises(UserError, match=f"--{option} .*: give a number of seconds above 0"):
+    with pytest.raises(UserError, match=f"--{option} .*: give more than 0 seconds"):
         check_request([film], **{f"{option}_seconds": seconds})
 
 

@@ -157,8 +157,8 @@ def _claim(
     if isinstance(meta.get("config_name"), str):
         config = Path(meta["config_name"]).stem
         rows = [row for row, recipe in params.recipes.items() if config in (row, recipe.published.config)]
-        if len(rows) == 1:
-            return _Claim(rows[0], f"its metadata name the config {config}")
+        if len(rows) == 1 or (row is not None and rows):
+            return _Claim(row if row in rows else rows[0], f"its metadata name the config {config}")
     return None
 
 

@@ -308,7 +308,7 @@ def _load_init(model, params: Params, row: str, root: Path):
 
 def _finished_training(files: RowFiles, fingerprint: str) -> dict[str, Any] | None:
     made = read_json(files.recipe)
-    if made.get("fingerprint") != fingerprint:
+    if made.get("fingerprint") != fingerprint or not isinstance(made.get("files"), dict):
         return None
     for name, known in made["files"].items():
         path = files.run / name if name.endswith(".pth") else files.metrics().parent / name

@@ -46,7 +46,7 @@ def check_windows(window_seconds: float | None, stride_seconds: float | None) ->
     """Raises UserError for seconds that are no length of time."""
     for option, seconds in (("--window", window_seconds), ("--stride", stride_seconds)):
         if seconds is not None and not 0 < seconds < math.inf:
-            raise UserError(f"{option} {seconds:g}: give a number of seconds above 0")
+            raise UserError(f"{option} {seconds:g}: give more than 0 seconds")
 
 
 def find_videos(videos: Sequence[str | Path]) -> dict[Path, Path]:

@@ -35,7 +35,7 @@ from .errors import MACHINE_ERRNOS, UserError
 from .files.atomic import atomic_write
 from .files.hashes import sha256_of
 from .files.locks import locked
-from .identity import identify
+from .identity import identify, record_beside
 from .kinetics.single_file import complete
 from .kinetics.transfer import Patience, discard
 from .params import CSNModel, Params, SlowFastModel, as_dict, load_params
@@ -97,7 +97,9 @@ def load_weights(
     the network keeps the one it was made with. Raises UserError, and leaves the network as it was, if the file cannot
     be had, holds code, or is of another network.
     """
-    return _load(model, read_weights(fetch_weights(source, cache, tell=tell)))
+    path = fetch_weights(source, cache, tell=tell)
+    record_beside(path)
+    return _load(model, read_weights(path))
 
 
 def open_network(model: SlowFastModel | CSNModel, weights: "Weights") -> tuple[nn.Module, Report]:
