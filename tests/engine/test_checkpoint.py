@@ -87,3 +87,21 @@ def test_one_changed_bit_anywhere_is_found(tmp_path, place):
     (tmp_path / "a.pth").write_bytes(data)
     with pytest.raises(CheckpointError, match=r"a\.pth is damaged"):
         load_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_directory_of_parts_that_points_before_the_file_is_told(tmp_path):
+    save_checkpoint(tmp_path / "a.pth", {"weights": torch.randn(10)})
+    data = bytearray((tmp_path / "a.pth").read_bytes())
+    end = data.rindex(b"PK\x05\x06")
+    data[end:end] = bytes(40)  # the directory seems to begin later than it does
+    (tmp_path / "a.pth").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a\.pth is damaged"):
+        load_checkpoint(tmp_path / "a.pth")
+    for value in (b"\xff\xff\xff\x7f", b"\xff\xff\xff\xff"):
+        save_checkpoint(tmp_path / "b.pth", {"weights": torch.randn(10)})
+        data = bytearray((tmp_path / "b.pth").read_bytes())
+        entry = data.index(b"PK\x01\x02")
+        data[entry + 42 : entry + 46] = value
+        (tmp_path / "b.pth").write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"b\.pth is damaged"):
+            load_checkpoint(tmp_path / "b.pth")

@@ -118,6 +118,10 @@ def check_parts(path: Path, remedy: str) -> None:
                         pass
     except zipfile.BadZipFile as error:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
+    except OSError as error:  # a part that lies before the file's beginning, say
+        if error.errno in MACHINE_ERRNOS:
+            raise
+        raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
     except (NotImplementedError, RuntimeError, ValueError, EOFError, OverflowError, struct.error) as error:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
 
