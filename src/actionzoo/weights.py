@@ -175,7 +175,7 @@ def fetch_weights(
     cache: Path = CACHE,
     *,
     mirrors: Sequence[str] | None = None,
-    retries: int = 6,
+    retries: int = 4,
     backoff_seconds: float = 1.0,
     tell: Callable[[str, int, int], None] | None = None,
 ) -> Path:
