@@ -150,7 +150,7 @@ def test_a_recipe_is_the_references(row):
 
     assert ours.keys() - expected.keys() == {"seed"}
     for section, values in expected.items():
-        only_ours = {"optim": {"scale_lr"}, "published": {"note", "mirrors"}}.get(section, set())
+        only_ours = {"optim": {"scale_lr"}, "published": {"note"}}.get(section, set())
         assert {key: value for key, value in ours[section].items() if key not in only_ours} == values, section
 
 

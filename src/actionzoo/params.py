@@ -209,10 +209,6 @@ class Published:
     log: str | None
     json: str | None
     note: str
-    mirrors: dict[Literal["ckpt", "infer_ckpt"], tuple[Annotated[str, Field(min_length=1)], ...]] = dataclasses.field(
-        default_factory=dict
-    )
-    """Other addresses (URL or path) of the same files, tried in order where the first is gone."""
 
     @property
     def released(self) -> dict[str, tuple[str, float, float]]:
@@ -378,6 +374,7 @@ class _File:
     prepare: Prepare
     datasets: dict[str, Dataset]
     recipes: dict[str, Recipe]
+    mirrors: dict[str, tuple[Annotated[str, Field(min_length=1)], ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -393,6 +390,8 @@ class Params:
     prepare: Prepare
     recipes: dict[str, Recipe]
     """As written, before the data set's overrides."""
+    mirrors: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Base name of a published file -> its other addresses, URLs or paths, tried in order where the first is gone."""
 
     def rows(self) -> list[str]:
         """Names of all rows, in the order of the file."""
@@ -468,6 +467,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         runtime=file.runtime,
         prepare=file.prepare,
         recipes=file.recipes,
+        mirrors=file.mirrors,
     )
     _check_datasets(path, file)
     return params
@@ -589,6 +589,16 @@ def _check_datasets(path: Path, file: _File) -> None:
             for row in rows:
                 for fault in _unknown_overrides(sections, as_dict(file.recipes[row])):
                     faults[f"{path}: {where}.{fault}"] = None
+    addresses = [
+        address
+        for recipe in file.recipes.values()
+        for address in (recipe.published.ckpt, recipe.published.infer_ckpt, recipe.init.weights)
+        if address
+    ]
+    names = {address.rsplit("/", 1)[-1] for address in addresses}
+    for name in file.mirrors:
+        if name not in names:
+            faults[f"{path}: mirrors.{name} is no published file's base name{did_you_mean(name, names)}"] = None
     for row, recipe in file.recipes.items():
         for fault in _unknown_overrides({"model": recipe.published.ckpt_model}, as_dict(recipe)):
             faults[f"{path}: recipes.{row}.published.ckpt_{fault}"] = None
