@@ -5,6 +5,7 @@ import ctypes
 import errno
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
@@ -12,15 +13,17 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
+from .ancestors import dvc_above, wait_for_end
 from .errors import UserError
 
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
     """The frame of every command: tells what a user can mend in a sentence, status 1; under DVC it dies with DVC."""
-    if "DVC_STAGE" in os.environ:  # not when started by hand: a training may outlive its terminal
-        die_with_parent()
+    if of_dvc := os.environ.get("DVC_STAGE"):  # not when started by hand: a training may outlive its terminal
+        _end_with_dvc(name, of_dvc)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         yield
@@ -84,13 +87,35 @@ def die_with_parent() -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:  # it died before we asked
+    parent = multiprocessing.parent_process()
+    if parent is not None and not parent.is_alive():  # it died before we asked
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _leave(name: str, message: str) -> None:
-    print(f"{name}: error: {message}", file=sys.stderr)
+def _end_with_dvc(name: str, of_dvc: str) -> None:
+    """Leave at once if the DVC that started this stage is gone already, as when it was killed during our imports;
+    else get SIGTERM when it ends. The kernel tells of our parent, a thread tells of a DVC with a shell between."""
+    if not sys.platform.startswith("linux"):
+        return
+    die_with_parent()
+    dvc = dvc_above(of_dvc)
+    if dvc is None:
+        _leave(
+            name,
+            f"the DVC that started stage {of_dvc} has ended, so nothing was done; run it again. To run this script "
+            "without DVC, unset the environment variable DVC_STAGE",
+        )
+
+    def follow() -> None:
+        wait_for_end(dvc)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=follow, name="end-with-dvc", daemon=True).start()
+
+
+def _leave(name: str, message: str) -> NoReturn:
+    with contextlib.suppress(OSError):  # who listened may be gone
+        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
     sys.exit(1)
