@@ -71,6 +71,7 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | No
         record = json.loads(_record_path(shard).read_text())
         is_whole = record["key"] == key and record["size"] == shard.stat().st_size and index_path(shard).is_file()
         is_hasty = record.get("clip_timeout_seconds", clip_timeout_seconds) < clip_timeout_seconds
+        is_whole = is_whole and all(isinstance(clip["video_id"], str) for clip in record["clips"])
         is_doubtful = "judged" not in record and any(_blames_machine(clip.get("fault", "")) for clip in record["clips"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

@@ -318,6 +318,7 @@ class _Workshop:
         record = read_record(self.out / shard, key, self.clip_timeout_seconds)
         if (
             record is None
+            or not isinstance(record.get("unlisted"), list)
             or any(video_id in listed for video_id in record["unlisted"])
             or any(copy["video_id"] not in listed for copy in record["clips"])
         ):
