@@ -54,10 +54,11 @@ def as_published(file: PublishedFile, folder: Path) -> Path:
 
 def with_address(params: Params, file: PublishedFile, address: str, mirrors: tuple[str, ...] = ()) -> Params:
     recipe = params.recipes[file.row]
-    changes = {file.kind: address, "mirrors": {file.kind: mirrors}}
-    published = dataclasses.replace(recipe.published, **changes)
+    published = dataclasses.replace(recipe.published, **{file.kind: address})
     return dataclasses.replace(
-        params, recipes=params.recipes | {file.row: dataclasses.replace(recipe, published=published)}
+        params,
+        recipes=params.recipes | {file.row: dataclasses.replace(recipe, published=published)},
+        mirrors={address.rsplit("/", 1)[-1]: mirrors},
     )
 
 
@@ -193,14 +194,11 @@ def test_without_the_internet_it_says_what_to_put_where(tmp_path):
 def test_the_second_address_stands_in_params_yaml(params, tmp_path):
     name = published_files(params, ROW)["ckpt"].name
     text = (PROJECT / "params.yaml").read_text()
-    line = next(line for line in text.splitlines() if line.strip().startswith("ckpt:") and name in line)
-    (tmp_path / "params.yaml").write_text(
-        text.replace(line, f"{line}\n      mirrors: {{ckpt: [https://example.org/copy.pth]}}", 1)
-    )
+    (tmp_path / "params.yaml").write_text(f"{text}\nmirrors:\n  {name}: [https://example.org/copy.pth]\n")
     here = load_params(tmp_path / "params.yaml")
     assert published_file(here, ROW).mirrors == ("https://example.org/copy.pth",)
-    (tmp_path / "params.yaml").write_text(text.replace(line, f"{line}\n      mirrors: {{chkpt: [a]}}", 1))
-    with pytest.raises(UserError, match="mirrors"):
+    (tmp_path / "params.yaml").write_text(f"{text}\nmirrors:\n  x{name}: [https://example.org/copy.pth]\n")
+    with pytest.raises(UserError, match=rf"mirrors\.x{name} is no published file's base name; did you mean {name}"):
         load_params(tmp_path / "params.yaml")
 
 
@@ -221,3 +219,12 @@ def test_a_mistyped_model_is_told_the_near_one(tmp_path):
         text=True,
     )
     assert done.returncode == 1 and f"did you mean {ROW}?" in done.stderr
+
+
+def test_a_models_file_comes_from_its_second_address(params, tmp_path):
+    file = published_file(params, IMPORTED)
+    path = as_published(file, tmp_path / "site")
+    with serve(path.parent) as url:
+        here = with_address(params, file, f"{GONE}/{path.name}", (f"{url}/{path.name}",))
+        _, report = import_weights(IMPORTED, params=here, cache=tmp_path / "weights")
+    assert report.head == "loaded"

@@ -24,7 +24,7 @@ MACHINE_ERRNOS = frozenset(getattr(errno, name) for name in _ERRNO_NAMES if hasa
 """errno values that speak of the machine, whatever file is being read or written."""
 
 _MACHINE_TEXTS = re.compile(
-    r"No space left on device|Disk quota exceeded|Cannot allocate memory|Out of memory|std::bad_alloc"
+    r"No space left on device|Disk quota exceeded|can(?:no|')t allocate memory|Out of memory|std::bad_alloc"
     r"|Resource temporarily unavailable|Too many open files|Input/output error|Read-only file system"
     r"|Permission denied|Stale file handle|pthread_create|frame_thread_encoder_init|thread_init|can't start new thread"
     r"|malloc of size|Failed to allocate",

@@ -11,12 +11,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from .addresses import without_secrets
 from .errors import UserError
-from .names import did_you_mean
+from .files.yaml_files import read_yaml
+from .names import NAME_RULE, did_you_mean, is_name
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
@@ -208,10 +209,6 @@ class Published:
     log: str | None
     json: str | None
     note: str
-    mirrors: dict[Literal["ckpt", "infer_ckpt"], tuple[Annotated[str, Field(min_length=1)], ...]] = dataclasses.field(
-        default_factory=dict
-    )
-    """Other addresses (URL or path) of the same files, tried in order where the first is gone."""
 
     @property
     def released(self) -> dict[str, tuple[str, float, float]]:
@@ -377,6 +374,7 @@ class _File:
     prepare: Prepare
     datasets: dict[str, Dataset]
     recipes: dict[str, Recipe]
+    mirrors: dict[str, tuple[Annotated[str, Field(min_length=1)], ...]] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -392,6 +390,8 @@ class Params:
     prepare: Prepare
     recipes: dict[str, Recipe]
     """As written, before the data set's overrides."""
+    mirrors: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """Base name of a published file -> its other addresses, URLs or paths, tried in order where the first is gone."""
 
     def rows(self) -> list[str]:
         """Names of all rows, in the order of the file."""
@@ -445,7 +445,9 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     Raises UserError that lists every fault: file, key, value, and a near miss where there is one.
     """
     path = Path(path)
-    file = _validated(path, _read(path))
+    raw = read_yaml(path, "run from the project's folder, where params.yaml lies")
+    _check_names(path, raw)
+    file = _validated(path, raw)
     name = file.data.name
     if name not in file.datasets:
         raise UserError(
@@ -465,6 +467,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         runtime=file.runtime,
         prepare=file.prepare,
         recipes=file.recipes,
+        mirrors=file.mirrors,
     )
     _check_datasets(path, file)
     return params
@@ -493,18 +496,6 @@ def digest(*parts: Any) -> str:
     """sha256 over plain values and sections; equal values give equal digests on every machine."""
     plain = [as_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; run from the project's folder, where params.yaml lies") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold sections, found {type(raw).__name__}")
-    return raw
 
 
 def _validated(path: Path, raw: dict[str, Any], kind: Any = _File, where: str = "") -> Any:
@@ -583,7 +574,7 @@ def _check_datasets(path: Path, file: _File) -> None:
     faults: dict[str, None] = {}  # a set that keeps its order: rows of a family share most faults
     families = {recipe.model.family for recipe in file.recipes.values()}
     for name, dataset in file.datasets.items():
-        if fault := _source_fault(dataset.source):
+        if fault := _source_fault(dataset.source) or _secret_fault(dataset.source):
             faults[f"{path}: datasets.{name}.source is {fault}"] = None
         for row in dataset.tour:
             if row not in file.recipes:
@@ -598,6 +589,16 @@ def _check_datasets(path: Path, file: _File) -> None:
             for row in rows:
                 for fault in _unknown_overrides(sections, as_dict(file.recipes[row])):
                     faults[f"{path}: {where}.{fault}"] = None
+    addresses = [
+        address
+        for recipe in file.recipes.values()
+        for address in (recipe.published.ckpt, recipe.published.infer_ckpt, recipe.init.weights)
+        if address
+    ]
+    names = {address.rsplit("/", 1)[-1] for address in addresses}
+    for name in file.mirrors:
+        if name not in names:
+            faults[f"{path}: mirrors.{name} is no published file's base name{did_you_mean(name, names)}"] = None
     for row, recipe in file.recipes.items():
         for fault in _unknown_overrides({"model": recipe.published.ckpt_model}, as_dict(recipe)):
             faults[f"{path}: recipes.{row}.published.ckpt_{fault}"] = None
@@ -608,6 +609,34 @@ def _check_datasets(path: Path, file: _File) -> None:
                     faults[fault] = None
     if faults:
         raise UserError("\n".join(faults))
+
+
+def _check_names(path: Path, raw: dict[str, Any]) -> None:
+    """Raises UserError for names of data sets and models that may not become paths or words of a command."""
+    data = raw.get("data")
+    names = {
+        "data.name": [data["name"]] if isinstance(data, dict) and isinstance(data.get("name"), str) else [],
+        **{section: list(raw[section]) for section in ("datasets", "recipes") if isinstance(raw.get(section), dict)},
+    }
+    faults = [
+        f"{path}: {where} {'is' if where == 'data.name' else 'has the name'} {name[:120]!r}; a name has {NAME_RULE}"
+        for where, there in names.items()
+        for name in there
+        if not is_name(name)
+    ]
+    if faults:
+        raise UserError("\n".join(faults))
+
+
+def _secret_fault(source: str) -> str:
+    """What is wrong with an address that holds a password or a signature, '' if it holds none."""
+    shown = without_secrets(source)
+    if shown == source:
+        return ""
+    return (
+        f"{shown!r}, with a password or a signature: DVC would keep it in dvc.lock. Give the whole address in the "
+        "environment variable ACTIONZOO_SOURCE instead"
+    )
 
 
 def _source_fault(source: str) -> str:

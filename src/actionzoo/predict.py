@@ -27,10 +27,10 @@ from .drawing import margin_of, text_boxes
 from .engine.views import average_views
 from .errors import UserError
 from .files.atomic import sync_folder
+from .kinetics.ffmpeg_process import TIMED_OUT
 from .kinetics.manifest import Clip
 from .kinetics.parts import in_order
 from .kinetics.transcode import (
-    TIMED_OUT,
     BadVideo,
     Measures,
     lay_over,

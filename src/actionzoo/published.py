@@ -55,7 +55,7 @@ def published_files(params: Params, row: str) -> dict[str, PublishedFile]:
             row=row,
             kind=kind,
             address=address,
-            mirrors=recipe.published.mirrors.get(kind, ()),
+            mirrors=params.mirrors.get(base_name(address), ()),
             top1=top1,
             top5=top5,
             model=dataclasses.replace(recipe.model, **changes),

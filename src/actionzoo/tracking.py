@@ -122,7 +122,7 @@ def ui_command(root: Path | None = None, port: int = 5000) -> str:
     """The command line that shows what was recorded, to be typed in the project's folder."""
     uri = tracking_uri(root)
     if urllib.parse.urlparse(uri).scheme in ("http", "https"):
-        return shlex.join([_in_project(Path(sys.executable), root), "-m", "webbrowser", "-t", uri])
+        return shlex.join([_in_project(Path(sys.executable), root), "-m", "webbrowser", "-t", without_secrets(uri)])
     if (database := _database(uri)) is not None:
         uri = f"sqlite:///{_in_project(database, root)}"
     program = [_in_project(Path(sys.executable), root), "-m", "mlflow"]
@@ -130,7 +130,12 @@ def ui_command(root: Path | None = None, port: int = 5000) -> str:
         program = [_in_project(mlflow, root)]
     # without the job runner the server is 2 processes and not 10
     settings = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
-    options = ["--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    if without_secrets(uri) == uri:
+        store = ["--backend-store-uri", uri]
+    else:  # arguments are seen by all users of a machine, and the environment by one's own processes
+        store = []
+        settings += ' MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI"'
+    options = [*store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return f"{settings} {shlex.join([*program, 'server', *options])}"
 
 

@@ -279,8 +279,8 @@ def batch_and_lr(params: Params, row: str, num_processes: int = 1) -> tuple[int,
 def _load_init(model, params: Params, row: str, root: Path):
     """Load what the recipe starts from, if it names something; gives weights.Report, or None."""
     from .progress import progress
-    from .published import fetch_published, other_network, published_file
-    from .weights import CACHE, load_weights
+    from .published import base_name, fetch_published, other_network, published_file
+    from .weights import CACHE, fetch_weights, load_weights
 
     source = params.recipe(row).init.weights
     if source is None:
@@ -298,6 +298,8 @@ def _load_init(model, params: Params, row: str, root: Path):
         with progress("bytes") as tell:
             if published:
                 source = fetch_published(published, root / CACHE, tell=tell)
+            elif mirrors := params.mirrors.get(base_name(source)):
+                source = fetch_weights(source, root / CACHE, mirrors=mirrors, tell=tell)
             return load_weights(model, source, cache=root / CACHE, tell=tell)
     except UserError as error:
         raise UserError(

@@ -2,14 +2,17 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
 from actionzoo.engine.checkpoint import load_checkpoint
+from actionzoo.engine.train import saved_states
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -54,3 +57,58 @@ def test_two_processes_see_their_own_batches_as_ghost_norms_of_one_do(tmp_path):
     two = trained(tmp_path / "two", 2, 4, 1, "local")
     losses = [[line["loss"] for line in read(out) if line["mode"] == "train"] for out in (two, ghost)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+SLOW_PAIR = """
+import sys, time
+from pathlib import Path
+import torch
+from actionzoo.engine.distributed import joined
+from actionzoo.engine.train import Plan, train
+from tests.engine.pair import Loader, network
+
+class Slow(Loader):
+    def __iter__(self):
+        for batch in super().__iter__():
+            time.sleep(0.05)
+            yield batch
+
+out = Path(sys.argv[1])
+torch.set_num_threads(1)
+with joined("cpu") as world:
+    model = network()
+    try:
+        train(
+            model, Slow(4, world), Slow(4, world), lambda views: views.flatten(0, -5).movedim(-1, 1),
+            plan=Plan(epochs=100000, accumulate=1, max_grad_norm=1, val_interval=100000, log_interval=1,
+                      checkpoint_interval=100000),
+            optimizer=torch.optim.SGD(model.parameters(), lr=0.1), lr_at=lambda step: 0.1,
+            device=torch.device("cpu"), scratch=out, on_start=lambda state: None,
+            on_event=lambda line, step: (out / "begun").touch(), on_text=lambda text: (out / "said").write_text(text),
+            world=world,
+        )
+    except SystemExit as left:
+        (out / f"left-{world.rank}").write_text(str(left.code))
+        raise
+"""
+
+
+def test_ctrl_c_saves_once_and_ends_all_processes(tmp_path):
+    """It reaches all of them from the terminal, and the copies once more from torchrun."""
+    (tmp_path / "pair.py").write_text(SLOW_PAIR)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT), os.environ.get("PYTHONPATH", "")])}
+    torchrun = subprocess.Popen(
+        [*command, tmp_path / "pair.py", tmp_path], cwd=PROJECT, env=environment, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=hear_ctrl_c)  # fmt: skip
+    while not (tmp_path / "begun").exists():
+        assert torchrun.poll() is None
+        time.sleep(0.05)
+    os.killpg(torchrun.pid, signal.SIGINT)
+    torchrun.wait(60)
+    assert [(tmp_path / f"left-{rank}").read_text() for rank in (0, 1)] == ["130", "130"]
+    assert len(saved_states(tmp_path)) == 1 and "and saved; run the same" in (tmp_path / "said").read_text()
+
+
+def hear_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

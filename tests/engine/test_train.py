@@ -122,33 +122,59 @@ def test_a_training_killed_at_ten_random_steps_ends_bit_identical(tmp_path, plan
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_sigterm_saves_the_step_and_leaves(tmp_path):
+def kill_by(number):
+    return lambda *_: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_sigterm_and_ctrl_c_save_the_step_and_leave(number, tmp_path):
+    handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     whole, _ = run(tmp_path / "whole", Loader())
-    ask = Loader(killed_at=(2, 1), kill=lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     said = []
     with pytest.raises(SystemExit) as left:
-        run(tmp_path / "cut", ask, on_text=said.append)
-    assert left.value.code == 143 and "stopped after epoch 3, step 2, and saved" in said[-1]
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+        run(tmp_path / "cut", Loader(killed_at=(2, 1), kill=kill_by(number)), on_text=said.append)
+    assert left.value.code == 128 + number
+    assert said[-1] == "stopped after epoch 3, step 2, and saved; run the same command again to go on from there"
+    assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
     resumed, _ = run(tmp_path / "cut", Loader(killed_at=(2, 1)))  # the batch at which it was asked is not taken again
     assert resumed == whole
     assert (tmp_path / "cut/latest.pth").read_bytes() == (tmp_path / "whole/latest.pth").read_bytes()
 
 
-def test_sigterm_amid_a_validation_saves_too(tmp_path, monkeypatch):
+def test_a_second_ctrl_c_ends_at_once(tmp_path, one_thread):
+    def twice(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    assert in_child(lambda: run(tmp_path, Loader(killed_at=(1, 1), kill=twice))) == signal.SIGINT
+    assert [path.name for path in saved_states(tmp_path)] == ["state-00001-0000000.pth"]  # that of the epoch before
+
+
+def test_who_ignores_ctrl_c_as_a_process_in_the_background_does_goes_on(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        state, _ = run(tmp_path, Loader(killed_at=(2, 1), kill=kill_by(signal.SIGINT)))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert state.finished_epochs == PLAN.epochs
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_amid_a_validation_they_save_too(number, tmp_path, monkeypatch):
     whole, _ = run(tmp_path / "whole", Loader())
     usual = Loader.__iter__
 
     def asked(self):
-        for number, batch in enumerate(usual(self)):
-            if self is not training and number == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+        for place, batch in enumerate(usual(self)):
+            if self is not training and place == 1:
+                os.kill(os.getpid(), number)
             yield batch
 
-    training = Loader()
-    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+    training, said = Loader(), []
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(Loader, "__iter__", asked)
-        run(tmp_path / "cut", training, checkpoint_interval=4)
+        run(tmp_path / "cut", training, checkpoint_interval=4, on_text=said.append)
+    assert left.value.code == 128 + number and "amid the validation; saved after epoch 2, step 3" in said[-1]
     (state,) = saved_states(tmp_path / "cut")
     assert state.name == "state-00001-0000003.pth"  # the second epoch's steps are done, its validation is not
     assert run(tmp_path / "cut", Loader())[0] == whole

@@ -183,6 +183,7 @@ class Pool:
     def _fail(self, worker: "_Worker", reason: str) -> None:
         """Replace a worker that is gone. The job it was at is tried again, or lost for the `reason`."""
         jobs = list(worker.jobs)
+        self._shared.number[worker.place] = 0  # a retry in this place has not begun when the first try did
         self._workers[worker.place] = _Worker(worker.place, self._work, self._shared)
         if jobs:
             job = jobs.pop(0)

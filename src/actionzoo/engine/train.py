@@ -10,6 +10,7 @@ A step is one update of the weights: `accumulate` batches of every process.
 import contextlib
 import itertools
 import math
+import os
 import random
 import re
 import signal
@@ -39,7 +40,8 @@ from .precision import Precision, autocast, grad_scaler
 MAX_WAITING = 0.2
 """Share of an epoch's time that may go by waiting for clips before the log says what to change."""
 
-STOPPED_BY_SIGTERM = 128 + signal.SIGTERM
+_SAME_CTRL_C_SECONDS = 3.0
+"""torchrun hands Ctrl-C on to copies that have had it from the terminal: so soon after, it is no second one."""
 
 
 class NonFiniteLoss(UserError):
@@ -135,7 +137,8 @@ def train(
     kept with each state: what the run was made of.
 
     If scratch holds states of an interrupted run, it goes on from the newest that is whole, and ends with the same bits
-    as an undisturbed run where the device computes repeatably. SIGTERM saves a state and leaves with SystemExit.
+    as an undisturbed run where the device computes repeatably. SIGTERM and Ctrl-C save a state and leave with
+    SystemExit.
 
     These are called in the first process alone: on_start, once the state is known; on_event with each event of the log
     and its global step; on_text with lines for people, and data_advice where an epoch waited for clips too long;
@@ -159,7 +162,7 @@ def train(
 
     steps_per_epoch = math.ceil(len(train_loader) / plan.accumulate)
     total_steps = plan.epochs * steps_per_epoch
-    with _sigterm_noted() as asked_to_stop:
+    with _stop_noted(world) as asked_to_stop:
         for epoch in range(state.finished_epochs, plan.epochs):
             _train_mode(model, frozen)
             train_loader.set_epoch(epoch, start=state.finished_steps * plan.accumulate)
@@ -168,7 +171,7 @@ def train(
                 step = epoch * steps_per_epoch + number
                 run.note_undecodable(batches, on_text)
                 lr = run.set_lr(lr_at(step))
-                agreed = run.agree(batches, asked_to_stop.is_set())
+                agreed = run.agree(batches, asked_to_stop.status)
                 if agreed.batches:
                     data_time = time.perf_counter() - began
                     where = f"epoch {epoch + 1}, step {number + 1}, lr {lr:.3g}"
@@ -186,8 +189,8 @@ def train(
                 on_step(step + 1, total_steps)
                 if agreed.stop:
                     run.save()
-                    on_text(f"stopped after epoch {epoch + 1}, step {number + 1}, and saved; run again to go on")
-                    raise SystemExit(STOPPED_BY_SIGTERM)
+                    on_text(_stopped_text(f"after epoch {epoch + 1}, step {number + 1}, and saved"))
+                    raise SystemExit(agreed.stop)
                 if agreed.save and number + 1 < steps_per_epoch:
                     run.save()
             means = run.totals.means(world)
@@ -204,6 +207,8 @@ def train(
                 except SystemExit:
                     if world.size == 1:
                         run.save()
+                    step = f"epoch {epoch + 1}, step {state.finished_steps}"
+                    on_text(_stopped_text(f"amid the validation; saved after {step}"))
                     raise
                 is_best = _note_validation(state, scores, epoch)
                 step = (epoch + 1) * steps_per_epoch
@@ -237,7 +242,8 @@ class _Agreed:
     """Of this process; those left out of which some process has no clip."""
     num_clips: int
     """In these batches, of all processes."""
-    stop: bool
+    stop: int
+    """The status to leave with, 0 to go on."""
     save: bool
 
 
@@ -273,16 +279,16 @@ class _Run:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         return lr
 
-    def agree(self, batches: list, asked_to_stop: bool) -> _Agreed:
+    def agree(self, batches: list, stop: int) -> _Agreed:
         """The batches that all processes have clips of, and whether to save or stop after them."""
         is_due = time.monotonic() - self._saved_at >= self._plan.save_seconds
         counts = [float(len(batch.video_ids)) for batch in batches]
-        heard = self._world.gather_numbers([float(asked_to_stop), float(is_due), *counts])
+        heard = self._world.gather_numbers([float(stop), float(is_due), *counts])
         usable = [number for number in range(len(batches)) if min(told[2 + number] for told in heard) > 0]
         return _Agreed(
             batches=[batches[number] for number in usable],
             num_clips=int(sum(told[2 + number] for told in heard for number in usable)),
-            stop=any(told[0] for told in heard),
+            stop=int(max(told[0] for told in heard)),
             save=bool(heard[0][1]),
         )
 
@@ -411,10 +417,10 @@ class _Run:
         )
 
 
-def _validate(model: nn.Module, loader, to_input, world: World, asked_to_stop: threading.Event) -> Scores:
+def _validate(model: nn.Module, loader, to_input, world: World, asked_to_stop: "_StopAsked") -> Scores:
     def leave_if_asked(done: int) -> None:
-        if asked_to_stop.is_set():
-            raise SystemExit(STOPPED_BY_SIGTERM)
+        if asked_to_stop.status:
+            raise SystemExit(asked_to_stop.status)
 
     return evaluate(model, loader, to_input, on_batch=leave_if_asked, world=world)
 
@@ -439,18 +445,53 @@ def _tell_validation(state: State, scores: Scores, batches: int, lr: float, step
     on_text(f"Epoch(val) [{values['epoch']}][{batches}]\t{said}")
 
 
+class _StopAsked:
+    """Whether a signal asked for the end."""
+
+    def __init__(self, world: World):
+        self.status = 0
+        """What to leave with: 128 + the signal's number; 0 while nobody asked."""
+        self._world = world
+        self._interrupted_at: float | None = None
+
+    def on_signal(self, number: int, _frame: object) -> None:
+        self.status = self.status or 128 + number
+        if number != signal.SIGINT:
+            return
+        now = time.monotonic()
+        if self._interrupted_at is None:
+            self._interrupted_at = now
+            if self._world.is_first:  # print() may be at work already
+                os.write(2, b"\nstopping: this step is finished and saved first; Ctrl-C once more ends at once\n")
+            if self._world.size == 1:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+        elif now - self._interrupted_at >= _SAME_CTRL_C_SECONDS:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
 @contextlib.contextmanager
-def _sigterm_noted() -> Iterator[threading.Event]:
-    """SIGTERM sets the event, for the length of the block; only the main thread may listen."""
-    asked = threading.Event()
+def _stop_noted(world: World) -> Iterator[_StopAsked]:
+    """SIGTERM and Ctrl-C are noted, for the length of the block; a second Ctrl-C ends the process at once. Only the
+    main thread may listen."""
+    asked = _StopAsked(world)
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    if before[signal.SIGINT] is signal.SIG_IGN:  # started in the background: the terminal's Ctrl-C is not for us
+        del before[signal.SIGINT]
+    for number in before:
+        signal.signal(number, asked.on_signal)
     try:
         yield asked
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stopped_text(where: str) -> str:
+    return f"stopped {where}; run the same command again to go on from there"
 
 
 def _waiting_text(epoch: int, means: dict[str, float], advice: str) -> str:

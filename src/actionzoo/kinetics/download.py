@@ -27,7 +27,8 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from actionzoo.errors import UserError
+from actionzoo.addresses import without_secrets
+from actionzoo.errors import MachineFault, UserError
 
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
 from ..files.locks import locked
@@ -80,7 +81,12 @@ def download(
     check_same_file_system(scratch, archive)
     waiting = f"another run of `download` is at work in {scratch}; waiting for it to end"
     with locked(scratch / ".lock", waiting=waiting):
-        return _download(source, archive, splits, numbers, jobs, scratch, retries, backoff_seconds, progress)
+        try:
+            return _download(source, archive, splits, numbers, jobs, scratch, retries, backoff_seconds, progress)
+        except MachineFault:
+            raise
+        except UserError as error:  # of addresses nothing leaves that opens them
+            raise UserError(without_secrets(str(error))) from None
 
 
 def _download(

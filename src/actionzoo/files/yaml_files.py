@@ -1,0 +1,80 @@
+"""YAML from strangers: mappings of plain values, within bounds. What would mislead a reader is refused, not guessed."""
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from actionzoo.errors import UserError
+
+from .text import read_text
+
+MAX_BYTES = 4 * 2**20
+"""The shipped params.yaml has 36 kB."""
+
+MAX_DEPTH = 40
+
+MAX_DIGITS = 18
+"""Of a whole number."""
+
+
+def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
+    """The file's sections: dicts with text as keys, lists, texts, numbers, booleans and None.
+
+    Raises UserError, which ends with `remedy` where the file cannot be read at all: for anchors and aliases, which can
+    make a short file a huge one; for keys that stand twice in a section; for nesting beyond MAX_DEPTH.
+    """
+    text = read_text(path, remedy, MAX_BYTES)
+    try:
+        raw = yaml.load(text, _Loader)  # _Loader is a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        place = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise UserError(f"{path} is no YAML that is read: {place}{error.problem or error.context}") from None
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        raise UserError(f"{path} is no YAML that is read: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold sections, found {type(raw).__name__}")
+    return raw
+
+
+class _Loader(yaml.SafeLoader):
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()
+        if self.check_event(yaml.AliasEvent) or getattr(event, "anchor", None):
+            raise _fault(event.start_mark, "anchors (&name) and aliases (*name) are not read; write the value out")
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _fault(event.start_mark, f"more than {MAX_DEPTH} levels, one inside the other")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _fault(key.start_mark, "a key must be a word")
+            if key.value in lines:
+                raise _fault(
+                    key.start_mark, f"the key {key.value[:100]!r} is there already, in line {lines[key.value]}"
+                )
+            lines[key.value] = key.start_mark.line + 1
+        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
+
+    def construct_whole_number(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > MAX_DIGITS:
+            raise _fault(node.start_mark, f"a number of more than {MAX_DIGITS} digits")
+        return self.construct_yaml_int(node)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
+
+
+def _fault(mark: yaml.Mark, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)

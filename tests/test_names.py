@@ -1,0 +1,59 @@
+"""One rule for what may become a path or a word of a command."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from actionzoo.errors import UserError
+from actionzoo.names import is_name
+from actionzoo.params import load_params
+
+HOSTILE = [
+    *("", ".", "..", "../../escaped", "a/b", "/tmp/x", "a\\b", "-rf", ".hidden", "a b", "a\nb", "a\0b", "~", "x" * 300),
+    *("$(touch x)", "`touch x`", "a;b", "a|b", "a&b", "a>b", "a'b", 'a"b', "${data.name}", "a*", "?", "äöü", "動画"),
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_none(name):
+    assert not is_name(name)
+
+
+@pytest.mark.parametrize("name", ["kinetics400", "my-set_2.1", "0", "x" * 100])
+def test_plain_names_are_names(name):
+    assert is_name(name)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.parametrize("where", ["data.name", "datasets", "recipes"])
+def test_params_refuse_them_in_a_sentence(tmp_path, where, name):
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    if where == "data.name":
+        raw["data"]["name"] = name
+        raw["datasets"][name] = raw["datasets"]["demo"]
+    else:
+        raw[where][name] = next(iter(raw[where].values()))
+    (tmp_path / "params.yaml").write_text(yaml.dump(raw, Dumper=Plain, sort_keys=False))
+    with pytest.raises(UserError, match="a name has letters, digits"):
+        load_params(tmp_path / "params.yaml")
+
+
+class Plain(yaml.SafeDumper):
+    def ignore_aliases(self, data):
+        return True
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["https://me:word@host/k", "http://host/k?X-Amz-Signature=0f", "https://token@host/k"],
+)
+def test_a_source_that_dvc_lock_would_give_away_is_refused(tmp_path, source, monkeypatch):
+    raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
+    raw["datasets"]["demo"]["source"] = source
+    (tmp_path / "params.yaml").write_text(yaml.dump(raw, Dumper=Plain, sort_keys=False))
+    with pytest.raises(UserError, match="ACTIONZOO_SOURCE") as error:
+        load_params(tmp_path / "params.yaml")
+    assert "word" not in str(error.value).replace("password", "") and "0f" not in str(error.value)
+    monkeypatch.setenv("ACTIONZOO_SOURCE", source)
+    assert load_params("params.yaml").dataset.source == source
