@@ -90,6 +90,6 @@ def test_a_recipe_whose_name_is_a_command_is_refused_before_a_stage_runs(make_re
     graph = "stages: {train: {foreach: [KEY], do: {cmd: 'echo ${item} > out.txt', outs: [out.txt]}}}"
     repository = make_repository(graph.replace("KEY", f'"{key}"'))
     monkeypatch.chdir(repository)
-    with pytest.raises(UserError, match="a key of params.yaml has letters"):
+    with pytest.raises(UserError, match=r"a key of params\.yaml has letters"):
         read_graph()
     assert not (repository / "hacked").exists()
