@@ -8,6 +8,7 @@ A new reader is one more entry of DOORS. What an input did wrong is printed, the
 import argparse
 import collections
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -46,7 +47,7 @@ from actionzoo.kinetics.adopt import adopt
 from actionzoo.kinetics.annotations import class_names, read_annotations
 from actionzoo.kinetics.archives import LISTED, check_archive, read_archive
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import _Folder, _listed_parts, inventory_text, read_inventory
+from actionzoo.kinetics.download import _Folder, _listed_parts, inventory_text, parse_parts, read_inventory
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import frame_spans
 from actionzoo.kinetics.manifest import (
@@ -65,7 +66,7 @@ from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.kinetics.transfer import Patience
 from actionzoo.looks import read_looks
-from actionzoo.params import as_dict, load_params
+from actionzoo.params import Params, as_dict, load_params
 from actionzoo.scores import as_json, as_text, measure
 from actionzoo.trained import read_classes as read_names
 from actionzoo.weights import read_weights
@@ -92,6 +93,8 @@ class Door:
     """What it may raise. A MachineFault is never clear: the machine is sound, the input is not."""
     in_child: bool = False
     """In a process of its own: decoders may crash and hang, which loaders count on."""
+    is_slow: bool = False
+    """One input takes a tenth of a second, or more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,6 +189,11 @@ def _in_child(door: Door, folder: Path, data: bytes) -> tuple[str, str] | None:
 # what the doors have in common
 
 
+@functools.cache
+def _shipped() -> Params:
+    return load_params(PROJECT / "params.yaml")
+
+
 def _put(path: Path, data: bytes) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
@@ -256,6 +264,10 @@ def _part_list(folder: Path, data: bytes) -> None:
     _put(folder / "val/k400_val_path.txt", data)
     parts = _listed_parts(_Folder(folder, Patience(0, 0.0, threading.Event())), "val")
     assert all(0 <= number < 10**9 for number in parts), max(parts)
+
+
+def _parts_asked_for(folder: Path, data: bytes) -> None:
+    parse_parts(data.decode(errors="surrogateescape"))
 
 
 def _inventory(folder: Path, data: bytes) -> None:
@@ -579,7 +591,7 @@ def _weights_seeds(folder: Path) -> list[bytes]:
 def _weights(folder: Path, data: bytes) -> None:
     path = _put(folder / "w.pth", data)
     weights = read_weights(path)
-    identify(path, weights.meta, weights.shapes, params=load_params(PROJECT / "params.yaml"))
+    identify(path, weights.meta, weights.shapes, params=_shipped())
 
 
 def _tensor_seeds(folder: Path) -> list[bytes]:
@@ -604,11 +616,11 @@ def _scores(folder: Path, data: bytes) -> None:
 def _record_beside(folder: Path, data: bytes) -> None:
     _put(folder / "recipe.json", data)
     record = record_beside(folder / "best.pth")
-    identify(folder / "best.pth", {}, {}, params=load_params(PROJECT / "params.yaml"), record=record)
+    identify(folder / "best.pth", {}, {}, params=_shipped(), record=record)
 
 
 def _record_beside_seeds(folder: Path) -> list[bytes]:
-    params = load_params(PROJECT / "params.yaml")
+    params = _shipped()
     row = next(iter(params.recipes))
     recipe = {key: value for key, value in as_dict(params.recipes[row]).items() if key != "published"}
     best = _put(folder / "best.pth", b"weights")
@@ -671,9 +683,10 @@ def _check(folder: Path, data: bytes, name: str) -> None:
 
 
 DOORS: dict[str, Door] = {
-    "params": Door(_params_seeds, _params, mutator.YAML),
+    "params": Door(_params_seeds, _params, mutator.YAML, is_slow=True),
     "annotations": Door(lambda folder: [ANNOTATION], _annotations, mutator.TABLE),
     "part_list": Door(lambda folder: [PART_LIST], _part_list, mutator.TABLE),
+    "parts_asked_for": Door(lambda folder: [b"0-9", b"0,3, 5-7", b"all"], _parts_asked_for),
     "inventory": Door(lambda folder: [inventory_text(**INVENTORY)], _inventory, mutator.JSON),
     "archive": Door(_archive_seeds, _archive, mutator.TAR),
     "video_list": Door(_video_list_seeds, _video_list, mutator.TABLE),
@@ -682,11 +695,13 @@ DOORS: dict[str, Door] = {
     "classes": Door(lambda folder: [b"climbing a rope\nmassaging person's head\n"], _classes_beside, mutator.TABLE),
     "member": Door(_member_seeds, _member, mutator.TABLE),
     "record": Door(_record_seeds, _record, mutator.JSON),
-    "video": Door(_film_seeds, _video, mutator.MP4, (UserError, Undecodable), in_child=True),
-    "jpegs": Door(_jpeg_seeds, _jpegs, mutator.TAR, (UserError, Undecodable), in_child=True),
-    "jpeg_index": Door(_jpeg_index_seeds, _jpeg_index, mutator.NPY, (UserError, Undecodable), in_child=True),
+    "video": Door(_film_seeds, _video, mutator.MP4, (UserError, Undecodable), in_child=True, is_slow=True),
+    "jpegs": Door(_jpeg_seeds, _jpegs, mutator.TAR, (UserError, Undecodable), in_child=True, is_slow=True),
+    "jpeg_index": Door(
+        _jpeg_index_seeds, _jpeg_index, mutator.NPY, (UserError, Undecodable), in_child=True, is_slow=True
+    ),
     "folder_table": Door(_folder_table_seeds, _folder_table, mutator.TABLE),
-    "folder_names": Door(lambda folder: [b"a b.mp4", "ü(1)".encode()], _folder_names),
+    "folder_names": Door(lambda folder: [b"a b.mp4", "ü(1)".encode()], _folder_names, is_slow=True),
     "adopt_videos": Door(_adopt_seeds, _adopt_videos, mutator.TABLE),
     "adopt_frames": Door(_adopt_frames_seeds, _adopt_frames, mutator.TABLE),
     "adopt_classes": Door(lambda folder: _adopt_seeds(folder) and [b"yoga\nzumba\n"], _adopt_classes, mutator.TABLE),

@@ -40,6 +40,8 @@ REFUSED = {
     "a deep mapping": ("".join(f"{' ' * depth}a:\n" for depth in range(200)), r"line 4\d: more than 40 levels"),
     "a key twice": ("data:\n  name: a\n  name: b\n", r"line 3: the key 'name' is there already, in line 2"),
     "a section twice": ("a: 1\nb: 2\na: 3\n", "line 3: the key 'a' is there already, in line 1"),
+    "a tag that does not fit": ("a: !!bool x", "a tag .* does not fit its value, 'x'"),
+    "a time that is none": ("a: !!timestamp x", "a tag .* does not fit its value"),
     "a list as a key": ("? [a]\n: 1", "line 1: a key must be a word"),
     "a number of 5,000 digits": ("a: " + "9" * 5000, "more than 18 digits"),
     "a date that is none": ("a: 2026-13-45", "month"),

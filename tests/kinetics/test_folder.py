@@ -411,7 +411,7 @@ def test_what_lies_about_changes_no_name_of_what_is_listed(fill, prepared, video
         ("label,video\na,\n", "line 2: video is empty"),
         ("label,video\na,1.mp4\nb,./1.mp4\n", "line 3: 1.mp4 is 'b', above 'a'"),
         ("label,youtube_id,time_start,time_end\na,xyz,1,soon\n", "line 2: time_start, time_end are '1', 'soon'"),
-        (b"label,video\n\xe9t\xe9,1.mp4\n", "is no CSV file in UTF-8: .*; save it as one"),
+        (b"label,video\n\xe9t\xe9,1.mp4\n", "is not text in UTF-8 .*; save it as one"),
         ("label,video\n", r"train \(train.csv\) has no video that can be used: it is empty"),
         ("label,video\na,2.mp4\na,3.mp4", "train .* has no video that can be used: 2 is not there"),
     ],

@@ -33,5 +33,9 @@ def require_json(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    try:
+        data = json.dumps(content, indent=indent, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which another's JSON may hold, and no UTF-8
+        data = json.dumps(content, indent=indent).encode()
     with atomic_write(path) as file:
-        file.write((json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode())
+        file.write(data + b"\n")

@@ -16,10 +16,11 @@ _MARKS = (
 )
 
 
-def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES, keep_line_ends: bool = False) -> str:
     """The file's text without a byte order mark; lines end in \\n. UTF-8, or UTF-16 and UTF-32 with their mark.
 
-    `remedy` ends each error: what to do about a file that is not there, too large, or not text. Raises UserError.
+    With `keep_line_ends` lines end as they do in the file, for readers of CSV. `remedy` ends each error: what to do
+    about a file that is not there, too large, or not text. Raises UserError.
     """
     try:
         with path.open("rb") as file:
@@ -32,10 +33,10 @@ def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
         raise UserError(f"{str(path)[:200]} cannot be read ({error.strerror}); {remedy}") from None
     if len(data) > max_bytes:
         raise UserError(f"{path} is larger than {max_bytes // 2**20} MiB, the most that is read; {remedy}")
-    return decode_text(data, str(path), remedy)
+    return decode_text(data, str(path), remedy, keep_line_ends)
 
 
-def decode_text(data: bytes, name: str, remedy: str) -> str:
+def decode_text(data: bytes, name: str, remedy: str, keep_line_ends: bool = False) -> str:
     """`data` as text, as read_text does it; `name` is what errors call it. Raises UserError."""
     encoding = next((encoding for mark, encoding in _MARKS if data.startswith(mark)), "utf-8-sig")
     try:
@@ -44,4 +45,4 @@ def decode_text(data: bytes, name: str, remedy: str) -> str:
         raise UserError(f"{name} is not text in UTF-8 (byte {error.start} of {len(data)}); {remedy}") from None
     if "\0" in text:
         raise UserError(f"{name} is not text: it holds zero bytes; save it as UTF-8; {remedy}")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+    return text if keep_line_ends else text.replace("\r\n", "\n").replace("\r", "\n")

@@ -37,6 +37,8 @@ def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
         raise UserError(f"{path} is no YAML that is read: {place}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
         raise UserError(f"{path} is no YAML that is read: {' '.join(str(error).split())[:200]}") from None
+    except (LookupError, TypeError, AttributeError) as error:  # PyYAML, where a tag does not fit its value: !!bool x
+        raise UserError(f"{path} is no YAML that is read: a tag (!!…) does not fit its value, {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path} must hold sections, found {type(raw).__name__}")
     return raw

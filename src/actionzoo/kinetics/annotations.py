@@ -9,12 +9,14 @@ names in the three spellings of directories. They are all read alike here.
 
 import csv
 import dataclasses
+import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.csv_cells import plain_cell
+from actionzoo.files.text import read_text
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,20 +48,19 @@ def read_rows(path: Path, needed: Sequence[str], mend: str) -> Iterator[tuple[in
 
     Raises UserError; `mend` says what to do about a file that is no CSV.
     """
+    if not path.exists():
+        raise UserError(f"{path} is not there; run the stage `download`")
+    text = read_text(path, mend, keep_line_ends=True)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, skipinitialspace=True)
-            rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
-            if not set(needed) & set(rows.fieldnames):
-                raise UserError(
-                    f"{path} starts with {','.join(rows.fieldnames)!r}; a column {' or '.join(needed)} is needed"
-                )
-            for row in rows:
-                yield rows.line_num, {name: (text or "").strip() for name, text in row.items() if name is not None}
-    except FileNotFoundError:
-        raise UserError(f"{path} is not there; run the stage `download`") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is no CSV file in UTF-8: {error}; {mend}") from None
+        rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+        rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+        if not set(needed) & set(rows.fieldnames):
+            start = ",".join(rows.fieldnames)[:200]
+            raise UserError(f"{path} starts with {start!r}; a column {' or '.join(needed)} is needed; {mend}")
+        for row in rows:
+            yield rows.line_num, {name: (text or "").strip() for name, text in row.items() if name is not None}
+    except csv.Error as error:  # a cell of more than 131,072 characters, too
+        raise UserError(f"{path} is no CSV file: {error}; {mend}") from None
 
 
 def class_names(annotations: Iterable[Annotation]) -> list[str]:
@@ -82,6 +83,10 @@ def class_key(name: str) -> str:
     return re.sub(r"['\"()]", "", name).replace("_", " ").casefold().strip()
 
 
+_SECONDS = r"[0-9]{1,7}(\.[0-9]{0,20})?"
+"""84, 84.0; more than seven digits are no time of a video."""
+
+
 def clip_name(row: dict[str, str]) -> str:
     """A line's video_id: <youtube id>_<start, 6 digits>_<end, 6 digits>. Raises ValueError that says why not."""
     youtube_id = row["youtube_id"]
@@ -91,8 +96,8 @@ def clip_name(row: dict[str, str]) -> str:
     times = [row.get("time_start"), row.get("time_end")]
     if not any(times):  # one's own clips, cut already
         return youtube_id
-    try:
-        start, end = (int(float(time or "")) for time in times)
-    except (ValueError, OverflowError):
-        raise ValueError(f"time_start, time_end are {times[0]!r}, {times[1]!r}, not seconds") from None
+    if not all(re.fullmatch(_SECONDS, time or "") for time in times):
+        shown = ", ".join(repr((time or "")[:40]) for time in times)
+        raise ValueError(f"time_start, time_end are {shown}, not seconds")
+    start, end = (int(float(time or "")) for time in times)
     return f"{youtube_id}_{start:06d}_{end:06d}"

@@ -70,17 +70,34 @@ def check_archive(path: str | Path) -> tuple[int, str]:
 
 def _listed_videos(path: Path) -> Iterator[tuple[str, bytes]]:
     """What a list names, each video as it was when it was listed."""
-    with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        for row in csv.DictReader(file):
-            data = b""
-            if row["sha256"]:
-                try:
-                    data = Path(row["path"]).read_bytes()
-                except OSError as error:
-                    raise BrokenArchive(path, f"{row['path']}: {error.strerror}") from None
-                if hashlib.sha256(data).hexdigest() != row["sha256"]:
-                    raise BrokenArchive(path, f"{row['path']} has changed since it was listed")
-            yield plain_cell(row["video_id"]), data
+    for video_id, sha256, video in _list_rows(path):
+        data = b""
+        if sha256:
+            try:
+                with open(video, "rb") as file:
+                    data = file.read(MAX_VIDEO_BYTES + 1)
+            except (OSError, ValueError) as error:  # a path with a zero byte
+                if fault := machine_fault(error):
+                    raise fault from None
+                raise BrokenArchive(path, f"{video[:300]}: {getattr(error, 'strerror', None) or error}") from None
+            if len(data) > MAX_VIDEO_BYTES or hashlib.sha256(data).hexdigest() != sha256:
+                raise BrokenArchive(path, f"{video} has changed since it was listed")
+        yield plain_cell(video_id), data
+
+
+def _list_rows(path: Path) -> Iterator[list[str]]:
+    """The cells of a list's lines. Raises BrokenArchive."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = csv.reader(file)
+            if next(rows, None) != list(LISTED):
+                raise BrokenArchive(path, f"it does not begin with {','.join(LISTED)}")
+            for row in rows:
+                if len(row) != len(LISTED):
+                    raise BrokenArchive(path, f"line {rows.line_num} has {len(row)} columns instead of {len(LISTED)}")
+                yield row
+    except csv.Error as error:
+        raise BrokenArchive(path, f"it is no CSV file: {error}") from None
 
 
 def _members(path: Path, file: BinaryIO, with_contents: bool = True) -> Iterator[tuple[str, bytes]]:

@@ -24,14 +24,16 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
 from actionzoo.addresses import without_secrets
 from actionzoo.errors import MachineFault, UserError
 
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
+from ..files.json_files import read_json, require_json
 from ..files.locks import locked
+from ..files.text import MAX_TEXT_BYTES, decode_text
 from .archives import BrokenArchive, check_archive
 from .manifest import SPLITS
 from .transfer import Failed, Gone, Patience, Remote, Web, discard
@@ -55,7 +57,7 @@ class Inventory:
 
     def part(self, split: str, number: int) -> str:
         """Path below archive/ of a part."""
-        return next(name for name in self.files if re.fullmatch(rf"{split}/part_{number}\.(tar\.gz|tgz|tar|csv)", name))
+        return next(_part_names(self.files, split, number))
 
 
 def download(
@@ -151,14 +153,56 @@ def _download(
 
 
 def read_inventory(archive: Path) -> Inventory:
-    """Raises UserError if the download has not been finished."""
-    try:
-        said = json.loads((archive / "inventory.json").read_text())
-        return Inventory(files=said["files"], splits=said["splits"])
-    except FileNotFoundError:
-        raise UserError(f"{archive}/inventory.json is not there: run the stage `download` to its end") from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{archive}/inventory.json cannot be read ({error}); delete it, run `download` again") from None
+    """Raises UserError if the download has not been finished, or the file was edited into something else."""
+    path = archive / "inventory.json"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: run the stage `download` to its end")
+    said = require_json(path, _INVENTORY_ANEW)
+    inventory = Inventory(files=said.get("files", {}), splits=said.get("splits", {}))
+    if fault := _inventory_fault(inventory):
+        raise UserError(f"{path} cannot be read ({fault}); {_INVENTORY_ANEW}")
+    return inventory
+
+
+_INVENTORY_ANEW = "delete it, run `download` again"
+
+
+def _inventory_fault(inventory: Inventory) -> str:
+    """What makes it no inventory, '' for nothing: later stages read, and the check removes, the files that it names."""
+    files, splits = inventory.files, inventory.splits
+    if not isinstance(files, dict) or not isinstance(splits, dict) or not (files and splits):
+        return "files and splits are needed"
+    for name, facts in files.items():
+        path = PurePosixPath(name)
+        is_inside = path.parts and not path.is_absolute() and ".." not in path.parts and name.isprintable()
+        if not is_inside or any(len(part.encode()) > 255 for part in path.parts):
+            return f"{name[:100]!r} is no file below it"
+        if not isinstance(facts, dict) or not _is_count(facts.get("size")):
+            return f"{name[:100]!r} has no size"
+        if not all(isinstance(facts.get(key, ""), str) for key in ("sha256", "etag", "modified")):
+            return f"the sha256, etag or modified of {name[:100]!r} is no text"
+    for split, said in splits.items():
+        if split not in SPLITS:
+            return f"{split[:40]!r} is none of {', '.join(SPLITS)}"
+        numbers = said.get("parts") if isinstance(said, dict) else None
+        if not isinstance(numbers, list) or not all(_is_count(number) for number in numbers):
+            return f"the parts of {split} are no numbers"
+        if not _is_count(said.get("listed")):
+            return f"it does not say how many parts of {split} are listed"
+        parts = {number: [*_part_names(files, split, number)] for number in numbers}
+        if lacking := [number for number, names in parts.items() if not names]:
+            return f"part {lacking[0]} of {split} is not among its files"
+    return ""
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _part_names(files: dict[str, dict], split: str, number: int) -> Iterator[str]:
+    """Of the files those that are this part, in one of its forms."""
+    names = (f"{split}/part_{number}.{ending}" for ending in ("tar.gz", "tgz", "tar", "csv"))
+    return (name for name in names if name in files)
 
 
 def inventory_text(files: dict[str, dict], splits: dict[str, dict]) -> bytes:
@@ -172,9 +216,9 @@ def parse_parts(text: str) -> set[int] | None:
         return None
     numbers: set[int] = set()
     for item in text.split(","):
-        ends = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", item)
+        ends = re.fullmatch(r"\s*([0-9]{1,6})(?:\s*-\s*([0-9]{1,6}))?\s*", item)
         if ends is None or int(ends[2] or ends[1]) < int(ends[1]):
-            raise UserError(f"parts is {text!r}; write all, or numbers like 0-9 or 0,3,5-7")
+            raise UserError(f"parts is {text[:100]!r}; write all, or numbers like 0-9 or 0,3,5-7")
         numbers.update(range(int(ends[1]), int(ends[2] or ends[1]) + 1))
     return numbers
 
@@ -200,7 +244,13 @@ class _Folder:
 
     def read(self, name: str) -> bytes | None:
         path = self.root / name
-        return path.read_bytes() if path.is_file() else None
+        if not path.is_file():
+            return None
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise Failed(f"it is larger than {MAX_TEXT_BYTES // 2**20} MiB, as no list of parts is")
+        return data
 
     def fetch(self, name: str, partial: Path, tell: Callable[[int], None]) -> Remote:
         discard(partial)
@@ -261,8 +311,9 @@ def _listed_parts(mirror: Web | _Folder, split: str) -> dict[int, str]:
     if text is None:
         raise UserError(f"{mirror.root}/{name} is not there; without it nobody knows the parts of {split}")
     parts = {}
-    for line in text.decode(errors="replace").split():
-        part = re.search(rf"(?:^|/)({split}/part_(\d+)\.(?:tar\.gz|tgz|tar))$", line)
+    lines = decode_text(text, f"{mirror.root}/{name}", "it should have a part's URL in each line")
+    for line in lines.split():
+        part = re.search(rf"(?:^|/)({split}/part_([0-9]{{1,6}})\.(?:tar\.gz|tgz|tar))$", line)
         if part is None:
             raise UserError(
                 f"{mirror.root}/{name}: {line[:200]!r} is no part; expected a URL like …/{split}/part_0.tar.gz"
@@ -358,7 +409,8 @@ class _Records:
         return {key: record[key] for key in ("size", "etag", "sha256", "members") if key in record}
 
     def _get(self, name: str) -> dict | None:
-        return _read_json(self._path(name)) or self._inventory.get(name)
+        record = read_json(self._path(name))
+        return record if _is_count(record.get("size")) else self._inventory.get(name)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name.replace('/', '_')}.json"
@@ -393,13 +445,6 @@ def _check_space(mirror: Web | _Folder, scratch: Path, todo: dict[str, Remote]) 
             f"{needed / 1e9:.1f} GB are to be fetched, and {free / 1e9:.1f} GB are free at {scratch}; "
             "make room, or ask for fewer splits or parts"
         )
-
-
-def _read_json(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _write_json(path: Path, contents: dict) -> None:

@@ -17,6 +17,7 @@ Where the clips are of some of the classes only, classes.txt beside it has the n
 import csv
 import dataclasses
 import io
+import math
 import operator
 import sys
 from collections import Counter
@@ -114,13 +115,17 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = csv.reader(file)
-            header = next(rows, [])
-            if header != _COLUMNS:
-                raise UserError(
-                    f"{path} starts with {','.join(header)!r}, expected {','.join(_COLUMNS)!r}; make it anew"
-                )
             try:
+                header = next(rows, [])
+                if header != _COLUMNS:
+                    raise UserError(
+                        f"{path} starts with {','.join(header)[:200]!r}, expected {','.join(_COLUMNS)!r}; make it anew"
+                    )
                 return Manifest(map(_parse, rows), read_classes(kept) if kept.is_file() else None)
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}, after line {rows.line_num}: not text in UTF-8 ({error.reason}); make it anew"
+                ) from None
             except (ValueError, csv.Error) as error:
                 raise UserError(f"{path}, line {rows.line_num}: {error}; make it anew") from None
     except FileNotFoundError:
@@ -218,23 +223,38 @@ def _parse(row: list[str]) -> Clip:
         raise ValueError(f"{len(row)} columns instead of {len(_COLUMNS)}")
     video_id, split, label, class_name, state, shard, offset, size, num_frames, width, height, fps, sha256, reason = row
     if split not in SPLITS:
-        raise ValueError(f"split is {split!r}, not one of {', '.join(SPLITS)}")
+        raise ValueError(f"split is {split[:40]!r}, not one of {', '.join(SPLITS)}")
     if state not in STATES:
-        raise ValueError(f"state is {state!r}, not one of {', '.join(STATES)}")
+        raise ValueError(f"state is {state[:40]!r}, not one of {', '.join(STATES)}")
     return Clip(
         video_id=plain_cell(video_id),
         # words that 300,000 lines share are kept once
         split=sys.intern(split),
-        label=int(label),
+        label=_number(label, -1),
         class_name=sys.intern(plain_cell(class_name)),
         state=sys.intern(state),
         shard=sys.intern(shard),
-        offset=int(offset) if offset else None,
-        size=int(size) if size else None,
-        num_frames=int(num_frames) if num_frames else None,
-        width=int(width) if width else None,
-        height=int(height) if height else None,
-        fps=float(fps) if fps else None,
+        offset=_number(offset) if offset else None,
+        size=_number(size) if size else None,
+        num_frames=_number(num_frames) if num_frames else None,
+        width=_number(width) if width else None,
+        height=_number(height) if height else None,
+        fps=_rate(fps) if fps else None,
         sha256=sha256,
         reason=plain_cell(reason),
     )
+
+
+def _number(text: str, least: int = 0) -> int:
+    """Raises ValueError for what no clip has."""
+    number = int(text) if len(text) < 20 else -2
+    if not least <= number < 2**63:
+        raise ValueError(f"{text[:40]!r} is no number of bytes, frames or pixels, and no label")
+    return number
+
+
+def _rate(text: str) -> float:
+    rate = float(text)
+    if not 0 <= rate < math.inf:
+        raise ValueError(f"{text[:40]!r} is no number of frames per second")
+    return rate

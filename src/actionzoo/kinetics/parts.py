@@ -71,6 +71,8 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | No
         record = json.loads(_record_path(shard).read_text())
         is_whole = record["key"] == key and record["size"] == shard.stat().st_size and index_path(shard).is_file()
         is_hasty = record.get("clip_timeout_seconds", clip_timeout_seconds) < clip_timeout_seconds
+        if not all(isinstance(clip, dict) and isinstance(clip.get("fault", ""), str) for clip in record["clips"]):
+            return None
         is_whole = is_whole and all(isinstance(clip["video_id"], str) for clip in record["clips"])
         is_doubtful = "judged" not in record and any(_blames_machine(clip.get("fault", "")) for clip in record["clips"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -136,7 +138,10 @@ def publish(made: Path, shard: Path) -> None:
 def key_of(shard: Path) -> str:
     """The key that a shard was made with. Raises UserError if there is no such shard."""
     try:
-        return json.loads(_record_path(shard).read_text())["key"]
+        key = json.loads(_record_path(shard).read_text())["key"]
+        if not isinstance(key, str):
+            raise ValueError("the key is no text")
+        return key
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{shard} is not finished, yet the manifest names it; run the stage `resize`") from None
 
