@@ -15,7 +15,10 @@ def is_name(text: object) -> bool:
 
 
 def did_you_mean(word: object, words: Iterable[object]) -> str:
-    """`; did you mean X?` for the nearest of `words`, or one that has it as a part; '' where none is. Ends an error about an unknown name."""
+    """`; did you mean X?` for the nearest of `words`, or for one that contains the word; '' where there is none.
+
+    Ends an error about an unknown name.
+    """
     known = [str(each) for each in words]
     close = difflib.get_close_matches(str(word), known, n=1)
     if not close and len(str(word)) > 2:  # a part of a long name is not near it
