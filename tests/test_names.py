@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from actionzoo.errors import UserError
-from actionzoo.names import did_you_mean, is_name
+from actionzoo.names import class_name_fault, did_you_mean, is_name
 from actionzoo.params import load_params
 
 HOSTILE = [
@@ -66,3 +66,13 @@ def test_a_source_that_dvc_lock_would_give_away_is_refused(tmp_path, source, mon
 def test_the_nearest_name_is_told(word, meant):
     said = did_you_mean(word, ["kinetics400", "slowfast_r50_video_4x16", "demo"])
     assert said == (f"; did you mean {meant}?" if meant else "")
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "bell\a", "‮right to left", "x" * 201, "zero\0byte", "\r"])
+def test_what_is_no_line_of_text_names_no_class(name):
+    assert class_name_fault(name)
+
+
+@pytest.mark.parametrize("name", ["massaging person's head", "passing American football (in game)", "打篮球", "=1+1"])
+def test_texts_of_one_line_name_classes(name):
+    assert class_name_fault(name) == ""

@@ -14,6 +14,18 @@ def is_name(text: object) -> bool:
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
+MAX_CLASS_NAME = 200
+
+
+def class_name_fault(text: str) -> str:
+    """Why `text` may not name a class, '' if it may: it becomes a line of lists and a text on pages, never a path."""
+    if len(text) > MAX_CLASS_NAME:
+        return f"{text[:40]!r}… is no name of a class: it has more than {MAX_CLASS_NAME} letters"
+    if not text.isprintable():
+        return f"{text[:40]!r} is no name of a class: it has a letter that cannot be printed"
+    return ""
+
+
 def did_you_mean(word: object, words: Iterable[object]) -> str:
     """`; did you mean X?` for the nearest of `words`, or for one that contains the word; '' where there is none.
 

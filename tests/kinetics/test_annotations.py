@@ -91,3 +91,10 @@ def test_three_spellings_are_one_class():
 
 def test_classes_that_differ_stay_apart():
     assert class_key("passing American football (in game)") != class_key("passing American football (not in game)")
+
+
+@pytest.mark.parametrize("label", ['"two\nlines"', "bell\a", "x" * 300])
+def test_a_class_whose_name_is_no_line_of_text_is_refused(tmp_path, label):
+    (tmp_path / "val.csv").write_text(f"label,youtube_id,time_start,time_end\n{label},abcdefghijk,0,10\n")
+    with pytest.raises(UserError, match=r"val\.csv, line \d: .* is no name of a class"):
+        read_annotations(tmp_path / "val.csv", "val")

@@ -17,6 +17,7 @@ from pathlib import Path
 from actionzoo.errors import UserError
 from actionzoo.files.csv_cells import plain_cell
 from actionzoo.files.text import read_text
+from actionzoo.names import class_name_fault
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ def read_annotations(path: str | Path, split: str) -> list[Annotation]:
     for line, row in read_rows(path, ["youtube_id"], "delete it and run the stage `download`"):
         try:
             texts = {column: plain_cell(cell) for column, cell in row.items()}
+            if fault := class_name_fault(texts.get("label", "")):
+                raise ValueError(fault)
             clip = Annotation(clip_name(texts), split, texts.get("label") or None)
             known = clips.setdefault(clip.video_id, clip)
             if known != clip:

@@ -26,6 +26,7 @@ from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.csv_cells import plain_cell, safe_cell, safe_id
+from actionzoo.names import class_name_fault
 
 from ..files.atomic import atomic_write
 from ..files.text import read_text
@@ -34,7 +35,6 @@ SPLITS = ("train", "val", "test")
 USABLE = ("ok", "replaced", "short")
 STATES = (*USABLE, "missing", "corrupt", "unlisted")
 CLASSES = "classes.txt"
-MAX_CLASS_NAME = 200
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,11 +97,8 @@ def read_classes(path: Path) -> list[str]:
             raise UserError(
                 f"{path}, line {number} is empty, and names follow: each line is a label; fill or delete it"
             )
-        if len(name) > MAX_CLASS_NAME or not name.isprintable():
-            raise UserError(
-                f"{path}, line {number}: {name[:40]!r} is no name of a class: at most {MAX_CLASS_NAME} "
-                "letters that can be printed"
-            )
+        if fault := class_name_fault(name):
+            raise UserError(f"{path}, line {number}: {fault}")
         if name in seen:
             raise UserError(f"{path}, line {number}: {name!r} is in line {seen[name]}, too; each class has one label")
         seen[name] = number
