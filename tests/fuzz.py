@@ -401,7 +401,8 @@ def _record(folder: Path, data: bytes) -> None:
     _put(folder / "part_000.json", data)
     record = read_record(folder / "part_000.tar", KEY, 5.0)
     for clip in record["clips"] if record else ():
-        assert isinstance(clip, dict) and isinstance(clip.get("fault", ""), str)
+        assert isinstance(clip["video_id"], str)
+        assert isinstance(clip["fault"], str) if "fault" in clip else clip["offset"] + clip["size"] >= 0
     assert isinstance(key_of(folder / "part_000.tar"), str)
 
 
