@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
+from actionzoo.names import NAME_RULE, is_name
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,8 @@ def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]
     """Root of the DVC repository around the working directory, and its stages, each after those that it needs.
 
     With targets (stage names, or names of whole groups: `train` for every `train@...`), only these and what they need.
-    Raises UserError for a target that is not there and for a dvc.yaml that DVC cannot read.
+    Raises UserError for a target that is not there, for a dvc.yaml that DVC cannot read, and for a recipe whose name a
+    shell would take for more than a word.
     """
     from dvc.exceptions import DvcException  # 0.2 s, and a helper process has no need of it
     from dvc.repo import Repo
@@ -40,6 +42,10 @@ def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]
     except DvcException as error:
         raise UserError(without_secrets(f"DVC cannot read its graph here: {error}")) from error
 
+    for name in order:  # the key of a recipe is a word of the stage's command
+        key = name.partition("@")[2]
+        if key and not is_name(key):
+            raise UserError(f"dvc.yaml has the stage {name[:120]!r}; a key of params.yaml has {NAME_RULE}")
     wanted = order if not targets else [name for target in targets for name in _expand(target, order)]
     stages: dict[str, Stage] = {}
 

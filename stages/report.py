@@ -6,6 +6,7 @@ Beside them runs.js, for the page's links to MLflow and to logs: another one eac
 import argparse
 from pathlib import Path
 
+from actionzoo.files.locks import locked
 from actionzoo.kinetics.manifest import count_states, read_manifest
 from actionzoo.params import load_params
 from actionzoo.process import stage
@@ -19,15 +20,17 @@ def main() -> None:
     argparse.ArgumentParser(description=__doc__, epilog="example: python stages/report.py").parse_args()
     with stage("report"):
         params = load_params()
-        data, out = params.folder("data"), params.folder("report")
-        states = {
-            form: count_states(read_manifest(data / form / "manifest.csv")) for form in ("videos_256", "videos_320")
-        }
-        report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=out, clip_states=states)
-        write_tables(report, out)
-        write_page(report, out)
-        write_run_links(params)
-        print(f"report: {len(report.evaluated)} of {len(report.results)} rows evaluated; open {out / 'zoo.html'}")
+        lock = Path(".scratch") / "report" / f"{params.name}.lock"
+        with locked(lock, waiting=f"another process makes the report of {params.name}; waiting for it"):
+            data, out = params.folder("data"), params.folder("report")
+            states = {
+                form: count_states(read_manifest(data / form / "manifest.csv")) for form in ("videos_256", "videos_320")
+            }
+            report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=out, clip_states=states)
+            write_tables(report, out)
+            write_page(report, out)
+            write_run_links(params)
+            print(f"report: {len(report.evaluated)} of {len(report.results)} rows evaluated; open {out / 'zoo.html'}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from actionzoo.addresses import without_secrets
         ("postgresql://user:a/b@db/mlflow", "postgresql://***@db/mlflow"),
         ("postgresql://user:p%40ss@db/mlflow", "postgresql://***@db/mlflow"),
         ("https://h/k?X-Amz-Signature=0f&x=1 came", "https://h/k?*** came"),
+        ("https://h/k?s=1: refused", "https://h/k?***: refused"),
         ("https://h/k#access_token=0f", "https://h/k?***"),
         ("s3://KEY:word@bucket/x", "s3://***@bucket/x"),
         ("'https://me:word@h/k?s=1' failed", "'https://***@h/k?***' failed"),

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from actionzoo.errors import UserError
-from actionzoo.names import is_name
+from actionzoo.names import did_you_mean, is_name
 from actionzoo.params import load_params
 
 HOSTILE = [
@@ -57,3 +57,12 @@ def test_a_source_that_dvc_lock_would_give_away_is_refused(tmp_path, source, mon
     assert "word" not in str(error.value).replace("password", "") and "0f" not in str(error.value)
     monkeypatch.setenv("ACTIONZOO_SOURCE", source)
     assert load_params("params.yaml").dataset.source == source
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("kinetics40", "kinetics400"), ("r50_video", "slowfast_r50_video_4x16"), ("zzz", ""), ("", ""), (7, "")],
+)
+def test_the_nearest_name_is_told(word, meant):
+    said = did_you_mean(word, ["kinetics400", "slowfast_r50_video_4x16", "demo"])
+    assert said == (f"; did you mean {meant}?" if meant else "")

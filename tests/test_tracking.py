@@ -569,3 +569,21 @@ def test_recording_is_quiet(root):
     code = "from actionzoo import tracking\nwith tracking.run(experiment='demo', name='row'): pass"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (said.stdout, said.stderr) == ("", "")
+
+
+def test_checkpoints_that_dvc_replaced_become_links_again_and_others_stay(root):
+    folder = write_run(root)
+    for name in ("best.pth", "latest.pth"):
+        (folder / name).write_bytes(name.encode() * 2**18)
+    (done,) = tracking.sync(root)
+    kept = root / "mlruns" / "demo" / done.run_id / "artifacts"
+    content = (folder / "best.pth").read_bytes()
+    (folder / "best.pth").unlink()
+    (folder / "best.pth").write_bytes(content)  # as a commit of DVC does
+    (kept / "latest.pth").unlink()
+    (kept / "latest.pth").write_bytes(b"x" * (folder / "latest.pth").stat().st_size)
+    assert not (kept / "best.pth").samefile(folder / "best.pth")
+    assert tracking.sync(root)[0].action == "unchanged"
+    assert (kept / "best.pth").samefile(folder / "best.pth")
+    assert (kept / "latest.pth").read_bytes().startswith(b"xxx")
+    assert not list(kept.glob(".*"))

@@ -14,11 +14,18 @@ for _switch, _value in {
 }.items():
     os.environ.setdefault(_switch, _value)
 
-__all__ = ["create_model", "load_params", "rows"]
+__all__ = ["__version__", "create_model", "load_params", "rows"]
 
 
 def __getattr__(name: str):
     # on demand: torch takes seconds to import, and the data stages do without it
+    if name == "__version__":
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            return version("actionzoo")
+        except PackageNotFoundError:  # read from a folder that is not installed
+            return "unknown"
     if name == "load_params":
         from .params import load_params
 

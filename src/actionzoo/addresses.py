@@ -5,7 +5,7 @@ import re
 _SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
 # up to the last @ before the path: a password may hold one, and a slash where nobody encoded it
 _CREDENTIALS = re.compile(rf"({_SCHEME})(?!/)[^\s'\"<>]*@(?=[^\s/?#@'\"<>]+)")
-_QUERY = re.compile(rf"({_SCHEME}[^\s?#'\"<>]*)[?#][^\s'\"<>]*")
+_QUERY = re.compile(rf"({_SCHEME}[^\s?#'\"<>]*)[?#][^\s'\"<>]*(?<![:;,.)])")
 _ASSIGNED = re.compile(
     r"(?i)\b([a-z_-]*(?:password|passwd|secret|token|signature|credential|api[_-]?key|access[_-]?key)[a-z_-]*\s*[=:]\s*)"
     r"(\"[^\"]*\"|'[^']*'|[^\s&;,'\"]+)"

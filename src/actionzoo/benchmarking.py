@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .files.hashes import sha256_of
 from .files.json_files import read_json, write_json
+from .files.locks import locked
 from .params import Params, Recipe, digest
 from .process import die_with_parent
 from .run_files import RowFiles, data_folder, device_of
@@ -60,14 +61,16 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
     manifest = sha256_of(folder / "manifest.csv") if (folder / "manifest.csv").is_file() else ""
     used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
     fingerprint = digest(FORM, *used, recipe.test, circumstances, manifest)
-    made = read_json(files.metrics("benchmark.json"))
-    if made.get("fingerprint") != fingerprint:
-        made = (
-            _measure(params, recipe, folder if manifest else None, device)
-            | circumstances
-            | {"fingerprint": fingerprint}
-        )
-        write_json(files.metrics("benchmark.json"), made)
+    busy = f"{row} is being measured by another process; two at once measure each other: wait for it, or end it"
+    with locked(root / ".scratch" / "benchmark" / params.name / f"{row}.lock", busy=busy):
+        made = read_json(files.metrics("benchmark.json"))
+        if made.get("fingerprint") != fingerprint:
+            made = (
+                _measure(params, recipe, folder if manifest else None, device)
+                | circumstances
+                | {"fingerprint": fingerprint}
+            )
+            write_json(files.metrics("benchmark.json"), made)
     path = files.metrics("benchmark.json")
     busy = (
         f"; machine was busy: these speeds may be far off; delete the file and run `dvc repro benchmark@{row}` when "

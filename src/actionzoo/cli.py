@@ -2,13 +2,16 @@
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+from . import __version__
 from .any_checkpoint import MEASURES
 from .errors import UserError
+from .names import did_you_mean
 from .params import as_dict, load_params
 from .process import mend_dvc, stage
 
@@ -16,7 +19,23 @@ FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="actionzoo", description=__doc__)
+    with stage("actionzoo"):
+        args = _parser().parse_args()
+        args.run(args)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Names the nearest of the words that it knows."""
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            known = ", ".join(map(str, action.choices))
+            raise argparse.ArgumentError(action, f"{value!r} is unknown{did_you_mean(value, action.choices)} ({known})")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="actionzoo", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"actionzoo {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     command = _add(
@@ -41,7 +60,7 @@ def main() -> None:
         "count the clips of a prepared form by split and state",
         "example: actionzoo states videos_256",
     )
-    command.add_argument("form", help="videos_256, videos_320, frames_256 or frames_320")
+    command.add_argument("form", choices=FORMS, metavar="form", help=", ".join(FORMS))
 
     command = _add(
         commands,
@@ -50,7 +69,7 @@ def main() -> None:
         "export the lists that MMAction2's users know, and the label map",
         "example: actionzoo lists videos_256 lists/",
     )
-    command.add_argument("form", help="videos_256, videos_320, frames_256 or frames_320")
+    command.add_argument("form", choices=FORMS, metavar="form", help=", ".join(FORMS))
     command.add_argument("out", type=Path, help="folder for <split>.txt and label_map.txt")
 
     about = "look at the chosen data set, or take over one that is prepared already"
@@ -65,7 +84,7 @@ def main() -> None:
     )
     command.add_argument("form", nargs="?", choices=FORMS, help="without it the first of these that is there")
     command.add_argument("--out", type=Path, help="folder; without it report/<dataset>")
-    command.add_argument("--pictures", type=int, default=12, help="clips shown of each class, 0 for none (default 12)")
+    command.add_argument("--pictures", type=_count, default=12, help="clips shown of each class (default 12)")
 
     command = _add(
         data_commands,
@@ -104,7 +123,7 @@ def main() -> None:
     command.add_argument("row", help="a key of params.yaml's recipes")
     command.add_argument("source", nargs="?", help="file or URL; without it what was published for the row")
     command.add_argument("--out", type=Path, help="the checkpoint to write; without it weights/<row>.pth")
-    command.add_argument("--num-classes", type=int, help="of the head; without it as many as the file's has")
+    command.add_argument("--num-classes", type=_positive, help="of the head; without it as many as the file's has")
 
     command = _add(
         commands,
@@ -120,7 +139,7 @@ def main() -> None:
     command.add_argument(
         "--validate", action="store_true", help="every val_interval epochs; without it at the end alone"
     )
-    command.add_argument("--seed", type=int, help="instead of the recipe's")
+    command.add_argument("--seed", type=_count, help="instead of the recipe's")
     command.add_argument("--deterministic", action="store_true", help="bit-identical repeats")
     command.add_argument("--resume", type=Path, metavar="STATE", help="a saved state to go on from: state-*.pth")
 
@@ -157,8 +176,8 @@ def main() -> None:
         "example: actionzoo scores runs/demo/*/views.safetensors --calibration",
     )
     command.add_argument("files", nargs="+", type=Path, metavar="FILE", help="views.safetensors; several are fused")
-    command.add_argument("--clips", type=int, metavar="K", help="clips of each video, evenly spread; else all")
-    command.add_argument("--crops", type=int, metavar="C", help="places that they are cut at, 1 = centre; else all")
+    command.add_argument("--clips", type=_positive, metavar="K", help="clips of each video, evenly spread; else all")
+    command.add_argument("--crops", type=_positive, metavar="C", help="places they are cut at, 1 = centre; else all")
     command.add_argument("--average-clips", choices=("prob", "score"), default="prob", help="over the views; else prob")
     command.add_argument("--weights", nargs="+", type=float, metavar="W", help="of the files; else all alike")
     command.add_argument("--by-views", action="store_true", help="accuracy of 1 view, 2 views, … all")
@@ -200,9 +219,12 @@ def main() -> None:
     command.add_argument(
         "--crops", type=int, choices=(1, 3), help="crops of a clip; without it those of the row's test"
     )
-    command.add_argument("--window", type=float, metavar="SECONDS", help="predict each so many seconds by themselves")
+    command.add_argument("--window", type=_seconds, metavar="SECONDS", help="predict each so many seconds alone")
     command.add_argument(
-        "--stride", type=float, metavar="SECONDS", help="from one window's start to the next; without it no gap, no lap"
+        "--stride",
+        type=_seconds,
+        metavar="SECONDS",
+        help="from one window's start to the next; else no gap, no lap",
     )
     command.add_argument("--json", action="store_true", help="print an object per video, a line each (docs/use.md)")
     command.add_argument("--draw", type=Path, metavar="OUT", help="write copies with the classes on: .mp4 or a folder")
@@ -221,11 +243,9 @@ def main() -> None:
     command.add_argument("--batch", type=_positive, help="clips of a call; without it any number")
 
     command = _add(commands, "ui", _ui, "open the MLflow UI on what was logged, on this machine alone")
-    command.add_argument("--port", type=int, default=5000, help="TCP port on 127.0.0.1 (default 5000)")
+    command.add_argument("--port", type=_port, default=5000, help="TCP port on 127.0.0.1 (default 5000)")
 
-    args = parser.parse_args()
-    with stage("actionzoo"):
-        args.run(args)
+    return parser
 
 
 def _add(commands, name: str, run, text: str, epilog: str | None = None) -> argparse.ArgumentParser:
@@ -242,9 +262,31 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> int:
-    if not (text.isdecimal() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return _whole(text, 1, 2**31 - 1)
+
+
+def _count(text: str) -> int:
+    return _whole(text, 0, 2**31 - 1)
+
+
+def _port(text: str) -> int:
+    return _whole(text, 1, 65535)
+
+
+def _whole(text: str, least: int, most: int) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and least <= int(text) <= most):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number from {least} to {most}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number of seconds above 0")
+    return seconds
 
 
 def _demo(args) -> None:

@@ -15,6 +15,12 @@ def is_name(text: object) -> bool:
 
 
 def did_you_mean(word: object, words: Iterable[object]) -> str:
-    """`; did you mean X?` for the nearest of `words`, '' where none is near. Ends an error about an unknown name."""
-    close = difflib.get_close_matches(str(word), [str(known) for known in words], n=1)
+    """`; did you mean X?` for the nearest of `words`, or for one that contains the word; '' where there is none.
+
+    Ends an error about an unknown name.
+    """
+    known = [str(each) for each in words]
+    close = difflib.get_close_matches(str(word), known, n=1)
+    if not close and len(str(word)) > 2:  # a part of a long name is not near it
+        close = sorted((each for each in known if str(word) in each), key=len)[:1]
     return f"; did you mean {close[0]}?" if close else ""

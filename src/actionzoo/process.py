@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from .addresses import without_secrets
 from .ancestors import dvc_above, wait_for_end
 from .errors import MACHINE_ERRNOS, UserError, machine_fault
 
@@ -25,7 +26,9 @@ def stage(name: str) -> Iterator[None]:
     """The frame of every command: tells what a user can mend in a sentence, status 1; under DVC it dies with DVC."""
     if of_dvc := os.environ.get("DVC_STAGE"):  # not when started by hand: a training may outlive its terminal
         _end_with_dvc(name, of_dvc)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     try:
         yield
         if sys.stdout:
@@ -186,8 +189,13 @@ def _end_with_dvc(name: str, of_dvc: str) -> None:
     threading.Thread(target=follow, name="end-with-dvc", daemon=True).start()
 
 
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return without_secrets(super().format(record))
+
+
 def _leave(name: str, message: str) -> NoReturn:
     with contextlib.suppress(OSError):  # who listened may be gone
-        print(f"{name}: error: {message}", file=sys.stderr, flush=True)
+        print(without_secrets(f"{name}: error: {message}"), file=sys.stderr, flush=True)
     _flush()
     sys.exit(1)

@@ -449,6 +449,8 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, loo
         record.log(tracking.TEST_STEP, tracking.to_metrics(line))
         record.artifact(files.result)
         record.artifact(files.metrics())
+        for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
+            record.relink(path)
         for path in looks:
             record.artifact(path, tracking.LOOKS)
 

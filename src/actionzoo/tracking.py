@@ -188,6 +188,16 @@ class Run:
         except Exception as error:
             self._warn(f"MLflow could not keep {path}", error)
 
+    def relink(self, path: Path) -> None:
+        """Make the kept copy of a big file a hard link to it again: DVC puts another file of the same content in the
+        place of what a stage made. Files of other content stay as they are."""
+        if self.id is None or self._artifacts is None:
+            return
+        try:
+            _relink(self._artifacts, Path(path))
+        except OSError as error:
+            self._warn(f"MLflow's copy of {path} could not become a link", error)
+
     def flush(self) -> bool:
         """Send what is waiting; False if the store did not take it, in which case it keeps waiting."""
         with self._sending:
@@ -454,6 +464,9 @@ def _sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: s
     missing = [path for path in files if path.is_file() and path.name not in kept] if keeps_files else []
     for path in missing:
         _keep(client, run_id, info.info.artifact_uri, path, files[path])
+    if keeps_files:
+        for name in (checkpoint, "latest.pth"):
+            _relink(info.info.artifact_uri, folder / name)
     if is_new:
         client.set_terminated(run_id, "FINISHED", ended)
     action = "recorded" if is_new else "completed" if sent or missing else "unchanged"
@@ -750,6 +763,25 @@ def _keep(client: Any, run_id: str, artifacts: str, source: Path, folder: str = 
     except OSError:  # another file system, or one without links
         shutil.copyfile(source, partial)
     os.replace(partial, target)
+
+
+def _relink(artifacts: str, source: Path) -> None:
+    """Replace the kept file of that name by a hard link to `source`, if both have the same content."""
+    if (place := _local_folder(artifacts)) is None or not source.is_file():
+        return
+    source, target = source.resolve(), place / source.name
+    if not target.is_file() or target.is_symlink():
+        return
+    ours, theirs = source.stat(), target.stat()
+    if ours.st_size < _LINK_FROM_BYTES or (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+        return
+    if ours.st_dev != theirs.st_dev or ours.st_size != theirs.st_size or md5_of(source) != md5_of(target):
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    partial.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a file system without links
+        os.link(source, partial)
+        os.replace(partial, target)
 
 
 def _database(uri: str) -> Path | None:

@@ -20,6 +20,7 @@ from .errors import UserError
 from .files.atomic import atomic_write
 from .files.hashes import md5_of, sha256_of
 from .files.json_files import read_json, write_json
+from .files.locks import locked
 from .kinetics.manifest import label_map, read_manifest
 from .params import Params, Recipe, as_dict, digest
 from .progress import progress
@@ -64,8 +65,10 @@ def train_row(
         "classes": classes,
     }
     scratch = files.scratch(fingerprint)
-    with joined(device_type(params)) as world:
+    busy = f"{row} is being trained by another process, in {files.unfinished}; wait for it, or end it and run again"
+    with joined(device_type(params)) as world, contextlib.ExitStack() as held:
         if world.is_first:
+            held.enter_context(locked(files.unfinished / ".lock", busy=busy))
             scratch.mkdir(parents=True, exist_ok=True)
             if resume:
                 _take_state(resume, scratch, made)
@@ -465,7 +468,7 @@ def _other_unfinished(files: RowFiles, scratch: Path, made: dict[str, Any]) -> l
 
     lines = []
     for folder in sorted(files.unfinished.iterdir()):
-        if folder == scratch or not (states := saved_states(folder)):
+        if folder == scratch or not folder.is_dir() or not (states := saved_states(folder)):
             continue
         with contextlib.suppress(CheckpointError):
             saved = load_checkpoint(states[0])

@@ -83,3 +83,13 @@ def test_a_dvc_yaml_that_cannot_be_read_is_told(make_repository, monkeypatch):
     monkeypatch.chdir(make_repository("stages: {train: {outs: [out.txt]}}"))
     with pytest.raises(UserError, match="DVC cannot read its graph here"):
         read_graph()
+
+
+@pytest.mark.parametrize("key", ["$(touch hacked)", "a; touch hacked", "../a", "a b"])
+def test_a_recipe_whose_name_is_a_command_is_refused_before_a_stage_runs(make_repository, monkeypatch, key):
+    graph = "stages: {train: {foreach: [KEY], do: {cmd: 'echo ${item} > out.txt', outs: [out.txt]}}}"
+    repository = make_repository(graph.replace("KEY", f'"{key}"'))
+    monkeypatch.chdir(repository)
+    with pytest.raises(UserError, match=r"a key of params\.yaml has letters"):
+        read_graph()
+    assert not (repository / "hacked").exists()

@@ -15,6 +15,9 @@ MAX_BYTES = 4 * 2**20
 
 MAX_DEPTH = 40
 
+MAX_VALUES = 200_000
+"""With each alias (*name) counted as what it stands for. The shipped params.yaml has 2,000."""
+
 MAX_DIGITS = 18
 """Of a whole number."""
 
@@ -22,8 +25,9 @@ MAX_DIGITS = 18
 def read_yaml(path: Path, remedy: str) -> dict[str, Any]:
     """The file's sections: dicts with text as keys, lists, texts, numbers, booleans and None.
 
-    Raises UserError, which ends with `remedy` where the file cannot be read at all: for anchors and aliases, which can
-    make a short file a huge one; for keys that stand twice in a section; for nesting beyond MAX_DEPTH.
+    Raises UserError, which ends with `remedy` where the file cannot be read at all: for aliases that
+    make a short file a huge one, or stand inside of themselves; for keys that stand twice in a section; for nesting
+    beyond MAX_DEPTH.
     """
     text = read_text(path, remedy, MAX_BYTES)
     try:
@@ -46,16 +50,19 @@ class _Loader(yaml.SafeLoader):
         self._depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        event = self.peek_event()
-        if self.check_event(yaml.AliasEvent) or getattr(event, "anchor", None):
-            raise _fault(event.start_mark, "anchors (&name) and aliases (*name) are not read; write the value out")
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _fault(event.start_mark, f"more than {MAX_DEPTH} levels, one inside the other")
+            raise _fault(self.peek_event().start_mark, f"more than {MAX_DEPTH} levels, one inside the other")
         try:
             return super().compose_node(parent, index)
         finally:
             self._depth -= 1
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _check_aliases(node)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         lines: dict[str, int] = {}
@@ -76,6 +83,32 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
+
+
+def _check_aliases(root: yaml.Node) -> None:
+    """Raises MarkedYAMLError for an alias of what it stands in, and for aliases that make too many values."""
+    sizes: dict[int, int] = {}
+
+    def measure(node: yaml.Node, above: frozenset[int]) -> int:
+        if id(node) in above:
+            raise _fault(node.start_mark, "an alias (*name) stands inside of what it means")
+        if id(node) not in sizes:
+            if len(above) > MAX_DEPTH:
+                raise _fault(node.start_mark, f"more than {MAX_DEPTH} levels, one inside the other")
+            inner = above | {id(node)}
+            match node:
+                case yaml.MappingNode():
+                    children = [child for pair in node.value for child in pair]
+                case yaml.SequenceNode():
+                    children = node.value
+                case _:
+                    children = []
+            sizes[id(node)] = 1 + sum(measure(child, inner) for child in children)
+        if sizes[id(node)] > MAX_VALUES:
+            raise _fault(node.start_mark, f"more than {MAX_VALUES} values, by aliases (*name) of aliases")
+        return sizes[id(node)]
+
+    measure(root, frozenset())
 
 
 def _fault(mark: yaml.Mark, problem: str) -> yaml.MarkedYAMLError:

@@ -73,6 +73,7 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | No
         is_hasty = record.get("clip_timeout_seconds", clip_timeout_seconds) < clip_timeout_seconds
         if not all(map(_is_clip, record["clips"])):
             return None
+        is_whole = is_whole and all(isinstance(clip["video_id"], str) for clip in record["clips"])
         is_doubtful = "judged" not in record and any(_blames_machine(clip.get("fault", "")) for clip in record["clips"])
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
