@@ -401,7 +401,8 @@ def _record(folder: Path, data: bytes) -> None:
     _put(folder / "part_000.json", data)
     record = read_record(folder / "part_000.tar", KEY, 5.0)
     for clip in record["clips"] if record else ():
-        assert isinstance(clip, dict) and isinstance(clip.get("fault", ""), str)
+        assert isinstance(clip["video_id"], str)
+        assert isinstance(clip["fault"], str) if "fault" in clip else clip["offset"] + clip["size"] >= 0
     assert isinstance(key_of(folder / "part_000.tar"), str)
 
 
@@ -416,7 +417,11 @@ def _film_seeds(folder: Path) -> list[bytes]:
 
 
 def _read_clip(form: Path, clip: Clip) -> None:
-    frames = read_frames(open_clip(form, clip), np.array([0, 9, 4]))
+    try:
+        frames = read_frames(open_clip(form, clip), np.array([0, 9, 4]))
+    except IndexError as error:  # what readers promise where the clip has fewer frames than the manifest says
+        assert "are asked for, it has" in str(error), error
+        return
     assert frames.shape == (3, 52, 64, 3) and frames.dtype == np.uint8, (frames.shape, frames.dtype)
 
 

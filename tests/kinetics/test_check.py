@@ -136,3 +136,21 @@ def test_a_damaged_record_is_damage(data, text):
 def test_without_data_it_says_what_makes_them(tmp_path):
     with pytest.raises(UserError, match="no finished files yet"):
         check_data(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("form", "gone"),
+    [
+        *(("videos_256", key) for key in ("unlisted", "video_id", "size", "sha256", "damage")),
+        *(("frames_256", key) for key in ("video_id", "size")),
+    ],
+)
+def test_a_shard_whose_record_lacks_something_is_made_anew(data, tiny_mirror, tmp_path, form, gone):
+    path = shard_of(data, form).with_suffix(".json")
+    before = path.read_text()
+    record = json.loads(before)
+    for entry in [record, *record["clips"]] if gone != "sha256" else record["clips"]:
+        entry.pop(gone, None)
+    path.write_text(json.dumps(record, indent=0) + "\n")
+    make(tmp_path, tiny_mirror)
+    assert path.read_text() == before

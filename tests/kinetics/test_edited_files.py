@@ -164,7 +164,14 @@ def test_a_list_of_videos_that_is_none_ends_in_a_sentence(tmp_path, text):
 # records beside shards
 
 
-@pytest.mark.parametrize("clips", [None, 3, "abc", [None], ["a"], [{"fault": 3}], [{"fault": None}], {"a": 1}])
+CLIPS = [
+    *(None, 3, "abc", [None], ["a"], {"a": 1}, [{}], [{"video_id": "a"}], [{"video_id": "a", "offset": 1}]),
+    *([{"video_id": "a", "fault": 3}], [{"video_id": "a", "fault": None}], [{"video_id": 7, "fault": "x"}]),
+    *([{"video_id": "a", "offset": "1", "size": 2}], [{"video_id": "a", "offset": -1, "size": 2}]),
+]
+
+
+@pytest.mark.parametrize("clips", CLIPS)
 def test_a_record_whose_clips_are_none_means_that_the_shard_is_made_anew(tmp_path, clips):
     shard, key = tmp_path / "part_000.tar", make_key("x")
     with ShardWriter(shard) as writer:

@@ -71,7 +71,7 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> dict | No
         record = json.loads(_record_path(shard).read_text())
         is_whole = record["key"] == key and record["size"] == shard.stat().st_size and index_path(shard).is_file()
         is_hasty = record.get("clip_timeout_seconds", clip_timeout_seconds) < clip_timeout_seconds
-        if not all(isinstance(clip, dict) and isinstance(clip.get("fault", ""), str) for clip in record["clips"]):
+        if not all(map(_is_clip, record["clips"])):
             return None
         is_whole = is_whole and all(isinstance(clip["video_id"], str) for clip in record["clips"])
         is_doubtful = "judged" not in record and any(_blames_machine(clip.get("fault", "")) for clip in record["clips"])
@@ -144,6 +144,16 @@ def key_of(shard: Path) -> str:
         return key
     except (FileNotFoundError, ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{shard} is not finished, yet the manifest names it; run the stage `resize`") from None
+
+
+def _is_clip(clip: object) -> bool:
+    """Whether an entry of a record is one that the stages write: where the clip's bytes are, or why there are none."""
+    match clip:
+        case {"video_id": str(), "fault": fault}:
+            return isinstance(fault, str)
+        case {"video_id": str(), "offset": offset, "size": size}:
+            return type(offset) is int and type(size) is int and offset >= 0 and size >= 0
+    return False
 
 
 def forget_record(shard: Path) -> None:

@@ -319,6 +319,7 @@ class _Workshop:
         if (
             record is None
             or not isinstance(record.get("unlisted"), list)
+            or not all("fault" in copy or copy.keys() >= _OF_PICTURES for copy in record["clips"])
             or any(video_id in listed for video_id in record["unlisted"])
             or any(copy["video_id"] not in listed for copy in record["clips"])
         ):
@@ -431,3 +432,7 @@ def _judge(clips: list[Clip], inventory: Inventory, max_bad_share: float, out: P
             )
     if faults:
         raise UserError("\n".join(faults) + f"\nall of them: {out / 'manifest.csv'}. Mend the source, or allow more")
+
+
+_OF_PICTURES = {"offset", "size", "num_frames", "width", "height", "fps", "sha256", "damage"}
+"""What a record says of each clip that has pictures."""
