@@ -1,5 +1,7 @@
+import io
 import os
 import pickle
+import zipfile
 
 import pytest
 import torch
@@ -105,3 +107,27 @@ def test_a_directory_of_parts_that_points_before_the_file_is_told(tmp_path):
         (tmp_path / "b.pth").write_bytes(data)
         with pytest.raises(CheckpointError, match=r"b\.pth is damaged"):
             load_checkpoint(tmp_path / "b.pth")
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy", "raw"])
+def test_a_name_of_a_hundred_thousand_letters_is_refused_before_torch_composes_an_error(tmp_path, container):
+    """torch looks through its own message with an expression that takes the square of its length."""
+    path = tmp_path / "long.pth"
+    bomb = b"\x80\x02ctorch\n" + b"rebuild" * 15_000 + b"\n."
+    if container == "raw":
+        path.write_bytes(bomb)
+    else:
+        torch.save({"state_dict": {}}, path, _use_new_zipfile_serialization=container == "zip")
+        if container == "legacy":  # behind number, version and system
+            first = io.BytesIO(path.read_bytes())
+            for _ in range(3):
+                pickle.load(first)
+            path.write_bytes(path.read_bytes()[: first.tell()] + bomb)
+        else:
+            with zipfile.ZipFile(path) as parts:
+                contents = {name: parts.read(name) for name in parts.namelist()}
+            with zipfile.ZipFile(path, "w") as parts:
+                for name, content in contents.items():
+                    parts.writestr(name, bomb if name.endswith("data.pkl") else content)
+    with pytest.raises(CheckpointError, match="a name of more than 300 letters"):
+        load_checkpoint(path)

@@ -1,12 +1,15 @@
 """Checkpoint files: whole or not at all, and never more than tensors and plain values."""
 
+import collections
+import contextlib
 import pickle
+import pickletools
 import re
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -75,6 +78,11 @@ def read_torch_file(path: Path, remedy: str, device: torch.device | str = "cpu")
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder, not a checkpoint; name the file in it")
     check_parts(path, remedy)
+    if any(len(name) > _MAX_GLOBAL_NAME for name in _asked_for(path)):
+        raise CheckpointError(
+            f"{path} was not loaded: it asks to run something with a name of more than {_MAX_GLOBAL_NAME} letters. "
+            "Take it from a source you know"
+        )
     try:
         with path.open("rb") as file:  # a file and not its name, by whose ending torch would choose another format
             return torch.load(file, map_location=device, weights_only=True)
@@ -124,6 +132,52 @@ def check_parts(path: Path, remedy: str) -> None:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
     except (NotImplementedError, RuntimeError, ValueError, EOFError, OverflowError, struct.error) as error:
         raise CheckpointError(f"{path} is damaged ({_first_line(error)}); {remedy}") from None
+
+
+_MAX_GLOBAL_NAME = 300
+"""Letters. torch's error about a longer one takes it minutes to compose."""
+
+_MAX_PICKLES = 5
+"""At the beginning of a file that is no zip: number, version, system, tensors' names, storages' names."""
+
+
+def _asked_for(path: Path) -> Iterator[str]:
+    """The names of functions and classes that the file's pickles ask for, as far as these can be followed."""
+    texts: collections.deque[str] = collections.deque(maxlen=2)
+    with contextlib.suppress(*_UNREADABLE), _pickles(path) as file:
+        for _ in range(_MAX_PICKLES):
+            for opcode, argument, _ in pickletools.genops(file):
+                match opcode.name:
+                    case "GLOBAL" | "INST":
+                        yield str(argument)
+                    case "STACK_GLOBAL":  # module and name are the last two texts
+                        yield ".".join(texts)
+                    case name if "UNICODE" in name or "STRING" in name:
+                        texts.append(str(argument))
+
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    NotImplementedError,
+    struct.error,
+)
+
+
+@contextlib.contextmanager
+def _pickles(path: Path) -> Iterator[IO[bytes]]:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as parts:
+            names = [name for name in parts.namelist() if name.endswith("data.pkl")]
+            with parts.open(names[0]) as file:  # IndexError where there is none, which torch will tell
+                yield file
+    else:
+        with path.open("rb") as file:
+            yield file
 
 
 def _capital(text: str) -> str:
