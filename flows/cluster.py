@@ -90,16 +90,26 @@ def dask_setup(_) -> None:
 
 
 @contextmanager
-def _workers_here() -> Iterator[dict[str, str]]:
+def _dask_settings(settings: dict[str, object]) -> Iterator[None]:
+    """Dask's settings, for the block alone; the defaults of what is imported meanwhile outlive it."""
     import dask
 
+    try:
+        with dask.config.set(settings):
+            yield
+    finally:
+        dask.config.refresh()
+
+
+@contextmanager
+def _workers_here() -> Iterator[dict[str, str]]:
     # Read when distributed is imported, here and by the workers: what concerns the user, the stages say.
     quiet = {
         "logging.distributed": "critical",
         "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
     }
     no_pages = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
-    with dask.config.set(quiet | no_pages):
+    with _dask_settings(quiet | no_pages):
         from distributed.security import Security
         from prefect_dask import DaskTaskRunner
 
