@@ -7,6 +7,7 @@ import pickletools
 import re
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -157,14 +158,8 @@ def _asked_for(path: Path) -> Iterator[str]:
 
 
 _UNREADABLE = (
-    OSError,
-    ValueError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    MemoryError,
-    NotImplementedError,
-    struct.error,
+    *(OSError, ValueError, LookupError, EOFError, OverflowError, MemoryError, RuntimeError, struct.error),
+    *(zipfile.BadZipFile, zlib.error),
 )
 
 
