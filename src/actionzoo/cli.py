@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -568,7 +569,8 @@ def _ui(args) -> None:
     _lead_to_runs(f"http://127.0.0.1:{args.port}")
     command = tracking.ui_command(port=args.port)
     print(f"{command}\nopen http://127.0.0.1:{args.port}, Ctrl-C ends it", flush=True)
-    os.execv("/bin/sh", ["/bin/sh", "-c", f"exec env {command}"])
+    # by the shell's own means: `env` would show the settings, a password among them, to all who list processes
+    os.execv("/bin/sh", ["/bin/sh", "-c", re.sub(r"^((?:\w+=\S+ )*)", r"\1exec ", command)])
 
 
 def _lead_to_runs(server: str) -> None:
