@@ -42,6 +42,19 @@ def with_server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
             yield environment | client_settings(port, key)
 
 
+class _Patient(httpx.HTTPTransport):
+    """Asks again after 503, with which a server answers while SQLite is locked. Prefect's own clients do so too."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(20):
+            response = super().handle_request(request)
+            if response.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            response.close()
+            time.sleep(1)
+        return response
+
+
 @pytest.fixture
 def api() -> Iterator[Callable[[dict[str, str]], httpx.Client]]:
     """A client of the server that an environment names, with its key."""
@@ -49,7 +62,8 @@ def api() -> Iterator[Callable[[dict[str, str]], httpx.Client]]:
 
     def connect(environment: dict[str, str]) -> httpx.Client:
         auth = tuple(environment["PREFECT_API_AUTH_STRING"].split(":"))
-        clients.append(httpx.Client(base_url=environment["PREFECT_API_URL"], auth=auth, timeout=60))
+        settings = {"base_url": environment["PREFECT_API_URL"], "auth": auth, "timeout": 60}
+        clients.append(httpx.Client(transport=_Patient(), **settings))
         return clients[-1]
 
     yield connect
