@@ -469,13 +469,13 @@ def _cpu_seconds() -> float:
 
 
 def _spec():
-    from actionzoo.params import Clips
+    from actionzoo.recipe import Clips
 
     return Clips(form="videos", short_side=256, clip_len=CLIP_LEN, frame_interval=FRAME_INTERVAL)
 
 
 def _augment():
-    from actionzoo.params import Augment
+    from actionzoo.recipe import Augment
 
     return Augment(resize=256, crop_size=224, area=AREA, aspect_ratio=ASPECT_RATIO, flip=0.5, mean=MEAN, std=STD)
 

@@ -49,7 +49,7 @@ from actionzoo.kinetics import transcode as module
 from actionzoo.kinetics.archives import read_archive
 from actionzoo.kinetics.transcode import BadVideo, Encoded, ffmpeg_version, find_ffmpeg, transcode
 from actionzoo.params import Encode, load_params
-from actionzoo.process import stage
+from actionzoo.process.stage import stage
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL_FOOTAGE = PROJECT.parent / "shared" / "k400-mini"

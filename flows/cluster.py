@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
+from actionzoo.files.addresses import without_secrets
 from actionzoo.names import did_you_mean
 
 LOCAL = "local"

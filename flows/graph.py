@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
+from actionzoo.files.addresses import without_secrets
 from actionzoo.names import NAME_RULE, is_name
 
 

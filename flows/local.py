@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
+from actionzoo.files.addresses import without_secrets
 from flows import process
 from flows.keys import KEY_FILE, key_file, new_key, settings_file
 from flows.server import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers

@@ -34,9 +34,9 @@ from prefect.states import Cancelled, Completed, Failed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.utilities.annotations import opaque
 
-from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
-from actionzoo.process import mend_dvc
+from actionzoo.files.addresses import without_secrets
+from actionzoo.process.stage import mend_dvc
 from flows import cluster, process, slots
 from flows.graph import Stage, read_graph
 from flows.keys import new_key

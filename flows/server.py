@@ -22,8 +22,8 @@ from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 
-from actionzoo.addresses import without_secrets
 from actionzoo.errors import UserError
+from actionzoo.files.addresses import without_secrets
 from flows import process
 
 HOST = "127.0.0.1"

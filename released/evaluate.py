@@ -2,9 +2,9 @@
 
 import argparse
 
+from actionzoo.jobs.reproduce import evaluate_released
 from actionzoo.params import load_params
-from actionzoo.process import stage
-from actionzoo.released import evaluate_released
+from actionzoo.process.stage import stage
 
 
 def parse_args() -> argparse.Namespace:

@@ -3,8 +3,8 @@
 import argparse
 
 from actionzoo.params import load_params
-from actionzoo.process import stage
-from actionzoo.released import write_released_report
+from actionzoo.process.stage import stage
+from actionzoo.report.reproduction_page import write_released_report
 
 
 def main() -> None:

@@ -2,9 +2,9 @@
 
 import argparse
 
-from actionzoo.benchmarking import benchmark_row
+from actionzoo.jobs.benchmark import benchmark_row
 from actionzoo.params import load_params
-from actionzoo.process import stage
+from actionzoo.process.stage import stage
 
 
 def parse_args() -> argparse.Namespace:

@@ -13,8 +13,8 @@ from actionzoo.kinetics.folder import FOLDER, list_folder
 from actionzoo.kinetics.serve import serve
 from actionzoo.kinetics.synthetic import Mirror, make_mirror
 from actionzoo.params import Params, as_dict, load_params
-from actionzoo.process import stage
-from actionzoo.progress import progress
+from actionzoo.process.progress import progress
+from actionzoo.process.stage import stage
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 import argparse
 
-from actionzoo.launch import spread
+from actionzoo.jobs.evaluate import evaluate_row
+from actionzoo.jobs.torchrun import spread
 from actionzoo.params import load_params
-from actionzoo.process import stage
-from actionzoo.testing import evaluate_row
+from actionzoo.process.stage import stage
 
 
 def parse_args() -> argparse.Namespace:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from actionzoo.kinetics.frames import extract_frames
 from actionzoo.params import load_params
-from actionzoo.process import stage
-from actionzoo.progress import progress
+from actionzoo.process.progress import progress
+from actionzoo.process.stage import stage
 
 
 def main() -> None:

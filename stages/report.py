@@ -9,11 +9,11 @@ from pathlib import Path
 from actionzoo.files.locks import locked
 from actionzoo.kinetics.manifest import count_states, read_manifest
 from actionzoo.params import load_params
-from actionzoo.process import stage
-from actionzoo.report import read_report, rows_of
-from actionzoo.report_page import write_page
-from actionzoo.report_table import write_tables
-from actionzoo.run_links import write_run_links
+from actionzoo.process.stage import stage
+from actionzoo.report.page import write_page
+from actionzoo.report.results import read_report, rows_of
+from actionzoo.report.run_links import write_run_links
+from actionzoo.report.tables import write_tables
 
 
 def main() -> None:

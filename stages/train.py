@@ -2,10 +2,10 @@
 
 import argparse
 
-from actionzoo.launch import spread
+from actionzoo.jobs.torchrun import spread
+from actionzoo.jobs.train import train_row
 from actionzoo.params import load_params
-from actionzoo.process import stage
-from actionzoo.training import train_row
+from actionzoo.process.stage import stage
 
 
 def parse_args() -> argparse.Namespace:

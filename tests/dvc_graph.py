@@ -14,7 +14,7 @@ from pathlib import Path
 Path("importing").write_text(str(os.getpid()))
 while not Path("go").exists():  # as an import that takes long
     time.sleep(0.02)
-from actionzoo.process import stage
+from actionzoo.process.stage import stage
 with stage("made"):
     Path("working").touch()
     while not Path("finish").exists():

@@ -42,14 +42,14 @@ from actionzoo.engine.tensor_file import read_header, read_tensors
 from actionzoo.engine.views import read_views
 from actionzoo.errors import MachineFault, UserError
 from actionzoo.files.json_files import read_json, require_json
-from actionzoo.identity import identify, record_beside
-from actionzoo.kinetics.adopt import adopt
+from actionzoo.jobs.view_scores import as_json, as_text, measure
 from actionzoo.kinetics.annotations import class_names, read_annotations
 from actionzoo.kinetics.archives import LISTED, check_archive, read_archive
 from actionzoo.kinetics.check import check_data
 from actionzoo.kinetics.download import _Folder, _listed_parts, inventory_text, parse_parts, read_inventory
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import frame_spans
+from actionzoo.kinetics.import_mmaction import adopt
 from actionzoo.kinetics.manifest import (
     Clip,
     count_states,
@@ -65,11 +65,11 @@ from actionzoo.kinetics.shards import ShardWriter, index_path, read_index, read_
 from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.kinetics.transfer import Patience
-from actionzoo.looks import read_looks
 from actionzoo.params import Params, as_dict, load_params
-from actionzoo.scores import as_json, as_text, measure
-from actionzoo.trained import read_classes as read_names
-from actionzoo.weights import read_weights
+from actionzoo.report.error_analysis import read_looks
+from actionzoo.weights.checkpoints import read_classes as read_names
+from actionzoo.weights.formats import read_weights
+from actionzoo.weights.identity import identify, record_beside
 from tests import mutator
 from tests.engine.view_files import views_file
 from tests.kinetics.small_films import film

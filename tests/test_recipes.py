@@ -10,7 +10,8 @@ import torch
 
 from actionzoo.engine.flops import count_parameters
 from actionzoo.engine.schedule import scaled_lr
-from actionzoo.params import Recipe, as_dict, load_params
+from actionzoo.params import as_dict, load_params
+from actionzoo.recipe import Recipe
 from actionzoo.zoo import build_model
 from tests.models.parity import rate_at, reference_entries, reference_recipe, worst_rate
 from tests.models.reference import RECIPES, read_reference

@@ -38,10 +38,10 @@ def importers(names: tuple[str, ...], folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("names", "only"),
     [
-        (("mlflow",), {"src/actionzoo/tracking.py"}),
+        (("mlflow",), {f"src/actionzoo/tracking/{name}.py" for name in ("live", "registry", "store")}),
         (("decord", "simplejpeg"), {"src/actionzoo/clips/readers.py"}),
         (("ffmpeg", "imageio_ffmpeg"), {"src/actionzoo/kinetics/transcode.py"}),
-        (("onnx", "onnxruntime", "onnxscript"), {"src/actionzoo/export.py"}),
+        (("onnx", "onnxruntime", "onnxscript"), {"src/actionzoo/predict/export.py"}),
         (("dask", "distributed"), {"src/actionzoo/kinetics/cluster.py"}),
         (("prefect", "dvc"), set()),
     ],

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from actionzoo.engine import finished
 from actionzoo.engine.distributed import joined
+from actionzoo.jobs.evaluate import Outcome, run_test
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.params import Params, load_params
-from actionzoo.testing import Outcome, run_test
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .any_checkpoint import MEASURES
 from .errors import UserError
+from .jobs.evaluate_checkpoint import MEASURES
 from .names import did_you_mean
 from .params import as_dict, load_params
-from .process import mend_dvc, stage
+from .process.stage import mend_dvc, stage
 
 FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
 
@@ -291,7 +291,7 @@ def _seconds(text: str) -> float:
 
 
 def _demo(args) -> None:
-    from . import tracking
+    from .tracking.store import ui_command
 
     params = load_params()
     if params.name != "demo":
@@ -304,7 +304,7 @@ def _demo(args) -> None:
     _repro("-s", "report")  # of what there is: by itself it would have all rows built
     print()
     _table(args)
-    print(f"\nreport   {Path('report') / params.name / 'zoo.html'}\nMLflow   {tracking.ui_command()}")
+    print(f"\nreport   {Path('report') / params.name / 'zoo.html'}\nMLflow   {ui_command()}")
 
 
 def _repro(*arguments: str) -> None:
@@ -342,8 +342,8 @@ def _params(args) -> None:
 def _table(args) -> None:
     from rich.console import Console
 
-    from .report import read_report, rows_of
-    from .report_table import terminal_table
+    from .report.results import read_report, rows_of
+    from .report.tables import terminal_table
 
     params = load_params()
     report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=params.folder("report"))
@@ -369,9 +369,9 @@ def _lists(args) -> None:
 
 
 def _data_report(args) -> None:
-    from .data_report import write_data_report
     from .kinetics.overview import summary
-    from .progress import progress
+    from .process.progress import progress
+    from .report.data_page import write_data_report
 
     params = load_params()
     data, out = params.folder("data"), args.out or params.folder("report")
@@ -387,7 +387,7 @@ def _data_report(args) -> None:
 
 def _data_check(args) -> None:
     from .kinetics.check import check_data
-    from .progress import progress
+    from .process.progress import progress
 
     with progress("bytes") as tell:
         checked = check_data(load_params().folder("data"), sample=args.sample, seed=args.seed, progress=tell)
@@ -400,8 +400,8 @@ def _data_adopt(args) -> None:
     from functools import partial
 
     from .clips.looking import contents_of
-    from .kinetics.adopt import adopt
-    from .progress import progress
+    from .kinetics.import_mmaction import adopt
+    from .process.progress import progress
 
     params = load_params()
     look = partial(contents_of, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds)
@@ -424,16 +424,16 @@ def _manifest(form: str) -> Path:
 
 
 def _sync(args) -> None:
-    from . import tracking
+    from .tracking.record import sync
 
-    for done in tracking.sync(Path()):
+    for done in sync(Path()):
         why = f" ({done.reason})" if done.reason else ""
         print(f"{done.dataset}/{done.row}: {done.action}, {done.points} values{why}")
 
 
 def _weights(args) -> None:
-    from .progress import progress
-    from .weights import import_weights
+    from .process.progress import progress
+    from .weights.load import import_weights
 
     with progress("bytes") as tell:
         out, report = import_weights(args.row, args.source, out=args.out, num_classes=args.num_classes, tell=tell)
@@ -443,8 +443,8 @@ def _weights(args) -> None:
 def _train(args) -> None:
     import dataclasses
 
-    from .launch import spread
-    from .training import train_row
+    from .jobs.torchrun import spread
+    from .jobs.train import train_row
 
     params = load_params()
     params.check_row(args.row)
@@ -462,8 +462,8 @@ def _train(args) -> None:
 def _test(args) -> None:
     import dataclasses
 
-    from .any_checkpoint import evaluate_checkpoint
-    from .launch import spread
+    from .jobs.evaluate_checkpoint import evaluate_checkpoint
+    from .jobs.torchrun import spread
 
     params = load_params()
     params.check_row(args.row)
@@ -489,7 +489,7 @@ def _test(args) -> None:
 
 
 def _scores(args) -> None:
-    from .scores import as_json, as_text, measure
+    from .jobs.view_scores import as_json, as_text, measure
 
     made = measure(
         args.files,
@@ -504,26 +504,27 @@ def _scores(args) -> None:
 
 
 def _publish(args) -> None:
-    from .publish import publish_run
+    from .weights.publish import publish_run
 
     for path in publish_run(args.folder, args.out):
         print(path)
 
 
 def _register(args) -> None:
-    from .publish import register_run
+    from .weights.publish import register_run
 
     print(register_run(args.folder, args.name, args.alias))
 
 
 def _predict(args) -> None:
-    from .video_paths import check_request
+    from .predict.video_paths import check_request
 
     check_request(
         args.videos, window_seconds=args.window, stride_seconds=args.stride, draw=args.draw, as_json=args.json
     )
 
-    from .predict import open_predictor, predict_all
+    from .predict.command import predict_all
+    from .predict.predictor import open_predictor
 
     predictor = open_predictor(
         args.model, row=args.row, classes=args.classes, num_clips=args.clips, num_crops=args.crops, device=args.device
@@ -541,14 +542,14 @@ def _predict(args) -> None:
 
 
 def _export(args) -> None:
-    from .export_formats import check_target
-    from .trained import open_trained
+    from .predict.export_formats import check_target
+    from .weights.checkpoints import open_trained
     from .zoo import project_params
 
     check_target(args.to, args.out)
     trained = open_trained(args.model, params=project_params(), row=args.row, classes=args.classes)
 
-    from .export import export_model
+    from .predict.export import export_model
 
     print(export_model(trained, args.to, args.out, batch=args.batch))
 
@@ -556,7 +557,7 @@ def _export(args) -> None:
 def _ui(args) -> None:
     import socket
 
-    from . import tracking
+    from .tracking.store import ui_command
 
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -567,7 +568,7 @@ def _ui(args) -> None:
                 f"port {args.port} on 127.0.0.1 is in use; `actionzoo ui --port {args.port + 1}` takes another"
             ) from None
     _lead_to_runs(f"http://127.0.0.1:{args.port}")
-    command = tracking.ui_command(port=args.port)
+    command = ui_command(port=args.port)
     print(f"{command}\nopen http://127.0.0.1:{args.port}, Ctrl-C ends it", flush=True)
     # by the shell's own means: `env` would show the settings, a password among them, to all who list processes
     os.execv("/bin/sh", ["/bin/sh", "-c", re.sub(r"^((?:\w+=\S+ )*)", r"\1exec ", command)])
@@ -575,7 +576,7 @@ def _ui(args) -> None:
 
 def _lead_to_runs(server: str) -> None:
     """Let the report's links lead to the pages that are opened there."""
-    from .run_links import write_run_links
+    from .report.run_links import write_run_links
 
     params = load_params()
     if (params.folder("report") / "zoo.html").is_file():

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .errors import UserError
-from .params import Params, Recipe
+from .params import Params
+from .recipe import Recipe
 
 
 @dataclass(frozen=True)

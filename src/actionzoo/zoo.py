@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import UserError
-from .params import CSNModel, Params, SlowFastModel, load_params
+from .params import Params, load_params
+from .recipe import CSNModel, SlowFastModel
 
 if TYPE_CHECKING:
     from torch import nn  # seconds to import, and a stage that finds its work done does without

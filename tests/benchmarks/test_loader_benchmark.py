@@ -12,7 +12,7 @@ import torch
 from actionzoo.clips.inputs import to_input
 from actionzoo.clips.loader import view_loader
 from actionzoo.clips.looking import contents_of
-from actionzoo.kinetics.adopt import adopt
+from actionzoo.kinetics.import_mmaction import adopt
 from actionzoo.kinetics.transcode import from_frames, to_jpegs
 from tests.kinetics.small_films import QUICK
 

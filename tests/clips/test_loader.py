@@ -25,7 +25,7 @@ from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.manifest import read_manifest, write_manifest
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
-from actionzoo.params import Augment, Clips
+from actionzoo.recipe import Augment, Clips
 
 SPEC = Clips(form="videos", short_side=256, clip_len=8, frame_interval=2)
 AUGMENT = Augment(

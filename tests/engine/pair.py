@@ -13,7 +13,8 @@ from torch import nn
 
 from actionzoo.engine.distributed import joined
 from actionzoo.engine.norms import split_norms, synchronise_norms
-from actionzoo.engine.train import Plan, train
+from actionzoo.engine.state import Plan
+from actionzoo.engine.train import train
 
 NUM_CLIPS = 16
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actionzoo.engine.checkpoint import load_checkpoint
-from actionzoo.engine.train import saved_states
+from actionzoo.engine.state import saved_states
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from actionzoo.engine.train import Plan, train
+from actionzoo.engine.state import Plan
+from actionzoo.engine.train import train
 from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
 

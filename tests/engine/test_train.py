@@ -16,7 +16,8 @@ from torch import nn
 
 from actionzoo.engine.checkpoint import CheckpointError, load_checkpoint
 from actionzoo.engine.logs import RunLog, read_log
-from actionzoo.engine.train import NonFiniteLoss, Plan, saved_states, train
+from actionzoo.engine.state import NonFiniteLoss, Plan, saved_states
+from actionzoo.engine.train import train
 
 NUM_CLIPS, BATCH = 12, 4
 

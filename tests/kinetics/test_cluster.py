@@ -346,7 +346,7 @@ import signal, sys
 from pathlib import Path
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
-from actionzoo.process import stage
+from actionzoo.process.stage import stage
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 with stage("resize"):
     resize(Path(sys.argv[1]), Path("videos"), short_side=128, encode=Encode(preset="slow"), jobs=1,

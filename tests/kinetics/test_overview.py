@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import yaml
 
-from actionzoo.data_report import write_data_report
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.labels import kinetics400
@@ -24,6 +23,7 @@ from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter
 from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import Encode
+from actionzoo.report.data_page import write_data_report
 from tests.kinetics.small_films import film
 
 PROJECT = Path(__file__).resolve().parents[2]

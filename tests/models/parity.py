@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from actionzoo.engine.flops import count_macs, count_parameters
 from actionzoo.engine.schedule import learning_rate, scaled_lr
 from actionzoo.engine.views import average_views
-from actionzoo.params import Recipe, as_dict
+from actionzoo.params import as_dict
+from actionzoo.recipe import Recipe
 from actionzoo.zoo import create_model
 from tests.models.reference import CONFIGS, RECIPES, REFERENCE, build_filled, clips, read_reference
 

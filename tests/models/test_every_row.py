@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from actionzoo.params import CSNModel, Optim, SlowFastModel
+from actionzoo.recipe import CSNModel, Optim, SlowFastModel
 from actionzoo.zoo import build_model
 from tests.models.reference import RECIPES
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..kinetics.manifest import Clip, read_manifest
-from ..params import Augment, Clips
+from ..recipe import Augment, Clips
 from .dataset import Key, Sample, TrainClips, ViewClips
 from .inputs import Footage, View
 from .quarantine import Quarantine

@@ -15,8 +15,8 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from actionzoo.errors import MACHINE_ERRNOS, MachineFault, UserError, speaks_of_machine
-from actionzoo.files.atomic import atomic_write
+from ..errors import MACHINE_ERRNOS, MachineFault, UserError, speaks_of_machine
+from ..files.atomic import atomic_write
 
 
 class CheckpointError(UserError):

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .distributed import World
 from .metrics import accuracies
 from .precision import Precision, computing_in

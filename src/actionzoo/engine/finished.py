@@ -19,8 +19,7 @@ from typing import TextIO
 import torch
 from torch import Tensor
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .evaluate import ViewBatch
 from .tensor_file import DamagedFile, Pieces, read_header, write_tensors
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from actionzoo.files.atomic import atomic_write
+from ..files.atomic import atomic_write
 
 
 class RunLog:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from actionzoo.errors import UserError
+from ..errors import UserError
 
 
 def accuracies(

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from actionzoo.errors import UserError
+from ..errors import UserError
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 

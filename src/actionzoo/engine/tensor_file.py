@@ -20,8 +20,8 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from actionzoo.errors import UserError
-from actionzoo.files.atomic import atomic_write
+from ..errors import UserError
+from ..files.atomic import atomic_write
 
 
 class DamagedFile(UserError):

@@ -16,8 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .tensor_file import Pieces, read_header, read_tensors, write_tensors
 
 Average = Literal["prob", "score"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from actionzoo.errors import UserError
+from ..errors import UserError
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def atomic_write(path: Path, scratch: Path | None = None, mode: int | None = Non
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     (scratch or path.parent).mkdir(parents=True, exist_ok=True)
-    partial = (scratch or path.parent) / f".{path.name}.partial"
+    partial = partial_beside(path, scratch)
     try:
         with open(partial, "wb", opener=None if mode is None else _opener(mode)) as file:
             yield file
@@ -30,6 +30,11 @@ def atomic_write(path: Path, scratch: Path | None = None, mode: int | None = Non
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def partial_beside(path: Path, scratch: Path | None = None) -> Path:
+    """Where a file is written until it is whole: hidden beside `path`, or in `scratch`."""
+    return (scratch or path.parent) / f".{path.name}.partial"
 
 
 def _opener(mode: int) -> Callable[[str, int], int]:

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .atomic import atomic_write
 from .text import read_text
 

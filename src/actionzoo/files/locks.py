@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from actionzoo.errors import UserError
+from ..errors import UserError
 
 _log = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 import codecs
 from pathlib import Path
 
-from actionzoo.errors import UserError
+from ..errors import UserError
 
 MAX_TEXT_BYTES = 256 * 2**20
 """Kinetics-700's longest list has 40 MB."""

@@ -6,8 +6,7 @@ from typing import Any
 
 import yaml
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .text import read_text
 
 MAX_BYTES = 4 * 2**20

@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from actionzoo.errors import UserError
-from actionzoo.files.csv_cells import plain_cell
-from actionzoo.files.text import read_text
-from actionzoo.names import class_name_fault
+from ..errors import UserError
+from ..files.csv_cells import plain_cell
+from ..files.text import read_text
+from ..names import class_name_fault
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

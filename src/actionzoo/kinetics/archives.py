@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from actionzoo.errors import UserError, machine_fault
-from actionzoo.files.csv_cells import plain_cell
+from ..errors import UserError, machine_fault
+from ..files.csv_cells import plain_cell
 
 
 class BrokenArchive(UserError):

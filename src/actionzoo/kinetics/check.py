@@ -15,8 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import sha256_of
 from .download import read_inventory

@@ -25,8 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .transcode import ffmpeg_version
 
 _log = logging.getLogger(__name__)

@@ -27,11 +27,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from actionzoo.addresses import without_secrets
-from actionzoo.errors import MachineFault, UserError
-
+from ..errors import MachineFault, UserError
+from ..files.addresses import without_secrets
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
 from ..files.json_files import read_json, require_json
+from ..files.links import place_link
 from ..files.locks import locked
 from ..files.text import MAX_TEXT_BYTES, decode_text
 from .archives import BrokenArchive, check_archive
@@ -257,11 +257,9 @@ class _Folder:
         version = self.look(name)
         if version is None:
             raise Gone("it is not there any more")
-        try:
-            # one file under two names: half a terabyte need not lie here twice. We replace files, never write into one
-            os.link(self.root / name, partial)
-        except OSError:
-            shutil.copyfile(self.root / name, partial)
+        place_link(
+            self.root / name, partial
+        )  # half a terabyte need not lie here twice. We replace files, never write into one
         tell(version.size)
         return version
 

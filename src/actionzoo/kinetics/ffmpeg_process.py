@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from actionzoo.errors import MACHINE_ERRNOS, MachineFault, speaks_of_machine
+from ..errors import MACHINE_ERRNOS, MachineFault, speaks_of_machine
 
 TIMED_OUT = "timed out"
 

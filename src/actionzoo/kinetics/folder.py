@@ -29,8 +29,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.csv_cells import safe_cell, safe_id
 from .annotations import clip_name, read_rows

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from ..files.atomic import check_same_file_system
 from .manifest import Clip, read_manifest, write_manifest
 from .parts import in_order, key_of, make_key, publish, read_record, scratch_folder, write_record

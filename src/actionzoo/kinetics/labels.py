@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from importlib.resources import files
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .annotations import class_key
 
 

@@ -24,12 +24,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from actionzoo.errors import UserError
-from actionzoo.files.csv_cells import plain_cell, safe_cell, safe_id
-from actionzoo.names import class_name_fault
-
+from ..errors import UserError
 from ..files.atomic import atomic_write
+from ..files.csv_cells import plain_cell, safe_cell, safe_id
 from ..files.text import read_text
+from ..names import class_name_fault
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "replaced", "short")

@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from ..files.hashes import sha256_of
 from .annotations import read_annotations
 from .download import read_inventory

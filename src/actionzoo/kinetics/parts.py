@@ -20,8 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from actionzoo.errors import MACHINE_ERRNOS, MachineFault, UserError, speaks_of_machine
-
+from ..errors import MACHINE_ERRNOS, MachineFault, UserError, speaks_of_machine
 from ..files.atomic import atomic_write, sync_folder
 from ..files.hashes import sha256_of
 from ..files.locks import locked

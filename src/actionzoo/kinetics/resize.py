@@ -22,8 +22,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from ..files.atomic import check_same_file_system
 from .annotations import Annotation, class_key, class_names, read_annotations
 from .archives import BrokenArchive, read_archive

@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from actionzoo.errors import UserError, machine_fault
-
+from ..errors import UserError, machine_fault
 from ..files.atomic import atomic_write
 
 

@@ -5,8 +5,8 @@ import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 
-from ..addresses import without_secrets
 from ..errors import UserError
+from ..files.addresses import without_secrets
 from .transfer import Failed, Gone, Patience, Web, discard, partial_version
 
 

@@ -18,8 +18,7 @@ from typing import Protocol
 import ffmpeg
 import numpy as np
 
-from actionzoo.errors import UserError
-
+from ..errors import UserError
 from .ffmpeg_process import BadVideo, Clip, Result, process_clip, reason_of
 
 # ffmpeg's own default, said so that it stays: the pixels that the usual way gives. `area` would save a tenth of the

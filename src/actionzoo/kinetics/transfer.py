@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from ..addresses import without_secrets
+from ..files.addresses import without_secrets
 from ..files.atomic import atomic_write
 
 _log = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from actionzoo.models.layers import BLOCKS, EXPANSION, Bottleneck, ConvNorm, Head, initialise, max_pool
+from .layers import BLOCKS, EXPANSION, Bottleneck, ConvNorm, Head, initialise, max_pool
 
 WIDTH = 64  # channels of the stem
 EPS = 1e-3  # of every batch norm, VMZ's; torch's 1e-5 moves the logits of released weights by a percent

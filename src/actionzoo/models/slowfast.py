@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from actionzoo.models.layers import BLOCKS, EXPANSION, Bottleneck, ConvNorm, Head, initialise, max_pool
+from .layers import BLOCKS, EXPANSION, Bottleneck, ConvNorm, Head, initialise, max_pool
 
 WIDTH = 64  # channels of Slow's stem
 

@@ -1,0 +1,31 @@
+"""Several processes for one command: it starts itself again under torchrun."""
+
+import os
+import sys
+
+from ..errors import UserError
+from ..params import Runtime
+
+
+def spread(runtime: Runtime) -> None:
+    """Replace this process by torchrun and `runtime.gpus` copies of this command, on each of `runtime.nodes` machines.
+
+    Returns if one process is enough, or if this is one of the copies, or was started by torchrun or the like.
+    Raises UserError if there are several machines and no place for them to meet.
+    """
+    if runtime.num_processes == 1 or "WORLD_SIZE" in os.environ:
+        return
+    if runtime.nodes > 1 and not runtime.rendezvous:
+        raise UserError(
+            f"runtime.nodes is {runtime.nodes}, and runtime.rendezvous names no place to meet: set it to host:port of "
+            "the first machine, and give the same command on every machine"
+        )
+    meeting = ["--standalone"]
+    if runtime.nodes > 1:
+        meeting = ["--nnodes", str(runtime.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", runtime.rendezvous]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(runtime.gpus)]
+    threads = max(1, (os.cpu_count() or 1) // runtime.gpus)
+    os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would warn, and take 1
+    sys.stdout.flush()
+    # the same process: whoever stops it stops torchrun, which stops the copies
+    os.execv(sys.executable, [*command, *sys.argv])

@@ -1,0 +1,261 @@
+"""MMAction2's own folders and lists -> manifest.csv, so that what is prepared already is read where it lies.
+
+    kinetics400_val_list_videos.txt       abseiling/0wR5jVB-WPk.mp4 0           a path below a folder, a label
+    kinetics400_val_list_rawframes.txt    abseiling/0wR5jVB-WPk 300 0           a folder below it, frames, a label
+                                          with img_00001.jpg to img_00300.jpg in it
+
+No pixel is copied or encoded. In the manifest's column `shard` stands the file, or the folder of frames. The names of
+all classes are kept beside it: a list of some of them has the labels of all.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from ..errors import UserError, machine_fault
+from ..files.hashes import sha256_of
+from ..files.text import read_text
+from .manifest import CLASSES, SPLITS, Clip, Manifest, read_classes, read_manifest, write_manifest
+
+MAX_FRAMES = 1_000_000
+"""Of one clip: eleven hours at 25 per second."""
+
+
+class Contents(Protocol):
+    """What was found in a video or a folder of frames."""
+
+    num_frames: int
+    width: int
+    height: int
+    fps: float | None
+
+
+Look = Callable[[list[tuple[Path, int | None]]], Iterable[Contents | str]]
+"""For each path, of frames with their number, what is in it, or why it cannot be used; in their order."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    number: int
+    """Its place in the list, from 1."""
+    path: str
+    """Relative, without `.` and `..`."""
+    num_frames: int | None
+    """None for a video."""
+    label: int
+
+    @property
+    def video_id(self) -> str:
+        """The path; a video's without the ending, as in the lists that are exported."""
+        return self.path if self.num_frames else os.path.splitext(self.path)[0]
+
+
+def adopt(
+    form: Path,
+    split: str,
+    list_file: Path,
+    folder: Path,
+    *,
+    look: Look,
+    classes: Path | None = None,
+    max_bad_share: float = 0.05,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> str:
+    """Write the clips of a list into `form`/manifest.csv as its `split`; gives a line that says what is there now.
+
+    `form` is a folder by the name of what it holds, data/<dataset>/videos_256 or frames_320; splits that its manifest
+    has already stay. `folder` is what the list's paths are below of. `classes` has a class name per line, in the order
+    of the labels, and is kept for the splits that follow; without it a class is called by its label, and each label up
+    to the last must be there. A clip that is not there, or cannot be decoded, is in the manifest with the reason.
+    Raises UserError: for a list or a class list that cannot be read or that contradicts what is there, for more such
+    clips than `max_bad_share`, and for a form that the pipeline made. Raises MachineFault; nothing is written then.
+    """
+    kind = form.name.partition("_")[0]
+    if kind not in ("videos", "frames"):
+        raise UserError(f"{form} is to be called videos_<short side> or frames_<short side>, e.g. videos_256")
+    if split not in SPLITS:
+        raise UserError(f"the split is {split!r}, not one of {', '.join(SPLITS)}")
+    if not os.path.isdir(folder):
+        raise UserError(f"{str(folder)[:200]} is no folder; name the one that the paths in {list_file} are below of")
+    there = read_manifest(form / "manifest.csv") if (form / "manifest.csv").is_file() else Manifest([])
+    if any(clip.shard.endswith(".tar") for clip in there):
+        raise UserError(
+            f"{form} holds shards that `dvc repro` made; give the folder's data set an entry of its own in params.yaml "
+            "and name it in data.name"
+        )
+    lines = _read_list(list_file, has_frames=kind == "frames")
+    others = [clip for clip in there if clip.split != split]
+    names = _all_classes(form, classes, there.classes if others or not classes else None)
+    if names:
+        others = _named(others, names, form, classes)
+    _check_labels(lines, list_file, names, classes or form / CLASSES, {clip.label for clip in others})
+    found = look([(folder / line.path, line.num_frames) for line in lines])
+    clips = []
+    for number, (line, contents) in enumerate(zip(lines, found, strict=True), 1):
+        clips.append(_clip(split, line, folder / line.path, names, contents))
+        if progress:
+            progress("look at clips", number, len(lines))
+    if not any(clip.is_usable for clip in clips):
+        raise UserError(f"none of the {len(clips)} clips of {list_file} can be used below {folder}; {_first(clips)}")
+    bad = [clip for clip in clips if not clip.is_usable]
+    if len(bad) > max_bad_share * len(clips):
+        raise UserError(
+            f"{len(bad)} of the {len(clips)} clips of {list_file} cannot be used, which is more than "
+            f"{max_bad_share:.1%}; {_first(bad)}"
+        )
+    write_manifest(form / "manifest.csv", [*others, *clips], names)
+    left_out = f", {len(bad)} that cannot be used" if bad else ""
+    return f"adopt: {len(clips) - len(bad)} clips of {split}{left_out} ({form / 'manifest.csv'})"
+
+
+def _read_list(path: Path, *, has_frames: bool) -> list[_Line]:
+    lines: list[_Line] = []
+    seen: dict[str, _Line] = {}
+    text = read_text(path, "give a list with one clip per line")
+    for number, line_text in enumerate(text.split("\n"), 1):
+        if not line_text.strip():
+            continue
+        try:
+            line = _parse(line_text.strip(), number, has_frames=has_frames)
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: {error}") from None
+        if other := seen.get(line.video_id):
+            if other.path == line.path:
+                raise UserError(f"{path}, line {number}: {line.path} is listed twice, first in line {other.number}")
+            raise UserError(
+                f"{path}, line {number}: {line.path} and {other.path} in line {other.number} are both called "
+                f"{line.video_id} here, without the ending; leave one out or rename it"
+            )
+        seen[line.video_id] = line
+        lines.append(line)
+    if not lines:
+        raise UserError(f"{path} lists nothing")
+    return lines
+
+
+def _parse(text: str, number: int, *, has_frames: bool) -> _Line:
+    """Raises ValueError."""
+    # from the right: a path may have spaces in it
+    fields = text.rsplit(maxsplit=2 if has_frames else 1)
+    counts = fields[1:]
+    if len(fields) != (3 if has_frames else 2) or not all(re.fullmatch("[0-9]+", count) for count in counts):
+        expected = "path, number of frames, label" if has_frames else "path, label"
+        raise ValueError(f"{text[:100]!r} is not `{expected}`")
+    if any(len(count.lstrip("0")) > 9 for count in counts):
+        raise ValueError(f"{text[:60]!r} ends in a number of {max(map(len, counts))} digits; labels have a few")
+    num_frames, label = int(counts[0]) if has_frames else None, int(counts[-1])
+    if num_frames == 0:
+        raise ValueError(f"{fields[0]} has 0 frames; leave it out")
+    if num_frames and num_frames > MAX_FRAMES:
+        raise ValueError(f"{fields[0][:100]} has {num_frames} frames; a clip has at most {MAX_FRAMES}")
+    return _Line(number, _relative(fields[0]), num_frames, label)
+
+
+def _relative(text: str) -> str:
+    """The path of a clip in its plain form. Raises ValueError for one that leaves the folder, or is no path."""
+    path = PurePosixPath(text)
+    shown = repr(text[:100])
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        raise ValueError(f"{shown} does not lie below the folder; give a relative path without `..`")
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ValueError(f"{shown} has a control character in it; rename the file")
+    if any(len(os.fsencode(part)) > 255 for part in path.parts) or len(os.fsencode(text)) > 3000:
+        raise ValueError(f"{shown}… is longer than a file's name may be")
+    return str(path)
+
+
+def _all_classes(form: Path, given: Path | None, kept: Sequence[str] | None) -> list[str] | None:
+    """Names of all classes: those of the file `given`, else those kept with the form's other splits; None for none."""
+    if given is None:
+        return list(kept) if kept else None
+    names = read_classes(given)
+    if kept and names != list(kept):
+        pairs = enumerate(zip(names, kept, strict=False))
+        differs = next((f"label {n} is {new!r} and was {old!r}" for n, (new, old) in pairs if new != old), "")
+        raise UserError(
+            f"{given} is another class list than {form / CLASSES}, which the other splits have ({len(names)} and "
+            f"{len(kept)} names{'; ' if differs else ''}{differs}); give the same, or delete {form / 'manifest.csv'} "
+            "and import all splits again"
+        )
+    return names
+
+
+def _named(clips: list[Clip], names: Sequence[str], form: Path, classes: Path | None) -> list[Clip]:
+    """Clips of other splits; those that were imported without names get theirs. Raises UserError for other names."""
+    named = []
+    for clip in clips:
+        name = names[clip.label] if 0 <= clip.label < len(names) else None
+        if name is None or clip.class_name not in (name, str(clip.label)):
+            raise UserError(
+                f"{clip.video_id} of {clip.split} has label {clip.label}, {clip.class_name!r}, in "
+                f"{form / 'manifest.csv'}, and {classes or form / CLASSES} says {name!r}; give the list of that split, "
+                "or delete the manifest and import all splits again"
+            )
+        named.append(dataclasses.replace(clip, class_name=name))
+    return named
+
+
+def _check_labels(
+    lines: list[_Line], list_file: Path, names: Sequence[str] | None, source: Path, other_labels: set[int]
+) -> None:
+    """Raises UserError for a label beyond the class list, or, without one, for labels with a gap."""
+    last = max(lines, key=lambda line: line.label)
+    if names:
+        if last.label >= len(names):
+            raise UserError(
+                f"{list_file}, line {last.number}: {last.path} has label {last.label}, but {source} {len(names)} "
+                f"names, whose labels are 0 to {len(names) - 1}; give the class list of these labels"
+            )
+        return
+    labels = {line.label for line in lines} | {label for label in other_labels if label >= 0}
+    if max(labels) >= len(labels):
+        gap = next(label for label in range(len(labels)) if label not in labels)
+        raise UserError(
+            f"{list_file}: no clip has label {gap}, yet there is {max(labels)} ({last.path}, line {last.number}); if "
+            "the list is of some classes only, name all of them, a line each in the order of the labels: --classes FILE"
+        )
+
+
+def _clip(split: str, line: _Line, path: Path, names: list[str] | None, contents: Contents | str) -> Clip:
+    named = {
+        "video_id": line.video_id,
+        "split": split,
+        "label": line.label,
+        "class_name": names[line.label] if names else str(line.label),
+    }
+    if not os.path.exists(path):
+        return Clip(**named, state="missing", reason=f"{path} is not there")
+    if isinstance(contents, str):
+        return Clip(**named, state="corrupt", reason=f"{line.path}: {contents}")
+    try:
+        size, sha256 = _fingerprint(path)
+    except OSError as error:
+        if fault := machine_fault(error):
+            raise fault from error
+        return Clip(**named, state="corrupt", reason=f"{line.path}: {error.strerror}")
+    return Clip(
+        **named,
+        state="ok",
+        shard=str(path.absolute()),
+        offset=0,
+        size=size,
+        num_frames=contents.num_frames,
+        width=contents.width,
+        height=contents.height,
+        fps=contents.fps,
+        sha256=sha256,
+    )
+
+
+def _fingerprint(path: Path) -> tuple[int, str]:
+    """Bytes, and for a video their sha256: what is made of the clips is made anew when these change."""
+    if path.is_dir():
+        return sum(entry.stat().st_size for entry in os.scandir(path)), ""
+    return path.stat().st_size, sha256_of(path)
+
+
+def _first(clips: list[Clip]) -> str:
+    return "the first ones: " + "; ".join(clip.reason for clip in clips[:3])

@@ -1,0 +1,99 @@
+"""`actionzoo predict`: videos and folders through a predictor, as text, JSON or drawn copies."""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+from .predictor import WINDOW_SECONDS, Prediction, Predictor, prediction_lines
+from .video_paths import check_windows, find_targets, find_videos, shown
+
+
+def predict_all(
+    predictor: Predictor,
+    videos: Sequence[str | Path],
+    *,
+    top: int = 5,
+    window_seconds: float | None = None,
+    stride_seconds: float | None = None,
+    as_json: bool = False,
+    draw: Path | None = None,
+) -> None:
+    """Print the classes of videos, and of all in folders, as text or as a JSON object a line; `draw` is an mp4 file, or
+    a folder for several. What cannot be read is named; in the end, UserError says how many."""
+    check_windows(window_seconds, stride_seconds)
+    paths = find_videos(videos)
+    targets = find_targets(paths, draw) if draw else {}
+    num_faults = 0
+    for path, predictions in _predictions(predictor, list(paths), top, window_seconds, stride_seconds):
+        is_windowed = window_seconds is not None or stride_seconds is not None
+        said = []
+        for prediction in predictions:
+            said.append(prediction)
+            if not as_json:
+                print(_text(prediction, is_first=len(said) == 1), flush=True)
+        usable = [prediction for prediction in said if not prediction.fault]
+        drawn, fault = None, "" if usable else said[0].fault
+        if path in targets and usable:
+            try:
+                predictor.draw(said, drawn := targets[path])
+            except UserError as error:
+                drawn, fault = None, str(error)
+            if not as_json:
+                print(f"  {fault or f'drawn: {shown(drawn)}'}", flush=True)
+        if as_json:
+            print(json.dumps(_plain(path, said, is_windowed, fault, drawn), ensure_ascii=False), flush=True)
+        num_faults += bool(fault) or len(usable) < len(said)
+    if num_faults:
+        raise UserError(f"{num_faults} of {len(paths)} videos could not be used, or not all of them; see above")
+
+
+def _predictions(
+    predictor: Predictor, paths: list[Path], top: int, window_seconds: float | None, stride_seconds: float | None
+) -> Iterator[tuple[Path, Iterable[Prediction]]]:
+    """Each video with what is said of it, once or window by window."""
+    if window_seconds is None and stride_seconds is None:
+        yield from ((prediction.video, [prediction]) for prediction in predictor.each(paths, top=top))
+        return
+    for path in paths:
+        try:
+            windows = predictor.windows(
+                path,
+                window_seconds=WINDOW_SECONDS if window_seconds is None else window_seconds,
+                stride_seconds=stride_seconds,
+                top=top,
+            )
+        except UserError as error:
+            windows = [Prediction(path, [], fault=str(error))]
+        yield path, windows
+
+
+def _text(prediction: Prediction, is_first: bool) -> str:
+    title = [shown(prediction.video)] if is_first else []
+    if prediction.note:
+        title += [f"  decodes with faults: {prediction.note}"]
+    return "\n".join([*title, *(f"  {line}" for line in prediction_lines(prediction))])
+
+
+def _plain(
+    path: Path, predictions: Sequence[Prediction], is_windowed: bool, fault: str, drawn: Path | None
+) -> dict[str, Any]:
+    """A video's line of JSON."""
+
+    def top(prediction: Prediction) -> list[dict[str, Any]]:
+        return [{"class_name": name, "probability": value} for name, value in prediction.top]
+
+    line: dict[str, Any] = {"video": shown(path)}
+    if fault:
+        line["error"] = fault
+    if not is_windowed:
+        line |= {"top": top(predictions[0])}
+    elif predictions[0].end_seconds is not None:
+        line["windows"] = [
+            {"start_seconds": each.start_seconds, "end_seconds": each.end_seconds, "top": top(each)}
+            | ({"error": each.fault} if each.fault else {})
+            for each in predictions
+        ]
+    notes = [prediction.note for prediction in predictions if prediction.note]
+    return line | ({"note": notes[0]} if notes else {}) | ({"drawn": shown(drawn)} if drawn else {})

@@ -1,0 +1,166 @@
+"""A trained network as a file that runs without this package, checked against the network before it is kept.
+
+    torchscript    torch.jit.load(file)                      also from C++
+    torch.export   torch.export.load(file).module()          for torch's compilers
+    onnx           onnxruntime.InferenceSession(file)        and whatever else reads ONNX
+
+In every file lies a text that says what to feed it and what comes out: `described`, as JSON.
+"""
+
+import contextlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..files.atomic import sync_folder
+from ..weights.checkpoints import Trained
+from .export_formats import FORMATS as FORMATS
+from .export_formats import Format, check_target
+
+METADATA = "actionzoo.json"
+"""Name of the text in the file: an extra file of torch's, an entry of ONNX's metadata."""
+
+LARGEST_ERROR = 1e-4
+"""Largest difference of a logit from the network's, over the logits' standard deviation. Other orders of adding up make
+a hundredth of that; a layer that another runtime takes otherwise makes much more."""
+
+
+def export_model(trained: Trained, to: Format, out: Path, *, batch: int | None = None) -> str:
+    """Write the network in eval mode, at the size of its test's crop; gives a line on what was written and how close it
+    came. `batch` is how many clips a call takes, any number if None.
+
+    The file is read back and run beside the network on random clips. Raises UserError, and leaves no file, where the
+    two differ by more than LARGEST_ERROR.
+    """
+    check_target(to, out)
+    network, viewing = trained.network.cpu(), trained.viewing
+    sizes = [batch] if batch else [1, 2]
+    generator = torch.Generator().manual_seed(0)
+    clips = [
+        torch.randn(size, 3, viewing.clip_len, viewing.crop_size, viewing.crop_size, generator=generator)
+        for size in sizes
+    ]
+    about = json.dumps(described(trained, batch), ensure_ascii=False)
+    # the file bears its own name while it is made: torch.export looks at the ending
+    folder = out.parent / f".{out.name}.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        made = folder / out.name
+        with torch.no_grad(), _quiet():
+            run = _WRITERS[to](network, clips[-1], made, about, batch is None)
+            error = max(_distance(run(some), network(some)) for some in clips)
+        if not error <= LARGEST_ERROR:
+            raise UserError(
+                f"{to} gives other logits than the network: {error:.1e} of their standard deviation away, where "
+                f"{LARGEST_ERROR:g} is allowed. Nothing was written; try another format, or another version of it"
+            )
+        os.replace(made, out)
+        sync_folder(out.parent)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    shape = " x ".join(map(str, described(trained, batch)["input"]["shape"]))
+    tried = " and ".join(map(str, sizes))
+    return (
+        f"export: {trained.row} as {to} in {out}, {out.stat().st_size / 1e6:.0f} MB, input {shape}; read back, its "
+        f"logits are off by {error:.1e} of their deviation at most, {LARGEST_ERROR:g} allowed (batches of {tried})"
+    )
+
+
+def described(trained: Trained, batch: int | None) -> dict[str, Any]:
+    """What one has to know to use the file."""
+    viewing = trained.viewing
+    size = viewing.crop_size
+    return {
+        "row": trained.row,
+        "input": {
+            "name": "clips",
+            "dtype": "float32",
+            "shape": [batch or "batch", 3, viewing.clip_len, size, size],
+            "axes": "clip, colour (R, G, B), frame, height, width",
+            "pixels": "(level - mean) / std, levels from 0 to 255",
+        },
+        "mean": viewing.mean,
+        "std": viewing.std,
+        "clip_len": viewing.clip_len,
+        "frame_interval": viewing.frame_interval,
+        "resize": viewing.resize,
+        "crop_size": size,
+        "num_clips": viewing.num_clips,
+        "num_crops": viewing.num_crops,
+        "average_clips": viewing.average_clips,
+        "output": {"name": "logits", "dtype": "float32", "shape": [batch or "batch", len(trained.classes)]},
+        "classes": trained.classes,
+        "weights": {"file": trained.file.name, "sha256": trained.sha256},
+        "versions": {"actionzoo": importlib.metadata.version("actionzoo"), "torch": str(torch.__version__)},
+    }
+
+
+def _torchscript(network: nn.Module, clips: Tensor, out: Path, about: str, is_dynamic: bool) -> Callable:
+    torch.jit.save(torch.jit.trace(network, clips, check_trace=False), out, _extra_files={METADATA: about})
+    return torch.jit.load(out)
+
+
+def _exported(network: nn.Module, clips: Tensor, is_dynamic: bool) -> torch.export.ExportedProgram:
+    shapes = ({0: torch.export.Dim("batch")},) if is_dynamic else None
+    program = torch.export.export(network, (clips,), dynamic_shapes=shapes)
+    program.example_inputs = None  # they would lie in the file, 50 MB at full size
+    return program
+
+
+def _torch_export(network: nn.Module, clips: Tensor, out: Path, about: str, is_dynamic: bool) -> Callable:
+    torch.export.save(_exported(network, clips, is_dynamic), out, extra_files={METADATA: about})
+    return torch.export.load(out).module()
+
+
+def _onnx(network: nn.Module, clips: Tensor, out: Path, about: str, is_dynamic: bool) -> Callable:
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  # torch needs it, and says so less plainly
+    except ImportError as error:
+        raise UserError(
+            f"{error.name} is not installed; pip install 'actionzoo[export]' brings what ONNX needs"
+        ) from None
+    program = torch.onnx.export(
+        _exported(network, clips, is_dynamic), input_names=["clips"], output_names=["logits"], verbose=False
+    )
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {METADATA: about})
+    onnx.save(model, out)
+    onnx.checker.check_model(out)
+    session = onnxruntime.InferenceSession(out, providers=["CPUExecutionProvider"])
+    return lambda clips: torch.from_numpy(session.run(["logits"], {"clips": clips.numpy()})[0])
+
+
+_WRITERS = {"torchscript": _torchscript, "torch.export": _torch_export, "onnx": _onnx}
+
+
+def _distance(found: Tensor, exact: Tensor) -> float:
+    scale = exact.std(correction=0).item() or exact.abs().max().item() or 1.0
+    return ((found - exact).abs().max() / scale).item()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torch says to itself: that one of its exporters is older than another, that torchvision is away."""
+    chatter = logging.getLogger("torch.onnx")
+    level = chatter.level
+    chatter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        chatter.setLevel(level)

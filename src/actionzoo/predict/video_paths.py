@@ -1,0 +1,102 @@
+"""Videos as people name them for predict: files and folders, and where drawn copies go. Needs no network."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import UserError
+from ..kinetics.folder import ENDINGS
+
+VIDEOS = (*ENDINGS, ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv", ".gif")
+"""Endings by which a folder's videos are known. A file that is named may have any."""
+
+
+def check_request(
+    videos: Sequence[str | Path],
+    *,
+    window_seconds: float | None = None,
+    stride_seconds: float | None = None,
+    draw: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    """Judge what can be judged before a network is loaded. Raises UserError.
+
+    Some videos that cannot be read are named one by one later; if none can, this says so, with `as_json` in a line
+    for each on stdout first.
+    """
+    check_windows(window_seconds, stride_seconds)
+    paths = find_videos(videos)
+    targets = find_targets(paths, draw) if draw else {}
+    for video, target in targets.items():
+        if target.exists() and video.exists() and target.samefile(video):
+            raise UserError(f"{shown(target)} is the video itself; give --draw another name")
+    faults = {path: fault_of(path) for path in paths}
+    if not all(faults.values()):
+        return
+    if as_json:
+        for path, fault in faults.items():
+            print(json.dumps({"video": shown(path), "error": fault, "top": []}, ensure_ascii=False), flush=True)
+    more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+    raise UserError(f"{'; '.join([*faults.values()][:5])}{more}")
+
+
+def check_windows(window_seconds: float | None, stride_seconds: float | None) -> None:
+    """Raises UserError for seconds that are no length of time."""
+    for option, seconds in (("--window", window_seconds), ("--stride", stride_seconds)):
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise UserError(f"{option} {seconds:g}: give more than 0 seconds")
+
+
+def find_videos(videos: Sequence[str | Path]) -> dict[Path, Path]:
+    """Each video, those below folders included, sorted there; and what it is called from the folder that was named."""
+    found: dict[Path, Path] = {}
+    for video in map(Path, videos):
+        if not os.path.isdir(video):  # which answers for names, too, that no file can have
+            found.setdefault(video, Path(video.name))
+            continue
+        below = (Path(folder) / name for folder, _, names in os.walk(video) for name in names)
+        there = sorted(path for path in below if path.suffix.lower() in VIDEOS and not path.name.startswith("."))
+        if not there:
+            raise UserError(f"{shown(video)} has no videos; known endings are {' '.join(VIDEOS)}")
+        for path in there:
+            found.setdefault(path, path.relative_to(video))
+    return found
+
+
+def find_targets(paths: dict[Path, Path], draw: Path) -> dict[Path, Path]:
+    """Where each video's copy goes."""
+    if draw.suffix.lower() == ".mp4" and not draw.is_dir():
+        if len(paths) > 1:
+            raise UserError(f"--draw {shown(draw)} is one file for {len(paths)} videos; name a folder")
+        return dict.fromkeys(paths, draw)
+    if draw.suffix and not draw.is_dir():
+        raise UserError(f"--draw {shown(draw)}: what is drawn is mp4; name a file that ends in .mp4, or a folder")
+    if draw.exists() and not draw.is_dir():
+        raise UserError(f"--draw {shown(draw)} is a file that does not end in .mp4; name one that does, or a folder")
+    targets: dict[Path, Path] = {}
+    for path, name in paths.items():
+        target = draw / name.with_suffix(".mp4")
+        number = 1
+        while target in targets.values():
+            number += 1
+            target = draw / name.with_name(f"{name.stem}-{number}.mp4")
+        targets[path] = target
+    return targets
+
+
+def fault_of(path: Path) -> str:
+    """Why a file cannot be read; '' if it can."""
+    try:
+        if path.is_file():
+            path.open("rb").close()
+            return ""
+    except (OSError, ValueError) as error:  # a name with a zero byte, or too long
+        return f"{shown(path)} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+    return f"{shown(path)} {'is no regular file' if os.path.exists(path) else 'is not there'}"
+
+
+def shown(path: Path) -> str:
+    """As text that can be printed, whatever bytes the name is of."""
+    return str(path).encode(errors="backslashreplace").decode()

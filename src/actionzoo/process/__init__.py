@@ -1,0 +1,1 @@
+"""How a command runs: its end, its signals, its progress."""

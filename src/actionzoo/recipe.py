@@ -1,0 +1,245 @@
+"""The types of a recipe: everything that shapes a model's result; and of what was published for the model."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, PlainValidator
+from pydantic.dataclasses import dataclass
+
+STRICT = ConfigDict(extra="forbid", strict=True)
+
+Split = Literal["train", "val", "test"]
+
+Positive = Annotated[int, Field(ge=1)]
+
+Count = Annotated[int, Field(ge=0)]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+Rgb = tuple[float, float, float]
+
+
+class Percentage(float):
+    """Per cent, 0 to 100: a number whose text is the one that it was written with, 77.90 and not 77.9."""
+
+    text: str
+
+    def __new__(cls, written: str | float) -> "Percentage":
+        """Raises ValueError."""
+        text = str(written)
+        is_number = not isinstance(written, bool) and re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?", text)
+        if not is_number or float(text) > 100:
+            raise ValueError('expected a percentage from 0 to 100 as it was published, such as "77.90"')
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class SlowFastModel:
+    family: Literal["slowfast"]
+    slow_depth: Literal[50, 101, 152]
+    fast_depth: Literal[50, 101, 152]
+    alpha: Positive
+    """Frame rate of Fast over Slow; tau, Slow's stride in video frames, is alpha x frame_interval."""
+    beta: Annotated[float, Field(gt=0, le=1)]
+    """Channels of Fast over Slow, 1/8 in the paper."""
+    fusion_kernel: Positive
+    """Temporal extent of the lateral convolutions."""
+    dropout: Share
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CSNModel:
+    family: Literal["csn"]
+    depth: Literal[50, 152]
+    bottleneck: Literal["ir", "ip"]
+    """Interaction-reduced or interaction-preserved bottleneck (CSN paper, section 3)."""
+    norm_eval: bool
+    """BN uses its running statistics in training too."""
+    bn_frozen: bool
+    """With norm_eval: BN's weight and bias do not train either."""
+    dropout: Share
+
+
+Model = Annotated[SlowFastModel | CSNModel, Field(discriminator="family")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Init:
+    weights: str | None
+    """What training starts from, backbone and, where the classes are as many, head: a URL, a file, or a row of the zoo,
+    which means its published checkpoint; null: random weights."""
+    frozen_stages: Annotated[int, Field(ge=0, le=5)]
+    """Of the backbone's five (stem, layer1 ... layer4), how many stay as they are."""
+    backbone_lr: PositiveFloat
+    """Learning rate of the backbone over the head's."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Clips:
+    form: Literal["videos", "frames"]
+    """What the row is stored as; a property of the data on disk, like short_side."""
+    short_side: Literal[256, 320]
+    clip_len: Positive
+    """Frames of a clip."""
+    frame_interval: Positive
+    """Video frames from one clip frame to the next."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Augment:
+    resize: Positive
+    """Short side in pixels that every clip gets before it is cropped."""
+    crop_size: Positive
+    area: tuple[PositiveFloat, PositiveFloat]
+    """Share of the frame that a random crop covers, uniform."""
+    aspect_ratio: tuple[PositiveFloat, PositiveFloat]
+    """Width over height of a random crop, log-uniform."""
+    flip: Share
+    """Probability of a horizontal flip."""
+    mean: Rgb
+    """RGB, on 0..255."""
+    std: Rgb
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Optim:
+    lr: PositiveFloat
+    """For the reference batch of gpus x videos_per_gpu."""
+    momentum: Share
+    weight_decay: Annotated[float, Field(ge=0)]
+    max_grad_norm: PositiveFloat
+    """L2 norm over all gradients above which they are scaled down."""
+    gpus: Positive
+    videos_per_gpu: Positive
+    """Clips of a batch: what batch norm sees, and with gpus the reference batch."""
+    accumulate: Positive
+    """Batches whose gradients make one step."""
+    scale_lr: bool
+    """Scale lr linearly from the reference batch to the batch really used (arXiv 1706.02677)."""
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    """Decay, per step, of averaged weights; they are what is validated and kept. 0: none."""
+
+    @property
+    def reference_batch(self) -> int:
+        return self.gpus * self.videos_per_gpu
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class CosineSchedule:
+    policy: Literal["cosine"]
+    min_lr: Annotated[float, Field(ge=0)]
+    warmup_epochs: Count
+    warmup_ratio: Share
+    """Share of the learning rate that warm-up starts from."""
+    epochs: Positive
+    val_interval: Positive
+    """Epochs from one validation to the next."""
+    checkpoint_interval: Positive
+    """Epochs from one resumable state to the next."""
+    log_interval: Positive
+    """Steps from one log line to the next."""
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class StepSchedule:
+    policy: Literal["step"]
+    milestones: tuple[Positive, ...]
+    """Finished epochs after which lr is multiplied by gamma."""
+    gamma: PositiveFloat
+    warmup_epochs: Count
+    warmup_ratio: Share
+    epochs: Positive
+    val_interval: Positive
+    checkpoint_interval: Positive
+    log_interval: Positive
+
+
+Schedule = Annotated[CosineSchedule | StepSchedule, Field(discriminator="policy")]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Test:
+    num_clips: Positive
+    num_crops: Literal[1, 3]
+    """Square crops side by side along the longer side; 1 = the centre."""
+    crop_size: Positive
+    average_clips: Literal["prob", "score"]
+    """What is averaged over the views: probabilities or raw scores."""
+
+    @property
+    def protocol(self) -> str:
+        return f"{self.num_clips}x{self.num_crops}"
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Published:
+    """The row as the published table prints it."""
+
+    config: str
+    gpus: str
+    """A x B: A GPUs on each of B machines."""
+    backbone: str
+    pretrained: str
+    top1: tuple[Annotated[float, PlainValidator(Percentage)], ...]
+    """Per cent, each a Percentage; a second value is the imported or corrected one, see note."""
+    top5: tuple[Annotated[float, PlainValidator(Percentage)], ...]
+    inference: str
+    """Videos per second, and the frames of all views."""
+    gpu_mem_mb: int | None
+    ckpt: str | None
+    ckpt_model: dict[str, Any]
+    """What of `model` is otherwise in the network that ckpt was trained with."""
+    infer_ckpt: str | None
+    """Weights imported from VMZ rather than trained; beside a ckpt, the second numbers are theirs."""
+    log: str | None
+    json: str | None
+    note: str
+
+    @property
+    def released(self) -> dict[str, tuple[str, float, float]]:
+        """ckpt, infer_ckpt, as far as there are: address, and top1 and top5 that hold for that file, in per cent.
+
+        With one file, a second number is the correction of the first; with two, it belongs to infer_ckpt."""
+        addresses = {"ckpt": self.ckpt, "infer_ckpt": self.infer_ckpt}
+        there = {kind: address for kind, address in addresses.items() if address}
+        which = {"ckpt": 0 if len(there) == 2 else -1, "infer_ckpt": -1}
+        return {kind: (address, self.top1[which[kind]], self.top5[which[kind]]) for kind, address in there.items()}
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Recipe:
+    """One row of the zoo: everything that shapes its result."""
+
+    seed: Count
+    model: Model
+    init: Init
+    clips: Clips
+    augment: Augment
+    optim: Optim
+    schedule: Schedule
+    test: Test
+    published: Published
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True))
+class TestSpec:
+    """How a network looks at a video: what of a recipe outlives its training. Fields as in Clips, Augment and Test."""
+
+    form: Literal["videos", "frames"]
+    short_side: Positive
+    clip_len: Positive
+    frame_interval: Positive
+    resize: Positive
+    mean: Rgb
+    std: Rgb
+    num_clips: Positive
+    num_crops: Literal[1, 3]
+    crop_size: Positive
+    average_clips: Literal["prob", "score"]

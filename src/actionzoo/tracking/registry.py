@@ -1,0 +1,95 @@
+"""Models in MLflow's registry."""
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..errors import UserError
+from ..files.hashes import md5_of
+from .record import sync_folder
+from .store import (
+    connect_or_explain,
+    database_of,
+    keep_file,
+    load_mlflow,
+    local_folder,
+    one_line,
+    shown_uri,
+    tracking_uri,
+)
+
+
+def register(run: Path, file: Path, *, name: str, alias: str | None = None, tags: Mapping[str, object]) -> str:
+    """Make `file`, weights of the folder `run`, a version of the registered model `name`; gives models:/NAME/VERSION.
+
+    The file is kept with the run's record in MLflow, which is made or completed first. A file that is a version already
+    stays that one. `alias` is a name that one version has at a time. Raises UserError.
+    """
+    folder = run.resolve()
+    root, dataset = folder.parents[2], folder.parent.name
+    done = sync_folder(root, folder, dataset, folder.name, "best.pth")
+    if done.run_id is None:
+        raise UserError(f"{run} cannot be registered: {done.reason}")
+    client, _, keeps_files = connect_or_explain(dataset, root)
+    if not keeps_files:
+        raise UserError(
+            f"MLflow at {shown_uri(root)} was made in another folder and keeps its files there; remove it and the "
+            "folder mlruns, then `actionzoo sync`, and register anew"
+        )
+    from mlflow.exceptions import MlflowException
+
+    kept = f"registered-{md5_of(file)[:8]}"  # a folder for it alone, as MLflow wants
+    try:
+        artifacts = client.get_run(done.run_id).info.artifact_uri
+        keep_file(client, done.run_id, artifacts, file, kept)
+        with contextlib.suppress(MlflowException):  # it is there
+            client.create_registered_model(name)
+        source = f"{artifacts.rstrip('/')}/{kept}"
+        versions = client.search_model_versions(f"name = '{name}'") if "'" not in name else []
+        version = next((found.version for found in versions if found.source == source), None)
+        if version is None:
+            texts = {key: str(value) for key, value in tags.items()}
+            version = client.create_model_version(name, source, done.run_id, tags=texts).version
+        if alias:
+            client.set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise UserError(f"MLflow does not take {name}{f'@{alias}' if alias else ''}: {one_line(error)}") from None
+    return f"models:/{name}/{version}"
+
+
+def fetch_registered(address: str, cache: Path, root: Path) -> Path:
+    """The weights of a version that `register` made, models:/NAME/VERSION or models:/NAME@ALIAS: the store's own file
+    where it lies on this machine, else a copy in `cache`. Raises UserError."""
+    if not (parts := re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", address)):
+        raise UserError(f"{address} is no model of MLflow's; write models:/NAME/VERSION or models:/NAME@ALIAS")
+    name, number, alias = parts.groups()
+    uri = tracking_uri(root)
+    if (database := database_of(uri)) is not None and not database.exists():
+        raise UserError(f"{database} is not there, so nothing is registered; `actionzoo register RUN` does that")
+    mlflow = load_mlflow()
+    try:
+        client = mlflow.MlflowClient(uri)
+        version = number or client.get_model_version_by_alias(name, alias).version
+        source = client.get_model_version_download_uri(name, str(version))
+        listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=uri)
+        paths = [found.path for found in listed if found.path.endswith((".safetensors", ".pth"))]
+        if len(paths) != 1:
+            raise UserError(
+                f"{address} has {len(paths)} weights files in {source}; `actionzoo register` makes versions with one"
+            )
+        file = Path(paths[0]).name
+        if (place := local_folder(source)) is not None:
+            return place / file
+        if not (cache / file).is_file():  # its name has its hash, which is checked when it is read
+            cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=cache, prefix=".registered-") as folder:
+                mlflow.artifacts.download_artifacts(f"{source.rstrip('/')}/{file}", dst_path=folder, tracking_uri=uri)
+                os.replace(Path(folder) / file, cache / file)
+        return cache / file
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{address} cannot be had from MLflow at {shown_uri(root)}: {one_line(error)}") from None

@@ -1,0 +1,1 @@
+"""Weights files: where they are, what they are, and how they get into a network."""

@@ -1,0 +1,28 @@
+"""Two runs of the same work at once: the second one says so."""
+
+import pytest
+
+from actionzoo.errors import UserError
+from actionzoo.files.locks import locked
+from actionzoo.jobs.benchmark import benchmark_row
+from actionzoo.jobs.train import train_row
+from actionzoo.run_files import RowFiles
+from tests.tiny_network import ROW, tiny_params
+
+
+def test_a_row_that_is_being_trained_is_not_trained_twice(tiny_project):
+    unfinished = RowFiles(tiny_project, "demo", ROW).unfinished
+    with (
+        locked(unfinished / ".lock"),
+        pytest.raises(UserError, match=f"{ROW} is being trained by another process, in .*; wait for it, or end it"),
+    ):
+        train_row(tiny_params(), ROW, tiny_project)
+    assert [path.name for path in unfinished.iterdir()] == [".lock"]
+
+
+def test_a_row_that_is_being_measured_is_not_measured_twice(tiny_project):
+    with (
+        locked(tiny_project / ".scratch/benchmark/demo" / f"{ROW}.lock"),
+        pytest.raises(UserError, match=f"{ROW} is being measured by another process"),
+    ):
+        benchmark_row(tiny_params(), ROW, tiny_project)

@@ -1,0 +1,72 @@
+"""Links that differ from making to making, and stand beside the page."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from actionzoo.params import load_params
+from actionzoo.report.run_links import write_run_links
+from actionzoo.tracking.live import recorded_run
+
+PROJECT = Path(__file__).resolve().parents[2]
+ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project in which one row was trained twice to other weights, and recorded both times."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
+    run = tmp_path / "runs/demo" / ROW
+    run.mkdir(parents=True)
+    (run / "recipe.json").write_text(json.dumps({"files": {"best.pth": {"md5": "b" * 32}}}))
+    for name in ("20260101_120000.log", "20260102_120000.log", "20260102_120000.log.json"):
+        (run / name).write_text("")
+    return tmp_path
+
+
+def trained(md5):
+    with recorded_run(experiment="demo", name=ROW, tags={"recipe": ROW}) as run:
+        run.tag("checkpoint.md5", md5)
+    return run.id
+
+
+def links(path):
+    text = path.read_text()
+    assert text.startswith("actionzooRuns(") and text.endswith(");\n")
+    return json.loads(text.removeprefix("actionzooRuns(").removesuffix(");\n"))
+
+
+def test_a_row_leads_to_the_run_of_its_very_checkpoint_and_to_its_newest_logs(project):
+    mine = trained("b" * 32)
+    trained("c" * 32)
+    path = write_run_links(load_params(), project)
+    assert path == project / "report/demo/runs.js"
+    (row,) = links(path).items()
+    assert row[0] == ROW
+    assert row[1].pop("mlflow") == f"http://127.0.0.1:5000/#/experiments/1/runs/{mine}"
+    assert set(row[1]) == {"log", "json"}
+    for kind, ending in (("log", "20260102_120000.log"), ("json", "20260102_120000.log.json")):
+        assert row[1][kind].endswith(ending) and (path.parent / row[1][kind]).is_file()
+
+
+def test_pages_lie_where_they_are_opened(project):
+    trained("b" * 32)
+    path = write_run_links(load_params(), project, server="http://127.0.0.1:5001")
+    assert links(path)[ROW]["mlflow"].startswith("http://127.0.0.1:5001/#/experiments/1/runs/")
+
+
+def test_without_a_store_logs_are_linked_and_no_store_is_made(project):
+    path = write_run_links(load_params(), project)
+    assert set(links(path)[ROW]) == {"log", "json"}
+    assert not (project / "mlflow.db").exists()
+
+
+def test_a_store_that_does_not_answer_stops_nothing(project, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    path = write_run_links(load_params(), project)
+    assert set(links(path)[ROW]) == {"log", "json"}
+    assert "could not look for runs in MLflow at http://127.0.0.1:9" in caplog.text
