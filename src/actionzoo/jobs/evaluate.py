@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..accuracy import is_accuracy, list_sha256, with_interval, with_protocol
+from ..accuracy import is_accuracy, with_interval, with_protocol
 from ..devices import device_of, device_type
 from ..errors import UserError
 from ..files.atomic import atomic_write
@@ -21,7 +21,7 @@ from ..files.hashes import md5_of, sha256_of
 from ..files.json_files import read_json, write_json
 from ..job import RunFiles, data_folder
 from ..kinetics.labels import places
-from ..kinetics.manifest import Clip, label_map, read_manifest
+from ..kinetics.manifest import Clip, label_map, list_sha256, read_manifest
 from ..kinetics.published_list import Chosen, choose, fetch_list, read_published
 from ..params import Params, digest
 from ..process.progress import progress
