@@ -29,7 +29,7 @@ from ..process.stage import sigterm_as_exit
 from ..recipe import Recipe
 from ..report.error_analysis import Scored, write_looks
 from ..tracking.live import recorded_run
-from ..tracking.names import LOOKS, TEST_STEP, run_params, to_metrics
+from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
 from ..tracking.store import find_run
 from ..weights.identity import record_beside
 from ..zoo import build_model
@@ -448,7 +448,7 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, loo
         for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
             record.relink(path)
         for path in looks:
-            record.artifact(path, LOOKS)
+            record.artifact(path, ERROR_ANALYSIS)
 
 
 def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, of_clips: list[str], split: str) -> Path:

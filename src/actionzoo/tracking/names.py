@@ -36,7 +36,7 @@ names, and its pages group by what stands before the slash."""
 RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "val_clips")
 """Keys of recipe.json that become a run's parameters; hashes and class names do not."""
 
-LOOKS = "looks"
+ERROR_ANALYSIS = "error_analysis"
 """Folder of a run's files for what its test looks like: tables, pictures, strips of clips."""
 
 TEST_STEP = 0

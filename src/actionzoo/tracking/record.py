@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files.hashes import md5_of
-from .names import LOOKS, TEST_STEP, Point, global_step, run_params, to_metrics
+from .names import ERROR_ANALYSIS, TEST_STEP, Point, global_step, run_params, to_metrics
 from .store import (
     POINTS_PER_BATCH,
     as_metrics,
@@ -67,7 +67,7 @@ def sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: st
     looks = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion", "views")]
     looks += sorted((metrics / f"{row}.looks").glob("*"))
     files = {path: "" for path in [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]}
-    files |= {path: LOOKS for path in looks}
+    files |= {path: ERROR_ANALYSIS for path in looks}
 
     client, experiment_id, keeps_files = connect_or_explain(dataset, root)
     run_id = find_run_id(client, experiment_id, row, md5)
