@@ -25,10 +25,10 @@ from ..params import Params, digest
 from ..process.progress import progress
 from ..process.stage import sigterm_as_exit
 from ..recipe import Recipe
-from ..report.error_analysis import Scored, write_looks
+from ..report.error_analysis import ClipScores, write_error_analysis
 from ..run_files import RowFiles, data_folder, device_of, device_type
 from ..tracking.live import recorded_run
-from ..tracking.names import LOOKS, TEST_STEP, run_params, to_metrics
+from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
 from ..tracking.store import find_run
 from ..weights.identity import record_beside
 from ..zoo import build_model
@@ -418,19 +418,19 @@ def _look(params: Params, row: str, made: dict[str, Any], files: RowFiles, root:
     from ..engine.views import average, read_views
     from .view_scores import by_number_of_views
 
-    def scored() -> Scored:
+    def scored() -> ClipScores:
         views = read_views(files.views)
         scores = average(views, made["average_clips"])
         shares = scores if made["average_clips"] == "prob" else scores.softmax(dim=1)
         by_views = by_number_of_views(views, made["average_clips"])
-        return Scored(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
+        return ClipScores(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
 
     folder = data_folder(params, params.recipe(row), root)
     clips = read_manifest(folder / "manifest.csv")
-    return write_looks(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
+    return write_error_analysis(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
 
 
-def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, looks: list[Path]) -> None:
+def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, analysis: list[Path]) -> None:
     published = params.recipes[row].published.top1[0] / 100
     metrics = made["metrics"]
     with recorded_run(
@@ -454,8 +454,8 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, loo
         record.artifact(files.metrics())
         for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
             record.relink(path)
-        for path in looks:
-            record.artifact(path, LOOKS)
+        for path in analysis:
+            record.artifact(path, ERROR_ANALYSIS)
 
 
 def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, of_clips: list[str], split: str) -> Path:
