@@ -27,7 +27,7 @@ from ..params import Params, digest
 from ..process.progress import progress
 from ..process.stage import sigterm_as_exit
 from ..recipe import Recipe
-from ..report.error_analysis import Scored, write_looks
+from ..report.error_analysis import ClipScores, write_error_analysis
 from ..tracking.live import recorded_run
 from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
 from ..tracking.store import find_run
@@ -411,19 +411,19 @@ def _look(params: Params, row: str, made: dict[str, Any], files: RunFiles, root:
     from ..engine.views import average, read_views
     from .view_scores import by_number_of_views
 
-    def scored() -> Scored:
+    def scored() -> ClipScores:
         views = read_views(files.views)
         scores = average(views, made["average_clips"])
         shares = scores if made["average_clips"] == "prob" else scores.softmax(dim=1)
         by_views = by_number_of_views(views, made["average_clips"])
-        return Scored(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
+        return ClipScores(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
 
     folder = data_folder(params, params.recipe(row), root)
     clips = read_manifest(folder / "manifest.csv")
-    return write_looks(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
+    return write_error_analysis(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
 
 
-def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, looks: list[Path]) -> None:
+def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, analysis: list[Path]) -> None:
     published = params.recipes[row].published.top1[0] / 100
     metrics = made["metrics"]
     with recorded_run(
@@ -447,7 +447,7 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, loo
         record.artifact(files.metrics())
         for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
             record.relink(path)
-        for path in looks:
+        for path in analysis:
             record.artifact(path, ERROR_ANALYSIS)
 
 
