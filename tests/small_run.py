@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.files.hashes import md5_of
-from actionzoo.job import RunFiles
+from actionzoo.records import RunFiles
+
 from actionzoo.params import Params, as_dict
 
 

@@ -17,7 +17,8 @@ from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.metrics import mean_class_accuracy, top_k_accuracy
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
-from actionzoo.job import RunFiles
+from actionzoo.records import RunFiles
+
 from actionzoo.jobs.evaluate import evaluate_row, read_head, run_test, write_result
 from actionzoo.jobs.view_scores import measure
 from actionzoo.params import PublishedLists

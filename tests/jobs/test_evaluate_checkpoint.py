@@ -13,7 +13,8 @@ import yaml
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
-from actionzoo.job import RunFiles
+from actionzoo.records import RunFiles
+
 from actionzoo.jobs.evaluate import evaluate_row
 from actionzoo.jobs.evaluate_checkpoint import evaluate_checkpoint
 from actionzoo.jobs.train import train_row

@@ -4,7 +4,8 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.files.locks import locked
-from actionzoo.job import RunFiles
+from actionzoo.records import RunFiles
+
 from actionzoo.jobs.benchmark import benchmark_row
 from actionzoo.jobs.train import train_row
 from tests.tiny_network import ROW, tiny_params

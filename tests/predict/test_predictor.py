@@ -13,7 +13,8 @@ import torch
 
 from actionzoo.clips.readers import VideoReader, read
 from actionzoo.errors import UserError
-from actionzoo.job import RunFiles
+from actionzoo.records import RunFiles
+
 from actionzoo.jobs.evaluate import run_test
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import extract_frames

@@ -18,11 +18,12 @@ from ..devices import device_of
 from ..files.hashes import sha256_of
 from ..files.json_files import read_json, write_json
 from ..files.locks import locked
-from ..job import RunFiles, data_folder
+from ..job import data_folder
 from ..kinetics.manifest import read_manifest
 from ..params import Params, digest
 from ..process.stage import die_with_parent
 from ..recipe import Recipe
+from ..records import RunFiles
 from ..zoo import build_model, freeze
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 import platform
 from typing import Any
 
-from ..job import RunFiles
 from ..params import Params
+from ..records import RunFiles
 
 
 def start_table(model, made: dict[str, Any], params: Params, device, world) -> list[str]:

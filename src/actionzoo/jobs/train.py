@@ -20,11 +20,12 @@ from ..files.hashes import md5_of, sha256_of
 from ..files.json_files import write_json
 from ..files.links import link_or_copy
 from ..files.locks import locked
-from ..job import RunFiles, data_folder
+from ..job import data_folder
 from ..kinetics.manifest import label_map, read_manifest
 from ..params import Params, as_dict
 from ..process.progress import progress
 from ..recipe import Recipe
+from ..records import RunFiles
 from ..tracking.live import recorded_run
 from ..tracking.names import run_params, to_metrics
 from ..zoo import build_model, freeze

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..accuracy import wilson_interval
 from ..errors import UserError
-from ..job import newest_logs
+from ..records import newest_logs
+
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:

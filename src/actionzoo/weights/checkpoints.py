@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files.text import read_text
-from ..job import RunFiles
+from ..records import RunFiles
+
 from ..kinetics.labels import kinetics400
 from ..names import did_you_mean
 from ..params import Params

@@ -24,7 +24,8 @@ from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
 from ..files.json_files import require_json
-from ..job import RunFiles
+from ..records import RunFiles
+
 from ..jobs.evaluate import read_head
 from ..tracking.registry import register
 from .identity import record_beside
