@@ -26,7 +26,7 @@ from ..zoo import build_model, freeze
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from ..engine.benchmark import Pass, Turns
+    from ..engine.benchmark import Execution, Pass, Turns
 
 NUM_CLASSES = 400
 """Of the networks that are measured, whatever the data set: the published ones are so."""
@@ -81,25 +81,18 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
 
 
 def _measure(params: Params, recipe: Recipe, folder: Path | None, device) -> dict[str, Any]:
-    from ..engine.benchmark import take_turns, video_timer
+    from ..engine.benchmark import Video, take_turns, video_timer
     from ..engine.flops import count_macs, count_parameters
 
     model = build_model(recipe.model, NUM_CLASSES)
     shape, num_views = _test_shape(recipe), recipe.test.num_clips * recipe.test.num_crops
     size = {"parameters": count_parameters(model), "macs_per_view": count_macs(model, (1, *shape))}
-    ready, how = _ready(params, model, device)
-    test = video_timer(
-        ready,
-        shape,
-        num_views=num_views,
-        max_views=params.runtime.max_views,
-        average_clips=recipe.test.average_clips,
-        device=device,
-        **how,
-    )
+    ready, execution = _ready(params, model, device)
+    video = Video(shape, num_views, recipe.test.average_clips, params.runtime.max_views)
+    test = video_timer(ready, video, execution)
     for _ in range(WARMUP):
         test()
-    with _passes(params, recipe, folder, ready, device, how) as run_pass:
+    with _passes(params, recipe, folder, ready, execution) as run_pass:
         turns = take_turns(test, run_pass)
     del model, ready, test, run_pass
     memory = _memory(params, recipe, device) if device.type == "cuda" else _memory_of_a_process(params, recipe)
@@ -140,22 +133,23 @@ def _test_shape(recipe: Recipe) -> tuple[int, int, int, int]:
     return 3, recipe.clips.clip_len, recipe.test.crop_size, recipe.test.crop_size
 
 
-def _ready(params: Params, model, device) -> tuple[Any, dict[str, Any]]:
-    """The model as runtime wants it, on the device; and the precision and the layout that go with it."""
+def _ready(params: Params, model, device) -> "tuple[Any, Execution]":
+    """The model as runtime wants it, on the device; and how it is executed."""
     import torch
 
+    from ..engine.benchmark import Execution
     from ..engine.precision import set_tf32
 
     runtime = params.runtime
     set_tf32(runtime.precision)
     layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
     model.to(device, memory_format=layout)
-    return torch.compile(model) if runtime.compile else model, {"precision": runtime.precision, "layout": layout}
+    return torch.compile(model) if runtime.compile else model, Execution(device, runtime.precision, layout)
 
 
 @contextlib.contextmanager
 def _passes(
-    params: Params, recipe: Recipe, folder: Path | None, model, device, how
+    params: Params, recipe: Recipe, folder: Path | None, model, execution: "Execution"
 ) -> "Iterator[Callable[[], Pass] | None]":
     """A function that makes a pass over the first clips of val, from their bytes to averaged scores, by the loader that
     tests use. None where there are no clips.
@@ -174,6 +168,7 @@ def _passes(
     if folder is None:
         yield None
         return
+    device = execution.device
     clips = [0, 1]  # by number, those of the next pass
     loader = view_loader(
         folder,
@@ -194,8 +189,8 @@ def _passes(
     def test(views: list) -> None:
         logits, step = [], params.runtime.max_views
         for start in range(0, len(views), step):
-            inputs = make(views[start : start + step]).contiguous(memory_format=how["layout"])
-            with autocast(how["precision"], device):
+            inputs = make(views[start : start + step]).contiguous(memory_format=execution.layout)
+            with autocast(execution.precision, device):
                 logits.append(model(inputs).float())
         average_views(torch.cat(logits), len(views), recipe.test.average_clips).cpu()
 
@@ -220,23 +215,13 @@ def _passes(
 
 def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
     """Peaks of a test and of training; what is there already counts on a GPU, and not on a CPU (PeakMemory)."""
-    from ..engine.benchmark import PeakMemory, seconds_per_video, train_steps
+    from ..engine.benchmark import PeakMemory, Video, seconds_per_video, train_steps
 
     memory, optim = PeakMemory(device), recipe.optim
     model = build_model(recipe.model, NUM_CLASSES)
-    ready, how = _ready(params, model, device)
+    ready, execution = _ready(params, model, device)
     views = min(params.runtime.max_views, recipe.test.num_clips * recipe.test.num_crops)
-    seconds_per_video(
-        ready,
-        _test_shape(recipe),
-        num_views=views,
-        max_views=views,
-        average_clips="prob",
-        device=device,
-        warmup=0,
-        most=1,
-        **how,
-    )
+    seconds_per_video(ready, Video(_test_shape(recipe), views, max_views=views), execution, warmup=0, most=1)
     made = _no_memory("", device.type) | {"test_memory_mb": memory.megabytes()}
     if made["test_memory_mb"] is None:
         return made | {"memory_reason": "this system does not say how much memory a process takes"}
@@ -246,7 +231,7 @@ def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
         module.eval()
     shape = (3, recipe.clips.clip_len, recipe.augment.crop_size, recipe.augment.crop_size)
     try:
-        train_steps(ready, shape, batch_size=optim.videos_per_gpu, momentum=optim.momentum, device=device, **how)
+        train_steps(ready, shape, execution, batch_size=optim.videos_per_gpu, momentum=optim.momentum)
     except (RuntimeError, MemoryError) as error:  # the CPU's allocator has no exception of its own
         if "memory" not in str(error):
             raise

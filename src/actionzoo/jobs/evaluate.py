@@ -36,7 +36,7 @@ from ..zoo import build_model
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..engine.views import Views
+    from ..engine.views import ViewLogits
 
 FORM = 3
 """Of what a test writes: another one is tested again."""
@@ -51,7 +51,7 @@ class Outcome:
 
     head: dict[str, Any]
     """split, protocol, average_clips, precision, metrics, undecodable (a sentence each)."""
-    views: "Views"
+    views: "ViewLogits"
     scores: "Tensor | None"
     """(N, num_classes), averaged over the views; None if average_clips is none."""
     scratch: Path
@@ -128,7 +128,7 @@ def run_test(
     """
     from ..clips.loader import usable_clips
     from ..engine.distributed import World
-    from ..engine.finished import Saved
+    from ..engine.finished import FinishedClips
     from ..engine.views import average, read_views, write_views
 
     world = world or World()
@@ -142,7 +142,7 @@ def run_test(
             print(chosen.text(), flush=True)
     of_clips = [sha256_of(folder / "manifest.csv"), *list_fingerprint(params, split, root)]
     scratch = _scratch(params, row, root, about["checkpoint_md5"], of_clips, split)
-    saved = Saved(scratch, world.rank)
+    saved = FinishedClips(scratch, world.rank)
     try:
         undecodable = _see_all(params, row, model, folder, clips, saved, scratch, world)
     finally:
@@ -151,7 +151,7 @@ def run_test(
     if not world.is_first:
         return None
 
-    rows, exact = saved.rows()
+    rows, exact = saved.read()
     tested = [clip for clip in clips if clip.video_id in rows]
     if not tested:
         raise UserError("no clip decoded: " + "; ".join(undecodable[:3]))
@@ -314,7 +314,7 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
 
     from ..clips.inputs import ToInput
     from ..clips.loader import view_loader
-    from ..engine.evaluate import view_logits
+    from ..engine.evaluate import Inference, view_logits
     from ..engine.metrics import check_scores
 
     recipe, runtime, device = params.recipe(row), params.runtime, device_of(params, world.local_rank)
@@ -361,9 +361,7 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
     results = view_logits(
         model.to(device, memory_format=layout) if runtime.channels_last else model.to(device),
         loader,
-        lambda views: to_input(views).contiguous(memory_format=layout),
-        max_views=runtime.max_views,
-        precision=runtime.precision,
+        Inference(lambda views: to_input(views).contiguous(memory_format=layout), runtime.max_views, runtime.precision),
         is_compared=first.__contains__,
         on_text=say,
     )
@@ -375,9 +373,10 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
             for group, batch in zip(mine, results, strict=True):
                 if batch.video_ids:
                     check_scores(batch.logits, None, batch.video_ids)
-                if batch.exact is not None and not is_told and world.is_first:
+                if batch.fp32_logits is not None and not is_told and world.is_first:
                     is_told = True
-                    say(_beside_fp32_text(list(zip(batch.logits, batch.exact, strict=True)), recipe, runtime.precision))
+                    pairs = list(zip(batch.logits, batch.fp32_logits, strict=True))
+                    say(_beside_fp32_text(pairs, recipe, runtime.precision))
                 saved.add(group, batch)
                 undecodable += batch.undecodable
                 seen += len(batch.video_ids) + len(batch.undecodable)

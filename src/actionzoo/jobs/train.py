@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
@@ -22,7 +22,7 @@ from ..files.locks import locked
 from ..kinetics.manifest import label_map, read_manifest
 from ..params import Params, as_dict
 from ..process.progress import progress
-from ..recipe import Recipe
+from ..recipe import CosineSchedule, Recipe, StepSchedule
 from ..run_files import RowFiles, data_folder, device_of, device_type
 from ..tracking.live import recorded_run
 from ..tracking.names import run_params, to_metrics
@@ -37,6 +37,9 @@ from .resume import (
     training_fingerprint,
 )
 from .start_log import canary, log_meta, start_table, training_summary
+
+if TYPE_CHECKING:
+    from ..engine.schedule import Cosine, Step
 
 
 def train_row(
@@ -96,26 +99,26 @@ def train_row(
 
 def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path, made: dict[str, Any], world):
     """What every process does; the first one logs, records and publishes. Gives engine's State."""
+    from ..engine.data import TrainingData
+    from ..engine.listener import Event, Listener
     from ..engine.logs import RunLog
-    from ..engine.schedule import learning_rate
-    from ..engine.state import Plan, State, saved_states
+    from ..engine.plan import Plan
+    from ..engine.state import State, StateFolder, saved_states
     from ..engine.train import train
 
     recipe, runtime = params.recipe(row), params.runtime
     device = device_of(params, world.local_rank)
     is_new = not saved_states(scratch)
-    model, frozen, init = _network(params, row, root, made, device, world, is_new)
+    model, init = _network(params, row, root, made, device, world, is_new)
     quarantine = scratch / f"quarantine-{world.rank}.json"
     training, validation, to_network = _loaders(params, recipe, root, device, world, quarantine)
     made |= {"train_clips": len(training.clips), "val_clips": len(validation.clips)}
     steps_per_epoch = math.ceil(len(training) / recipe.optim.accumulate)
-    schedule = {
-        key: value
-        for key, value in as_dict(recipe.schedule).items()
-        if key not in ("val_interval", "checkpoint_interval", "log_interval")
-    }
     plan = Plan(
-        epochs=recipe.schedule.epochs,
+        schedule=learning_rate_schedule(recipe, made["lr"]),
+        momentum=recipe.optim.momentum,
+        weight_decay=recipe.optim.weight_decay,
+        backbone_lr_scale=recipe.init.backbone_lr,
         accumulate=recipe.optim.accumulate,
         max_grad_norm=recipe.optim.max_grad_norm,
         val_interval=recipe.schedule.val_interval,
@@ -125,6 +128,7 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
         save_seconds=60 * runtime.save_minutes,
         keep_states=runtime.keep_states,
         precision=runtime.precision,
+        is_compiled=runtime.compile,
     )
     precision_line = canary(model, training, to_network, runtime.precision) if is_new else ""
     memory = RunMemory(scratch / "run.json")
@@ -134,45 +138,43 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
         print(text, flush=True)
         log.say(text)
 
-    def start(state: State) -> None:
-        log.begin(log_meta(made, files, steps_per_epoch), state.finished_epochs, state.finished_steps)
-        if state.finished_epochs or state.finished_steps:
-            amid = f", step {state.finished_steps}" if state.finished_steps else ""
-            say(f"going on after epoch {state.finished_epochs}{amid} of an interrupted training")
-        for line in (
-            *(other_unfinished(files, scratch, made) if is_new else ()),
-            *([init.text()] if init else ()),
-            *start_table(model, made, params, device, world),
-            f"clips      {training.text()}",
-            *([precision_line] if precision_line else ()),
-        ):
-            say(line)
-
     with _recording(params, row, made, memory, world) as record, progress("steps", lines=False) as tell:
 
-        def event(line: dict[str, Any], step: int) -> None:
-            log.event(line)
-            record.log(step, to_metrics(line))
+        class Report(Listener):
+            """Writes both logs, the MLflow run and the progress bar."""
 
+            def on_start(self, state: State) -> None:
+                log.begin(log_meta(made, files, steps_per_epoch), state.finished_epochs, state.finished_steps)
+                if state.finished_epochs or state.finished_steps:
+                    amid = f", step {state.finished_steps}" if state.finished_steps else ""
+                    say(f"going on after epoch {state.finished_epochs}{amid} of an interrupted training")
+                for line in (
+                    *(other_unfinished(files, scratch, made) if is_new else ()),
+                    *([init.text()] if init else ()),
+                    *start_table(model, made, params, device, world),
+                    f"clips      {training.text()}",
+                    *([precision_line] if precision_line else ()),
+                ):
+                    say(line)
+
+            def on_event(self, event: Event, step: int) -> None:
+                log.event(event)
+                record.log(step, to_metrics(event))
+
+            def on_text(self, text: str) -> None:
+                say(text)
+
+            def on_step(self, done: int, total: int) -> None:
+                tell(row, done, total)
+
+        about = state_about(made) | ({"mlflow_run": record.id} if world.is_first else {})
         state = train(
             model,
-            training,
-            validation,
-            to_network,
-            plan=plan,
-            optimizer=_optimizer(model, recipe, made["lr"]),
-            lr_at=lambda step: learning_rate(step, steps_per_epoch, **(schedule | {"lr": made["lr"]})),
-            device=device,
-            scratch=scratch,
-            on_start=start,
-            on_event=event,
-            on_text=say,
-            on_step=lambda done, total: tell(row, done, total),
-            world=world,
-            compiled=runtime.compile,
-            frozen=frozen,
-            about=state_about(made) | ({"mlflow_run": record.id} if world.is_first else {}),
-            data_advice=training.advice(),
+            TrainingData(training, validation, to_network, training.advice()),
+            plan,
+            StateFolder(scratch, about),
+            Report(),
+            world,
         )
         if world.is_first:
             result = {"best_epoch": state.best_epoch, "best_val_top1": state.best_top1}
@@ -183,8 +185,26 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
     return state
 
 
+def learning_rate_schedule(recipe: Recipe, lr: float) -> "Cosine | Step":
+    """The recipe's schedule as the engine has it, from learning rate `lr` on."""
+    from ..engine.schedule import Cosine, Step
+
+    schedule = recipe.schedule
+    common = {
+        "lr": lr,
+        "epochs": schedule.epochs,
+        "warmup_epochs": schedule.warmup_epochs,
+        "warmup_ratio": schedule.warmup_ratio,
+    }
+    match schedule:
+        case CosineSchedule():
+            return Cosine(**common, min_lr=schedule.min_lr)
+        case StepSchedule():
+            return Step(**common, milestones=schedule.milestones, gamma=schedule.gamma)
+
+
 def _network(params: Params, row: str, root: Path, made: dict[str, Any], device, world, is_new: bool):
-    """The network as training wants it, its frozen modules, and what it starts from (weights.Report, or None)."""
+    """The network on its device, in the modes of training; and what it starts from (weights.Report, or None)."""
     import torch
 
     from ..engine.norms import split_norms, synchronise_norms
@@ -201,23 +221,12 @@ def _network(params: Params, row: str, root: Path, made: dict[str, Any], device,
     elif runtime.batch_norm == "ghost":
         split_norms(model, params.recipes[row].optim.videos_per_gpu)
     model.to(device).train()
+    for module in frozen:
+        module.eval()
     if runtime.channels_last:
         model.to(memory_format=torch.channels_last_3d)
     torch.manual_seed(recipe.seed + world.rank)  # dropout differs from process to process
-    return model, frozen, init
-
-
-def _optimizer(model, recipe: Recipe, lr: float):
-    """SGD. The backbone is a group of its own only where it learns at another rate than the head."""
-    import torch
-
-    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
-    if recipe.init.backbone_lr != 1:
-        head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-        backbone = [p for name, p in model.named_parameters() if name.startswith("backbone.")]
-        groups = [{"params": backbone, "lr_scale": recipe.init.backbone_lr}, {"params": head}]
-    optim = recipe.optim
-    return torch.optim.SGD(groups, lr=lr, momentum=optim.momentum, weight_decay=optim.weight_decay)
+    return model, init
 
 
 def _loaders(params: Params, recipe: Recipe, root: Path, device, world, quarantine: Path):
