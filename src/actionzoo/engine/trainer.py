@@ -96,8 +96,8 @@ class Trainer:
             for number, batch in enumerate(agreed.batches):
                 is_last = number + 1 == len(agreed.batches)
                 # processes exchange gradients with the last batch alone
-                is_local = isinstance(network, DistributedDataParallel) and not is_last
-                with network.no_sync() if is_local else contextlib.nullcontext():
+                is_wrapped = isinstance(network, DistributedDataParallel)
+                with network.no_sync() if is_wrapped and not is_last else contextlib.nullcontext():
                     with autocast(self._plan.precision, self.device):
                         scores = forward(to_input(batch.views))
                         loss = F.cross_entropy(scores.float(), batch.labels.to(self.device, non_blocking=True))
