@@ -2,7 +2,7 @@
 
 import argparse
 
-from actionzoo.jobs.reproduce import evaluate_released
+from actionzoo.jobs.reproduce import reproduce
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
 
@@ -19,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with stage("released"):
-        print(evaluate_released(load_params(), args.row))
+        print(reproduce(load_params(), args.row))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import argparse
 
-from actionzoo.jobs.benchmark import benchmark_row
+from actionzoo.job import Job
+from actionzoo.jobs.benchmark import benchmark
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
 
@@ -18,7 +19,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with stage("benchmark"):
-        print(benchmark_row(load_params(), args.row))
+        print(benchmark(Job.of(load_params(), args.row)))
 
 
 if __name__ == "__main__":

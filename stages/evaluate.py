@@ -2,7 +2,8 @@
 
 import argparse
 
-from actionzoo.jobs.evaluate import evaluate_row
+from actionzoo.job import Job
+from actionzoo.jobs.evaluate import evaluate
 from actionzoo.jobs.torchrun import launch_torchrun
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
@@ -21,7 +22,7 @@ def main() -> None:
     with stage("evaluate"):
         params = load_params()
         launch_torchrun(params.runtime)
-        if said := evaluate_row(params, args.row):
+        if said := evaluate(Job.of(params, args.row)):
             print(said)
 
 

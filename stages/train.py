@@ -2,8 +2,9 @@
 
 import argparse
 
+from actionzoo.job import Job
 from actionzoo.jobs.torchrun import launch_torchrun
-from actionzoo.jobs.train import train_row
+from actionzoo.jobs.train import train
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
 
@@ -21,7 +22,7 @@ def main() -> None:
     with stage("train"):
         params = load_params()
         launch_torchrun(params.runtime)
-        if said := train_row(params, args.row):
+        if said := train(Job.of(params, args.row)):
             print(said)
 
 

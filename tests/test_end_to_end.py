@@ -214,7 +214,7 @@ def test_switching_the_data_set_there_and_back_repeats_no_training_and_loses_no_
     demo.params["data"]["name"] = "demo"
     demo.save()
     _, printed = demo.repro()
-    assert f"{SLOWFAST} is trained already" in printed and f"{SLOWFAST} is tested already" in printed
+    assert f"{SLOWFAST} is trained already" in printed and f"{SLOWFAST} is evaluated already" in printed
     assert "Epoch [" not in printed
     assert contents(demo.root) == before
     assert {path: path.stat().st_mtime_ns for path in made} == times
@@ -238,7 +238,7 @@ def test_a_killed_training_goes_on_from_its_last_epoch(demo):
                 process.kill()
                 break
     _, printed = demo.repro(f"train@{SLOWFAST}")
-    assert "going on after epoch 1 of an interrupted training" in printed
+    assert "resuming an interrupted training after epoch 1" in printed
     epochs = [int(number) for number in re.findall(r"^Epoch \[(\d+)\]", printed, re.MULTILINE)]
     assert sorted(set(epochs)) == [2, 3]
 

@@ -443,8 +443,9 @@ def _weights(args) -> None:
 def _train(args) -> None:
     import dataclasses
 
+    from .job import Job
     from .jobs.torchrun import launch_torchrun
-    from .jobs.train import train_row
+    from .jobs.train import train
 
     params = load_params()
     params.check_model(args.row)
@@ -455,14 +456,14 @@ def _train(args) -> None:
     params = params.changed(args.row, seed=args.seed)
     launch_torchrun(params.runtime)
     work_dir = args.work_dir or Path("work_dirs") / args.row
-    if said := train_row(params, args.row, work_dir=work_dir, resume=args.resume):
+    if said := train(Job.of(params, args.row, work_dir=work_dir), resume=args.resume):
         print(said)
 
 
 def _test(args) -> None:
     import dataclasses
 
-    from .jobs.evaluate_checkpoint import evaluate_checkpoint
+    from .jobs.evaluate_checkpoint import Wanted, evaluate_checkpoint
     from .jobs.torchrun import launch_torchrun
 
     params = load_params()
@@ -472,10 +473,7 @@ def _test(args) -> None:
     if args.precision:
         params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision=args.precision))
     launch_torchrun(params.runtime)
-    said = evaluate_checkpoint(
-        params,
-        args.row,
-        args.checkpoint,
+    wanted = Wanted(
         measures=args.eval,
         topk=args.topk,
         average_clips=args.average_clips,
@@ -484,6 +482,7 @@ def _test(args) -> None:
         is_plain=args.plain,
         views=args.views,
     )
+    said = evaluate_checkpoint(params, args.row, args.checkpoint, wanted)
     if said:
         print(said)
 

@@ -15,6 +15,7 @@ from .kinetics.published_list import fetch_list
 from .params import Params, PublishedLists, Runtime, digest
 from .recipe import Published, Recipe, Split
 from .records import RunFiles
+from .weights.initial import InitialWeights, initial_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Job:
     """What the data set changes: `schedule.epochs: 256 -> 10`."""
     runtime: Runtime
     files: RunFiles
+    init: InitialWeights | None
+    """What a training starts from; None: random weights."""
     published: Published | None
     published_lists: Mapping[Split, PublishedLists]
 
@@ -57,6 +60,7 @@ class Job:
             overrides=tuple(params.overrides(model)),
             runtime=params.runtime,
             files=RunFiles(root, params.name, model, work_dir),
+            init=initial_weights(params, model),
             published=params.recipes[model].published,
             published_lists=params.dataset.published_lists,
         )
@@ -70,10 +74,15 @@ class Job:
         """The folder of the prepared clips that the recipe reads, such as data/demo/videos_256."""
         return self.root / "data" / self.dataset / f"{self.recipe.clips.form}_{self.recipe.clips.short_side}"
 
+    @property
+    def has_manifest(self) -> bool:
+        return (self.data / "manifest.csv").is_file()
+
     @functools.cached_property
     def manifest(self) -> Manifest:
         """The clips, read once. Raises UserError."""
-        if not (path := self.data / "manifest.csv").is_file():
+        path = self.data / "manifest.csv"
+        if not self.has_manifest:
             stage = "resize" if self.recipe.clips.form == "videos" else "frames"
             raise UserError(f"{path} is not there; `dvc repro {stage}@{self.recipe.clips.short_side}` makes it")
         return read_manifest(path)

@@ -105,7 +105,7 @@ class Record:
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class FileRecord:
     md5: str
-    size: Count
+    size: Count | None = None
     """Bytes."""
 
 
@@ -216,7 +216,7 @@ class Metrics(Record):
         """All keys of the file but those that say of which views an accuracy is, in the file's order."""
         plain = _plain(self)
         epoch = {key: plain.pop(key) for key in ("epoch",) if key in plain}
-        flat = plain.pop("accuracies") | plain
+        flat: dict[str, Any] = plain.pop("accuracies") | plain
         if "top1" in self.accuracies:
             low, high = self.interval()
             flat |= {"top1_low": low, "top1_high": high}

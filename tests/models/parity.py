@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from actionzoo.engine.flops import count_macs, count_parameters
 from actionzoo.engine.schedule import learning_rate, scaled_lr
 from actionzoo.engine.views import average_views
+from actionzoo.jobs.train import learning_rate_schedule
 from actionzoo.params import as_dict
 from actionzoo.recipe import Recipe
 from actionzoo.zoo import create_model
@@ -100,12 +101,11 @@ def differences(recipe: Recipe, entry: dict[str, Any]) -> tuple[list[str], int]:
 
 
 def rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The learning rate as train_row has it, for the batch that the recipe's rate belongs to."""
-    optim, intervals = recipe.optim, ("val_interval", "checkpoint_interval", "log_interval")
-    schedule = {key: value for key, value in as_dict(recipe.schedule).items() if key not in intervals}
+    """Return the learning rate of a training step, for the batch that the recipe's rate belongs to."""
+    optim = recipe.optim
     batch = optim.gpus * optim.videos_per_gpu * optim.accumulate
     lr = scaled_lr(optim.lr, batch=batch, reference_batch=optim.reference_batch)
-    return learning_rate(step, steps_per_epoch, **(schedule | {"lr": lr}))
+    return learning_rate(learning_rate_schedule(recipe, lr), step, steps_per_epoch)
 
 
 def worst_rate(recipe: Recipe, schedule_id: str) -> tuple[float, int]:

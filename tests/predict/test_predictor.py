@@ -12,16 +12,18 @@ import pytest
 import torch
 
 from actionzoo.clips.readers import VideoReader, read
+from actionzoo.engine.distributed import World
 from actionzoo.errors import UserError
-from actionzoo.records import RunFiles
-
-from actionzoo.jobs.evaluate import run_test
+from actionzoo.job import Job
+from actionzoo.jobs.measure import Request, Subject
+from actionzoo.jobs.measure import measure as measure_network
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_size
 from actionzoo.predict.command import predict_all
 from actionzoo.predict.predictor import Predictor, open_predictor
+from actionzoo.records import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.zoo import build_model
 from tests.kinetics.small_films import QUICK
@@ -108,8 +110,8 @@ def one(root) -> Path:
 @pytest.mark.parametrize("row", [VIDEOS, FRAMES])
 def test_predictions_are_those_of_the_pipelines_own_test(params, root, tmp_path, row):
     trained = open_trained(row, params=params, root=root)
-    about, views = {"checkpoint_md5": "0" * 32}, tmp_path / "views.safetensors"
-    outcome = run_test(params, row, trained.network, root, views=views, about=about, classes=CLASSES)
+    subject = Subject(network=trained.network, classes=CLASSES, checkpoint_md5="0" * 32)
+    outcome = measure_network(Job.of(params, row, root), subject, Request(average_clips="prob"), World())
     tested = dict(zip(outcome.views.video_ids, outcome.scores.tolist(), strict=True))
     predictor = Predictor(trained, params)
     films = {path.stem: path for path in (root / "films" / "val").rglob("*.mp4")}

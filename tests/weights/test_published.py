@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from actionzoo.errors import UserError
-from actionzoo.jobs.train import _load_init
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import Params, load_params
 from actionzoo.weights.checkpoints import open_checkpoint
 from actionzoo.weights.download import fetch_weights
+from actionzoo.weights.initial import check_initial_weights, initial_weights, load_initial_weights
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.published import PublishedFile, fetch_published, other_network, published_file, published_files
 from actionzoo.zoo import build_model
@@ -99,13 +99,12 @@ def test_imported_weights_keep_their_network_when_the_file_is_renamed(params, tm
 
 
 def test_a_training_cannot_start_from_weights_of_another_network_and_says_what_to_set(params, tmp_path):
-    model = params.recipes[FIVE].model
     here = params.changed(FIVE, init={"weights": FIVE})
     with pytest.raises(UserError, match=rf"set fusion_kernel: 5 in datasets\.demo\.overrides\.{FIVE}\.model"):
-        _load_init(build_model(model, 4), here, FIVE, tmp_path)
+        check_initial_weights(initial_weights(here, FIVE), params.recipes[FIVE].model)
     path = as_published(published_file(params, FIVE), tmp_path / "site")
     here = with_address(here, published_file(params, FIVE), str(path)).changed(FIVE, model={"fusion_kernel": 5})
-    report = _load_init(build_model(here.recipe(FIVE).model, 4), here, FIVE, tmp_path)
+    report = load_initial_weights(build_model(here.recipe(FIVE).model, 4), initial_weights(here, FIVE), tmp_path)
     assert report.head == "fresh, for 4 classes: the file's has 400"
 
 
@@ -113,7 +112,8 @@ def test_a_training_starts_from_a_model_that_has_imported_weights_alone(params, 
     file = published_file(params, IMPORTED)
     path = as_published(file, tmp_path / "site")
     here = with_address(params, file, str(path)).changed(ROW, init={"weights": IMPORTED})
-    assert _load_init(build_model(params.recipes[ROW].model, 400), here, ROW, tmp_path).head == "loaded"
+    network = build_model(params.recipes[ROW].model, 400)
+    assert load_initial_weights(network, initial_weights(here, ROW), tmp_path).head == "loaded"
 
 
 # Addresses

@@ -27,7 +27,7 @@ _BLOCK = 64
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewLogits:
     video_ids: list[str]
     labels: Tensor
     """(N,) int64; -1 where the clip has none."""
@@ -74,7 +74,7 @@ def write_views(
     )
 
 
-def read_views(path: Path) -> Views:
+def read_views(path: Path) -> ViewLogits:
     """The file, mapped. Raises UserError if it is not there, damaged, or something else."""
     try:
         tensors, texts = read_tensors(path)
@@ -102,7 +102,7 @@ def read_views(path: Path) -> Views:
             faults.append("a class for each label")
     if faults:
         raise UserError(f"{path} is damaged: it lacks {', '.join(faults)}; test the row again")
-    return Views(
+    return ViewLogits(
         video_ids=known.pop("video_ids"),
         labels=labels,
         logits=logits,
@@ -140,7 +140,7 @@ def average_views(logits: Tensor, num_views: int, average_clips: Average) -> Ten
     return (views.softmax(dim=2) if average_clips == "prob" else views).mean(dim=1)
 
 
-def average(views: Views, average_clips: Average, chosen: Sequence[int] | None = None) -> Tensor:
+def average(views: ViewLogits, average_clips: Average, chosen: Sequence[int] | None = None) -> Tensor:
     """(N, num_classes): each clip's average over its views, or over the `chosen` ones."""
     # made first: results that stay between blocks that go would leave holes as large as the file
     averages, end = torch.empty(len(views.video_ids), len(views.classes)), 0
@@ -151,13 +151,13 @@ def average(views: Views, average_clips: Average, chosen: Sequence[int] | None =
     return averages
 
 
-def blocks(views: Views) -> Iterator[Tensor]:
+def blocks(views: ViewLogits) -> Iterator[Tensor]:
     """The logits of some clips after the other, (n, views, num_classes)."""
     for start in range(0, len(views.video_ids), _BLOCK):
         yield views.logits[start : start + _BLOCK]
 
 
-def choose(views: Views, clips: int, crops: int) -> list[int]:
+def choose(views: ViewLogits, clips: int, crops: int) -> list[int]:
     """Numbers of the views of `clips` clips, evenly spread over the video, at `crops` places.
 
     One crop is the centre, two are the outer ones. Raises UserError if there are not so many.
@@ -170,7 +170,7 @@ def choose(views: Views, clips: int, crops: int) -> list[int]:
     return [crop * views.num_clips + clip for crop in _crops(views)[crops] for clip in _evenly(clips, views.num_clips)]
 
 
-def choose_number(views: Views, number: int) -> list[int]:
+def choose_number(views: ViewLogits, number: int) -> list[int]:
     """`number` views: clips evenly spread, at the centre first; then at the other places too."""
     centre = _crops(views)[1][0] * views.num_clips
     if number <= views.num_clips:
@@ -182,7 +182,7 @@ def choose_number(views: Views, number: int) -> list[int]:
     return sorted([*range(centre, centre + views.num_clips), *more])
 
 
-def _crops(views: Views) -> dict[int, list[int]]:
+def _crops(views: ViewLogits) -> dict[int, list[int]]:
     return {1: [0]} if views.num_crops == 1 else {1: [2], 2: [0, 1], 3: [0, 1, 2]}
 
 

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
@@ -131,7 +131,7 @@ def _as_the_file_says(params: Params, job: Job, identity: Identity) -> tuple[Job
     if not identity.has_own_recipe:
         return job, []
     expected = job.recipe.test_spec
-    changes: dict[str, dict[str, object]] = {}
+    changes: dict[str, dict[str, Any]] = {}
     lines = []
     for section, names in _SECTIONS.items():
         for name in names:
@@ -141,7 +141,7 @@ def _as_the_file_says(params: Params, job: Job, identity: Identity) -> tuple[Job
                 lines.append(f"{section}.{name}: {before} -> {after}")
     if not changes:
         return job, []
-    return Job.of(params.changed(job.model, **changes), job.model, job.root), lines
+    return Job.of(params.changed(job.model, seed=None, **changes), job.model, job.root), lines
 
 
 def _settings_lines(params: Params, job: Job, identity: Identity, settings: list[str]) -> list[str]:

@@ -15,10 +15,10 @@ from ..clips.inputs import ToInput
 from ..clips.loader import Loading, usable_clips, view_loader
 from ..devices import device_of, layout_of, place
 from ..engine.distributed import World
-from ..engine.evaluate import view_logits
-from ..engine.finished import Saved
+from ..engine.evaluate import Inference, view_logits
+from ..engine.finished import FinishedClips
 from ..engine.metrics import accuracies, check_scores
-from ..engine.views import Views, average, read_views, write_views
+from ..engine.views import ViewLogits, average, read_views, write_views
 from ..errors import UserError
 from ..files.json_files import read_json, write_json
 from ..job import Job
@@ -85,7 +85,7 @@ class Outcome:
     """What a measurement gives, in the process that writes it down."""
 
     result: TestResult
-    views: Views
+    views: ViewLogits
     scores: Tensor | None
     """(N, num_classes), averaged over the views; None if average_clips is none."""
     scratch: Path
@@ -111,16 +111,16 @@ def measure(job: Job, subject: Subject, request: Request, world: World) -> Outco
         print(chosen.text(), flush=True)
     fingerprint = job.views_fingerprint(subject.checkpoint_md5, request.split)
     scratch = job.root / ".scratch" / "evaluate" / job.dataset / job.model / fingerprint[:16]
-    saved = Saved(scratch, world.rank)
+    finished = FinishedClips(scratch, world.rank)
     try:
-        undecodable = _run_views(job, subject.network, clips, saved, scratch, world)
+        undecodable = _run_views(job, subject.network, clips, finished, scratch, world)
     finally:
-        saved.close()
+        finished.close()
     undecodable = sorted(sentence for gathered in world.gather(undecodable) for sentence in gathered)
     if not world.is_first:
         return None
 
-    rows, exact = saved.rows()
+    rows, exact = finished.read()
     measured = [clip for clip in clips if clip.video_id in rows]
     if not measured:
         raise UserError("no clip decoded: " + "; ".join(undecodable[:3]))
@@ -253,7 +253,7 @@ def _result(
 
 
 def _run_views(
-    job: Job, network: nn.Module, clips: Sequence[Clip], saved: Saved, scratch: Path, world: World
+    job: Job, network: nn.Module, clips: Sequence[Clip], finished: FinishedClips, scratch: Path, world: World
 ) -> list[str]:
     """Compute this process's share of the view logits that are not saved yet.
 
@@ -265,7 +265,7 @@ def _run_views(
     groups = [clips[start : start + group_size] for start in range(0, len(clips), group_size)]
     done: set[str] = set()
     if world.is_first:
-        done = saved.begin()
+        done = finished.begin()
         _share_quarantine(scratch, world.size)
     done = set(world.gather(sorted(done))[0])
     left = [number for number, group in enumerate(groups) if any(clip.video_id not in done for clip in group)]
@@ -287,36 +287,35 @@ def _run_views(
         say(f"{job.model}: {views}, {world.size} x {device.type}, {runtime.precision}; {loader.text()}")
         if done:
             say(f"resuming an interrupted evaluation: {len(done)} of {len(clips)} clips are finished")
+    to_input = ToInput(mean=spec.mean, std=spec.std, device=device, layout=layout_of(runtime))
     is_compared = {clip.video_id for clip in clips[:COMPARED]} if runtime.precision != "fp32" else set[str]()
     results = view_logits(
         place(network, runtime, device),
         loader,
-        ToInput(mean=spec.mean, std=spec.std, device=device, layout=layout_of(runtime)),
-        max_views=runtime.max_views,
-        precision=runtime.precision,
+        Inference(to_input, runtime.max_views, runtime.precision),
         is_compared=is_compared.__contains__,
         on_text=say,
     )
     undecodable: list[str] = []
     comparison_is_due = world.is_first
-    total, finished = sum(len(groups[number]) for number in mine), 0
+    total, done_here = sum(len(groups[number]) for number in mine), 0
     with sigterm_as_exit(), progress("clips") as on_progress:
         try:
             for number, batch in zip(mine, results, strict=True):
                 if batch.video_ids:
                     check_scores(batch.logits, None, batch.video_ids)
-                if batch.exact is not None and comparison_is_due:
+                if batch.fp32_logits is not None and comparison_is_due:
                     comparison_is_due = False
-                    pairs = list(zip(batch.logits, batch.exact, strict=True))
+                    pairs = list(zip(batch.logits, batch.fp32_logits, strict=True))
                     say(comparison_text(compare_with_fp32(pairs, spec.average_clips), runtime.precision))
-                saved.add(number, batch)
+                finished.add(number, batch)
                 undecodable += batch.undecodable
-                finished += len(batch.video_ids) + len(batch.undecodable)
+                done_here += len(batch.video_ids) + len(batch.undecodable)
                 if world.is_first:
-                    on_progress("evaluate", finished, total)
-            saved.end()
+                    on_progress("evaluate", done_here, total)
+            finished.end()
         finally:
-            saved.save()
+            finished.save()
             loader.close()
     return undecodable
 

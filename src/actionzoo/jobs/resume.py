@@ -22,7 +22,7 @@ def finished_training(files: RunFiles, fingerprint: str) -> RunRecord | None:
         return None
     for name, known in record.files.items():
         path = files.run / name if name.endswith(".pth") else files.metrics().parent / name
-        if not path.is_file() or path.stat().st_size != known.size or md5_of(path) != known.md5:
+        if not path.is_file() or known.size not in (None, path.stat().st_size) or md5_of(path) != known.md5:
             return None
     return record
 

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from ..accuracy import wilson_interval
 from ..errors import UserError
 from ..records import newest_logs
-
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files.text import read_text
-from ..records import RunFiles
-
 from ..kinetics.labels import kinetics400
 from ..names import did_you_mean
 from ..params import Params
 from ..recipe import TestSpec
+from ..records import RunFiles
 from ..tracking.registry import fetch_registered
 from .identity import Identity, identify, record_beside
 from .published import CACHE, base_name, fetch_published, published_as
