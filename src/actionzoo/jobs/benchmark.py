@@ -14,13 +14,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..devices import device_of
 from ..files.hashes import sha256_of
 from ..files.json_files import read_json, write_json
 from ..files.locks import locked
+from ..job import RunFiles, data_folder
 from ..params import Params, digest
 from ..process.stage import die_with_parent
 from ..recipe import Recipe
-from ..run_files import RowFiles, data_folder, device_of
 from ..zoo import build_model, freeze
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
     """
     import torch
 
-    recipe, files, runtime = params.recipe(row), RowFiles(root, params.name, row), params.runtime
-    folder, device = data_folder(params, recipe, root), device_of(params)
+    recipe, files, runtime = params.recipe(row), RunFiles(root, params.name, row), params.runtime
+    folder, device = data_folder(params, recipe, root), device_of(params.runtime)
     circumstances = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..accuracy import is_accuracy, with_interval, with_protocol
+from ..devices import device_of, device_type
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of, sha256_of
 from ..files.json_files import read_json, write_json
+from ..job import RunFiles, data_folder
 from ..kinetics.labels import places
 from ..kinetics.manifest import Clip, label_map, list_sha256, read_manifest
 from ..kinetics.published_list import Chosen, choose, fetch_list, read_published
@@ -26,7 +28,6 @@ from ..process.progress import progress
 from ..process.stage import sigterm_as_exit
 from ..recipe import Recipe
 from ..report.error_analysis import Scored, write_looks
-from ..run_files import RowFiles, data_folder, device_of, device_type
 from ..tracking.live import recorded_run
 from ..tracking.names import LOOKS, TEST_STEP, run_params, to_metrics
 from ..tracking.store import find_run
@@ -65,7 +66,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
 
     Raises UserError, engine's CheckpointError.
     """
-    recipe, files = params.recipe(row), RowFiles(root, params.name, row)
+    recipe, files = params.recipe(row), RunFiles(root, params.name, row)
     manifest = data_folder(params, recipe, root) / "manifest.csv"
     classes = label_map(read_manifest(manifest))
     if not files.best.is_file():
@@ -88,7 +89,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     model = build_model(recipe.model, len(classes))
     load_trained(model, checkpoint, files.best)
     about = {"row": row, "dataset": params.name, "fingerprint": fingerprint, "checkpoint_md5": checkpoint_md5}
-    with joined(device_type(params)) as world:
+    with joined(device_type(params.runtime)) as world:
         outcome = run_test(params, row, model, root, views=files.views, about=about, classes=classes, world=world)
     if outcome is None:
         return ""
@@ -317,7 +318,7 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
     from ..engine.evaluate import view_logits
     from ..engine.metrics import check_scores
 
-    recipe, runtime, device = params.recipe(row), params.runtime, device_of(params, world.local_rank)
+    recipe, runtime, device = params.recipe(row), params.runtime, device_of(params.runtime, world.local_rank)
     group_size = max(1, runtime.max_views // (recipe.test.num_clips * recipe.test.num_crops))
     done: set[str] = set()
     if world.is_first:
@@ -390,7 +391,7 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
     return undecodable
 
 
-def _finished(files: RowFiles, fingerprint: str) -> dict[str, Any] | None:
+def _finished(files: RunFiles, fingerprint: str) -> dict[str, Any] | None:
     """The head of result.json, if all three files are there and of this very test."""
     from ..engine.views import fingerprint_of
 
@@ -413,7 +414,7 @@ def read_head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _look(params: Params, row: str, made: dict[str, Any], files: RowFiles, root: Path) -> list[Path]:
+def _look(params: Params, row: str, made: dict[str, Any], files: RunFiles, root: Path) -> list[Path]:
     """The files that show where the row errs, made if they are not of this test."""
     from ..engine.views import average, read_views
     from .view_scores import by_number_of_views
@@ -430,7 +431,7 @@ def _look(params: Params, row: str, made: dict[str, Any], files: RowFiles, root:
     return write_looks(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
 
 
-def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, looks: list[Path]) -> None:
+def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, looks: list[Path]) -> None:
     published = params.recipes[row].published.top1[0] / 100
     metrics = made["metrics"]
     with recorded_run(
@@ -462,7 +463,7 @@ def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, of_clips
     """Of an unfinished test: another one for whatever could change a bit of the logits."""
     recipe, runtime = params.recipe(row), params.runtime
     views = (recipe.test.num_clips, recipe.test.num_crops, recipe.test.crop_size)
-    how = (runtime.precision, runtime.max_views, runtime.channels_last, device_type(params))
+    how = (runtime.precision, runtime.max_views, runtime.channels_last, device_type(params.runtime))
     sections = (recipe.model, recipe.clips, recipe.augment)
     fingerprint = digest(FORM, *sections, *views, *how, *of_clips, checkpoint_md5, split)
     return root / ".scratch" / "evaluate" / params.name / row / fingerprint[:16]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..accuracy import wilson_interval
 from ..errors import UserError
-from ..run_files import newest_logs
+from ..job import newest_logs
 from .error_analysis import Looks, read_looks
 
 if TYPE_CHECKING:
