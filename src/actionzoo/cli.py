@@ -390,7 +390,7 @@ def _data_check(args) -> None:
     from .process.progress import progress
 
     with progress("bytes") as tell:
-        checked = check_data(load_params().folder("data"), sample=args.sample, seed=args.seed, progress=tell)
+        checked = check_data(load_params().folder("data"), sample=args.sample, seed=args.seed, on_progress=tell)
     print(checked.text())
     if checked.damages:
         sys.exit(1)
@@ -400,21 +400,21 @@ def _data_adopt(args) -> None:
     from functools import partial
 
     from .clips.looking import contents_of
-    from .kinetics.import_mmaction import adopt
+    from .kinetics.import_mmaction import import_mmaction
     from .process.progress import progress
 
     params = load_params()
     look = partial(contents_of, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds)
     with progress("clips") as tell:
-        said = adopt(
+        said = import_mmaction(
             params.folder("data") / args.form,
             args.split,
             args.list,
             args.folder,
-            look=look,
+            inspect=look,
             classes=args.classes,
             max_bad_share=params.dataset.max_bad_share,
-            progress=tell,
+            on_progress=tell,
         )
     print(said)
 

@@ -137,7 +137,7 @@ def _fetch_one(
             _refuse(path)
         partial = path.with_name(f".{name}.partial")
         on_bytes = (lambda here, size: tell(name, here, size)) if tell else None
-        complete(address, partial, patience, tell=on_bytes)
+        complete(address, partial, patience, on_progress=on_bytes)
         os.replace(partial, path)
         discard(partial)
         if not _is_what_its_name_says(path):
