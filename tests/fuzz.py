@@ -35,7 +35,7 @@ import torch
 from safetensors.torch import save
 
 from actionzoo.clips.quarantine import Quarantine
-from actionzoo.clips.readers import Contents, Undecodable, open_clip
+from actionzoo.clips.readers import Undecodable, VideoInfo, open_clip
 from actionzoo.clips.readers import read as read_frames
 from actionzoo.engine.checkpoint import load_checkpoint
 from actionzoo.engine.tensor_file import read_header, read_tensors
@@ -522,7 +522,7 @@ def _adopt(folder: Path, list_file: Path, classes: Path | None, form: str) -> No
         "val",
         list_file,
         folder / "own",
-        inspect=lambda paths: [Contents(10, 64, 52, 25.0) for _ in paths],
+        inspect=lambda paths: [VideoInfo(10, 64, 52, 25.0) for _ in paths],
         classes=classes,
         max_bad_share=1.0,
     )

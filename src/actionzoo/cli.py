@@ -399,12 +399,14 @@ def _data_check(args) -> None:
 def _data_adopt(args) -> None:
     from functools import partial
 
-    from .clips.looking import contents_of
+    from .clips.inspect import inspect_clips
     from .kinetics.import_mmaction import import_mmaction
     from .process.progress import progress
 
     params = load_params()
-    look = partial(contents_of, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds)
+    look = partial(
+        inspect_clips, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds
+    )
     with progress("clips") as tell:
         said = import_mmaction(
             params.folder("data") / args.form,
@@ -436,7 +438,9 @@ def _weights(args) -> None:
     from .weights.load import import_weights
 
     with progress("bytes") as tell:
-        out, report = import_weights(args.row, args.source, out=args.out, num_classes=args.num_classes, tell=tell)
+        out, report = import_weights(
+            args.row, args.source, out=args.out, num_classes=args.num_classes, on_progress=tell
+        )
     print(f"{report.text()}\nweights: {args.row} in {out}")
 
 
@@ -527,7 +531,7 @@ def _predict(args) -> None:
     from .predict.predictor import open_predictor
 
     predictor = open_predictor(
-        args.model, row=args.row, classes=args.classes, num_clips=args.clips, num_crops=args.crops, device=args.device
+        args.model, model=args.row, classes=args.classes, num_clips=args.clips, num_crops=args.crops, device=args.device
     )
     print(predictor.trained.text(), file=sys.stderr)
     predict_all(
@@ -547,7 +551,7 @@ def _export(args) -> None:
     from .zoo import project_params
 
     check_target(args.to, args.out)
-    trained = open_trained(args.model, params=project_params(), row=args.row, classes=args.classes)
+    trained = open_trained(args.model, params=project_params(), model=args.row, classes=args.classes)
 
     from .predict.export import export_model
 

@@ -203,7 +203,7 @@ def test_a_shorter_precision_is_compared_with_fp32_on_the_first_clips(root, caps
 
 
 def test_labels_may_have_other_numbers_in_the_network(root):
-    outcome = outcome_of(root, root / "views", label_places=[3, 2, 1, 0])
+    outcome = outcome_of(root, root / "views", label_mapping=[3, 2, 1, 0])
     usable = [clip for clip in val_clips(root) if clip.is_usable]
     assert outcome.views.labels.tolist() == [3 - clip.label for clip in usable]
 

@@ -14,8 +14,8 @@ import torch
 import yaml
 
 from actionzoo.clips.inputs import to_input
+from actionzoo.clips.inspect import inspect_clips
 from actionzoo.clips.loader import Loading, view_loader
-from actionzoo.clips.looking import contents_of
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import MachineFault, UserError
 from actionzoo.kinetics.import_mmaction import import_mmaction
@@ -25,7 +25,7 @@ from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.recipe import TestSpec
 from tests.clips.counted_films import film, number_of
 
-look = partial(contents_of, workers=1, timeout_seconds=60)
+look = partial(inspect_clips, workers=1, timeout_seconds=60)
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
 SPEC = TestSpec(
     form="videos", short_side=256, clip_len=4, frame_interval=2, resize=64, mean=(0, 0, 0), std=(255, 255, 255),

@@ -20,7 +20,7 @@ from ..files.atomic import atomic_write
 from ..files.hashes import md5_of, sha256_of
 from ..files.json_files import read_json, write_json
 from ..job import RunFiles, data_folder
-from ..kinetics.labels import places
+from ..kinetics.labels import map_labels
 from ..kinetics.manifest import Clip, label_map, list_sha256, read_manifest
 from ..kinetics.published_list import Chosen, choose, fetch_list, read_published
 from ..params import Params, digest
@@ -111,7 +111,7 @@ def run_test(
     views: Path | None,
     about: dict[str, Any],
     classes: Sequence[str],
-    label_places: Sequence[int] | None = None,
+    label_mapping: Sequence[int] | None = None,
     split: str = "val",
     average_clips: str | None = None,
     topk: Sequence[int] = (1, 5),
@@ -120,7 +120,7 @@ def run_test(
     """All views of a split's clips through `model`, as the row's test says; of all processes of engine's `world`.
 
     Writes their logits to `views`, or into the scratch if None, with what `about` says of the checkpoint: its md5 at
-    least. `classes` are the network's; `label_places` says which of them each label of the data set is, if it is not
+    least. `classes` are the network's; `label_mapping` says which of them each label of the data set is, if it is not
     the same number. `average_clips` is the recipe's if None; `none` leaves the views as they are, and there are no
     accuracies.
 
@@ -185,7 +185,7 @@ def run_test(
         views,
         (rows[clip.video_id].read() for clip in tested),
         video_ids=[clip.video_id for clip in tested],
-        labels=[_place(clip.label, label_places) for clip in tested],
+        labels=[_place(clip.label, label_mapping) for clip in tested],
         num_clips=recipe.test.num_clips,
         num_crops=recipe.test.num_crops,
         classes=list(classes),
@@ -269,7 +269,7 @@ def summary(made: dict[str, Any]) -> str:
     )
 
 
-def find_label_places(
+def find_label_mapping(
     file: Path, classes: Sequence[str], known: Sequence[str], model, *, is_told: bool = True
 ) -> list[int] | None:
     """Which class of the network each label of the data set is; None if they have the same numbers.
@@ -279,10 +279,12 @@ def find_label_places(
     """
     if known:
         try:
-            return places(classes, known)
+            return map_labels(classes, known)
         except UserError as error:
             raise UserError(f"{file} cannot be tested on this data set: {error}") from None
-    num_classes = model.state_dict()["cls_head.fc_cls.weight"].shape[0]
+    from ..weights.load import num_classes_of
+
+    num_classes = num_classes_of(model)
     if num_classes != len(classes):
         raise UserError(
             f"{file} knows {num_classes} classes without naming them, and the data set has {len(classes)}; test it on "
@@ -481,8 +483,8 @@ def _accuracies(scores, views, topk: Sequence[int]) -> dict[str, float]:
     return accuracies(scores, views.labels, views.video_ids, topk)
 
 
-def _place(label: int, label_places: Sequence[int] | None) -> int:
-    return label if label < 0 or label_places is None else label_places[label]
+def _place(label: int, label_mapping: Sequence[int] | None) -> int:
+    return label if label < 0 or label_mapping is None else label_mapping[label]
 
 
 def _beside_fp32_text(pairs, recipe: Recipe, precision: str) -> str:

@@ -16,7 +16,7 @@ from ..params import Params, as_dict, network_of
 from ..process.progress import progress
 from ..weights.checkpoints import open_checkpoint
 from ..weights.identity import Identity
-from .evaluate import Outcome, find_label_places, run_test, summary, write_result
+from .evaluate import Outcome, find_label_mapping, run_test, summary, write_result
 
 MEASURES = ("top_k_accuracy", "mean_class_accuracy")
 
@@ -55,7 +55,7 @@ def evaluate_checkpoint(
     from ..engine.distributed import joined
 
     with progress("bytes") as tell:
-        opened = open_checkpoint(source, params=params, row=row, root=root, tell=tell)
+        opened = open_checkpoint(source, params=params, model=row, root=root, on_progress=tell)
     model, file, known = opened.network, opened.identity.file, opened.identity.classes
     params, settings = _as_the_file_says(params, row, opened.identity)
     if settings:
@@ -78,7 +78,7 @@ def evaluate_checkpoint(
             views=views,
             about=about,
             classes=known or classes,
-            label_places=find_label_places(file, classes, known, model, is_told=world.is_first),
+            label_mapping=find_label_mapping(file, classes, known, model, is_told=world.is_first),
             split=split,
             average_clips=average_clips,
             topk=topk,
@@ -150,7 +150,7 @@ def _as_the_file_says(params: Params, row: str, identity: Identity) -> tuple[Par
     lines = []
     for section, names in _SECTIONS.items():
         for name in names:
-            before, after = getattr(expected, name), getattr(identity.viewing, name)
+            before, after = getattr(expected, name), getattr(identity.test_spec, name)
             if before != after:
                 changes.setdefault(section, {})[name] = list(after) if isinstance(after, tuple) else after
                 lines.append(f"{section}.{name}: {before} -> {after}")

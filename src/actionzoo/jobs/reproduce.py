@@ -23,7 +23,7 @@ from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
 from ..weights.published import CACHE, PublishedFile, fetch_published, published_files
-from .evaluate import FORM, find_label_places, list_fingerprint, read_head, run_test, write_result
+from .evaluate import FORM, find_label_mapping, list_fingerprint, read_head, run_test, write_result
 
 REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
@@ -89,7 +89,7 @@ def _evaluate(
 
     row, kind, recipe = published.row, published.kind, params.recipe(published.row)
     with progress("bytes") as tell:
-        file = fetch_published(published, root / CACHE, tell=tell)
+        file = fetch_published(published, root / CACHE, on_progress=tell)
     checkpoint_md5 = md5_of(file)
     sections = (published.model, recipe.clips, recipe.augment, recipe.test)
     fingerprint = digest(
@@ -98,7 +98,7 @@ def _evaluate(
     path = root / "released" / "results" / params.name / row / f"{kind}.json"
     made = read_head(path)
     if made.get("fingerprint") != fingerprint:
-        opened = open_checkpoint(file, params=params, row=row, root=root)
+        opened = open_checkpoint(file, params=params, model=row, root=root)
         model, report, known = opened.network, opened.report, opened.identity.classes
         print(report.text(), flush=True)
         about = {
@@ -117,7 +117,7 @@ def _evaluate(
             views=path.with_name(f"{kind}.views.safetensors"),
             about=about,
             classes=known or classes,
-            label_places=find_label_places(file, classes, known, model),
+            label_mapping=find_label_mapping(file, classes, known, model),
         )
         made = about | outcome.head
         write_result(path, made, outcome)

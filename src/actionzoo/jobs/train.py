@@ -290,10 +290,10 @@ def _load_init(model, params: Params, row: str, root: Path):
     try:
         with progress("bytes") as tell:
             if published:
-                source = fetch_published(published, root / CACHE, tell=tell)
+                source = fetch_published(published, root / CACHE, on_progress=tell)
             elif mirrors := params.mirrors.get(base_name(source)):
-                source = fetch_weights(source, root / CACHE, mirrors=mirrors, tell=tell)
-            return load_weights(model, source, cache=root / CACHE, tell=tell)
+                source = fetch_weights(source, root / CACHE, mirrors=mirrors, on_progress=tell)
+            return load_weights(model, source, cache=root / CACHE, on_progress=tell)
     except UserError as error:
         raise UserError(
             f"{row} starts from recipes.{row}.init.weights, and they are not to be had: {error}\n"
