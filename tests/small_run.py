@@ -13,9 +13,9 @@ def write_run(params: Params, files: RunFiles, network, classes: Sequence[str], 
     """best.pth of epoch 3, and the recipe.json that vouches for it."""
     save_checkpoint(files.best, trained_weights(network, 3, val_top1))
     made = {
-        "row": files.row,
+        "row": files.model,
         "dataset": files.dataset,
-        "recipe": {key: value for key, value in as_dict(params.recipe(files.row)).items() if key != "published"},
+        "recipe": {key: value for key, value in as_dict(params.recipe(files.model)).items() if key != "published"},
         "overrides": [],
         "classes": list(classes),
         "manifest_sha256": "ab" * 32,

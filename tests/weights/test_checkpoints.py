@@ -90,7 +90,7 @@ def test_a_checkpoint_that_is_not_the_recipes_is_refused(params, root, tmp_path)
     run = tmp_path / "run"
     shutil.copytree(root / "runs" / "demo" / ROW, run)
     save_checkpoint(run / "best.pth", trained_weights(build_model(params.recipe(ROW).model, 3), 1, 0.1))
-    with pytest.raises(UserError, match=r"is not the file that .*recipe\.json is of"):
+    with pytest.raises(UserError, match=r"is not the file that .*recipe\.json vouches for"):
         open_trained(run, params=params)
 
 
