@@ -32,7 +32,7 @@ def main() -> None:
                     parts=params.dataset.parts,
                     jobs=min(8, 2 * params.runtime.num_jobs),
                     scratch=scratch,
-                    progress=tell,
+                    on_progress=tell,
                 )
             )
 
@@ -47,7 +47,7 @@ def _source(params: Params):
             )
         root = Path(".scratch") / "mirror" / params.name
         with progress("clips") as tell:
-            make_mirror(root, Mirror(**as_dict(dataset.synthetic)), jobs=params.runtime.num_jobs, progress=tell)
+            make_mirror(root, Mirror(**as_dict(dataset.synthetic)), jobs=params.runtime.num_jobs, on_progress=tell)
         return serve(root)
     if not dataset.source:
         raise UserError(

@@ -33,7 +33,7 @@ def main() -> None:
                     clip_timeout_seconds=params.runtime.clip_timeout_seconds,
                     max_bad_share=params.dataset.max_bad_share,
                     scheduler=args.scheduler or params.runtime.scheduler_address,
-                    progress=tell,
+                    on_progress=tell,
                 )
             )
 

@@ -35,7 +35,7 @@ def main() -> None:
                     max_bad_share=params.dataset.max_bad_share,
                     min_frames=params.prepare.min_frames,
                     scheduler=args.scheduler or params.runtime.scheduler_address,
-                    progress=tell,
+                    on_progress=tell,
                 )
             )
 

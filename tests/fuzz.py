@@ -35,7 +35,7 @@ import torch
 from safetensors.torch import save
 
 from actionzoo.clips.quarantine import Quarantine
-from actionzoo.clips.readers import Contents, Undecodable, open_clip
+from actionzoo.clips.readers import Undecodable, VideoInfo, open_clip
 from actionzoo.clips.readers import read as read_frames
 from actionzoo.engine.checkpoint import load_checkpoint
 from actionzoo.engine.tensor_file import read_header, read_tensors
@@ -49,7 +49,7 @@ from actionzoo.kinetics.check import check_data
 from actionzoo.kinetics.download import _Folder, _listed_parts, inventory_text, parse_parts, read_inventory
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import frame_spans
-from actionzoo.kinetics.import_mmaction import adopt
+from actionzoo.kinetics.import_mmaction import import_mmaction
 from actionzoo.kinetics.manifest import (
     Clip,
     count_states,
@@ -517,12 +517,12 @@ def _folder_names(folder: Path, data: bytes) -> None:
 def _adopt(folder: Path, list_file: Path, classes: Path | None, form: str) -> None:
     shutil.rmtree(folder / "data", ignore_errors=True)
     (folder / "own").mkdir(exist_ok=True)
-    adopt(
+    import_mmaction(
         folder / "data" / form,
         "val",
         list_file,
         folder / "own",
-        look=lambda paths: [Contents(10, 64, 52, 25.0) for _ in paths],
+        inspect=lambda paths: [VideoInfo(10, 64, 52, 25.0) for _ in paths],
         classes=classes,
         max_bad_share=1.0,
     )

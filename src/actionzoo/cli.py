@@ -390,7 +390,7 @@ def _data_check(args) -> None:
     from .process.progress import progress
 
     with progress("bytes") as tell:
-        checked = check_data(load_params().folder("data"), sample=args.sample, seed=args.seed, progress=tell)
+        checked = check_data(load_params().folder("data"), sample=args.sample, seed=args.seed, on_progress=tell)
     print(checked.text())
     if checked.damages:
         sys.exit(1)
@@ -399,22 +399,24 @@ def _data_check(args) -> None:
 def _data_adopt(args) -> None:
     from functools import partial
 
-    from .clips.looking import contents_of
-    from .kinetics.import_mmaction import adopt
+    from .clips.inspect import inspect_clips
+    from .kinetics.import_mmaction import import_mmaction
     from .process.progress import progress
 
     params = load_params()
-    look = partial(contents_of, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds)
+    look = partial(
+        inspect_clips, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds
+    )
     with progress("clips") as tell:
-        said = adopt(
+        said = import_mmaction(
             params.folder("data") / args.form,
             args.split,
             args.list,
             args.folder,
-            look=look,
+            inspect=look,
             classes=args.classes,
             max_bad_share=params.dataset.max_bad_share,
-            progress=tell,
+            on_progress=tell,
         )
     print(said)
 
@@ -436,7 +438,9 @@ def _weights(args) -> None:
     from .weights.load import import_weights
 
     with progress("bytes") as tell:
-        out, report = import_weights(args.row, args.source, out=args.out, num_classes=args.num_classes, tell=tell)
+        out, report = import_weights(
+            args.row, args.source, out=args.out, num_classes=args.num_classes, on_progress=tell
+        )
     print(f"{report.text()}\nweights: {args.row} in {out}")
 
 
@@ -526,7 +530,7 @@ def _predict(args) -> None:
     from .predict.predictor import open_predictor
 
     predictor = open_predictor(
-        args.model, row=args.row, classes=args.classes, num_clips=args.clips, num_crops=args.crops, device=args.device
+        args.model, model=args.row, classes=args.classes, num_clips=args.clips, num_crops=args.crops, device=args.device
     )
     print(predictor.trained.text(), file=sys.stderr)
     predict_all(
@@ -546,7 +550,7 @@ def _export(args) -> None:
     from .zoo import project_params
 
     check_target(args.to, args.out)
-    trained = open_trained(args.model, params=project_params(), row=args.row, classes=args.classes)
+    trained = open_trained(args.model, params=project_params(), model=args.row, classes=args.classes)
 
     from .predict.export import export_model
 

@@ -200,7 +200,7 @@ def test_a_file_of_another_model_is_not_tested_under_this_ones_name(root, tmp_pa
     path = written(tmp_path / "other" / name, meta)
     assert f"is of {OTHER}, not of {ROW}" in refusal(root, path)
     with pytest.raises(UserError, match=f"is of {OTHER}, not of {ROW}"):
-        open_trained(path, params=tiny_params(), row=ROW)
+        open_trained(path, params=tiny_params(), model=ROW)
 
 
 def test_a_file_with_a_recipe_of_its_own_is_tested_with_its_settings_and_says_so(root, tmp_path, capsys):
@@ -261,7 +261,7 @@ def test_a_rotten_checkpoint_is_refused_by_every_door(root):
         lambda: publish_run(files.run),
         lambda: evaluate(Job.of(params, ROW, root)),
     ):
-        with pytest.raises(UserError, match=r"best\.pth is not the file that .*recipe\.json is of: it was damaged"):
+        with pytest.raises(UserError, match=r"best\.pth is not the file that .*recipe\.json vouches for: it was damaged"):
             door()
     files.recipe.write_text("{")
     with pytest.raises(UserError, match=r"recipe\.json is damaged, it is no JSON"):

@@ -12,7 +12,7 @@ from actionzoo.engine.checkpoint import save_checkpoint
 from actionzoo.errors import UserError
 from actionzoo.job import Job
 from actionzoo.jobs.reproduce import judge, reproduce
-from actionzoo.kinetics.labels import kinetics400, places
+from actionzoo.kinetics.labels import kinetics400, map_labels
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import PublishedLists, load_params
 from actionzoo.records import Metrics
@@ -116,12 +116,12 @@ def test_the_label_map_is_that_of_the_published_weights():
 
 def test_classes_are_found_however_they_are_spelt():
     known = kinetics400()
-    assert [known[i] for i in places(["massaging_persons_head", "hurling (sport)"], known)] == [
+    assert [known[i] for i in map_labels(["massaging_persons_head", "hurling (sport)"], known)] == [
         "massaging person's head",
         "hurling (sport)",
     ]
     with pytest.raises(UserError, match=r"1 of 2 classes .* 'walking a snail'"):
-        places(["yoga", "walking a snail"], known)
+        map_labels(["yoga", "walking a snail"], known)
 
 
 def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny_project):

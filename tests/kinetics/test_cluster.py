@@ -160,9 +160,9 @@ def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, 
     def tell(*state) -> None:
         told.append(state)
 
-    said = resized(archive, tmp_path / "videos", scheduler=two_workers.address, progress=tell)
+    said = resized(archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
     assert said.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
-    framed(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, progress=tell)
+    framed(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=tell)
     assert files(tmp_path / "videos") == files(here / "videos")
     assert files(tmp_path / "frames") == files(here / "frames")
     assert [state for state in told if state[1] == state[2]] == [

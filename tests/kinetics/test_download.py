@@ -337,7 +337,7 @@ def test_a_folder_of_the_same_disk_is_linked_not_copied(mirror, fetch, tmp_path)
 def test_progress_ends_at_its_total(mirror, fetch):
     told = []
     with serve(mirror) as url:
-        fetch(url, progress=lambda *state: told.append(state))
+        fetch(url, on_progress=lambda *state: told.append(state))
     assert (
         told[-1][1]
         == told[-1][2]

@@ -591,7 +591,7 @@ def test_only_the_parts_asked_for_are_listed(fill, listed, tmp_path, small_parts
 def test_progress_ends_at_its_total(fill, listed, small_parts):
     told = []
     fill(many(range(20)))
-    listed(progress=lambda *state: told.append(state))
+    listed(on_progress=lambda *state: told.append(state))
     assert told[-1] == ("read, bytes", 21_000, 21_000)
 
 
@@ -601,11 +601,11 @@ from pathlib import Path
 from actionzoo.kinetics import folder
 folder.VIDEOS_PER_PART = 4
 limit = float(sys.argv[2])
-def progress(what, done, total):
+def on_progress(what, done, total):
     if done > limit * total:
         os.kill(os.getpid(), signal.SIGKILL)
 print(folder.list_folder(f"folder:{sys.argv[1]}", Path("archive"), splits=["train", "val"], parts="all", jobs=1,
-                         scratch=Path("scratch"), progress=progress))
+                         scratch=Path("scratch"), on_progress=on_progress))
 """
 
 

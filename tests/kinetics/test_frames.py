@@ -211,5 +211,5 @@ def test_videos_without_a_manifest_are_refused(tmp_path):
 def test_progress_counts_clips(form):
     told = []
     videos = form({"a": (film(num_frames=5), 5), "b": (film(num_frames=5), 5)})
-    extracted(videos, progress=lambda *state: told.append(state))
+    extracted(videos, on_progress=lambda *state: told.append(state))
     assert told == [("extract frames, clips", 1, 2), ("extract frames, clips", 2, 2)]

@@ -143,7 +143,7 @@ def test_classes_come_with_falling_probabilities_that_add_up(predictor, one):
 
 def test_fewer_views_are_a_choice(params, root, predictor, one):
     quick = open_predictor(VIDEOS, params=params, root=root, num_clips=1, num_crops=3)
-    assert (quick.trained.viewing.num_clips, quick.trained.viewing.num_crops) == (1, 3)
+    assert (quick.trained.test_spec.num_clips, quick.trained.test_spec.num_crops) == (1, 3)
     assert quick(one) != predictor(one)
 
 

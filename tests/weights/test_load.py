@@ -28,7 +28,7 @@ from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
 from actionzoo.params import as_dict, load_params
 from actionzoo.weights.download import fetch_weights
-from actionzoo.weights.formats import HEAD
+from actionzoo.weights.formats import CLASSIFIER
 from actionzoo.weights.load import import_weights, load_weights
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -182,7 +182,7 @@ def test_weights_to_start_from_fill_the_backbone_and_leave_the_head_fresh(traine
     report = load_weights(model, tmp_path / "ig65m.pth")
     assert same_backbone(model, trained["ir"])
     assert torch.equal(model.cls_head.fc_cls.weight, head)
-    assert report.kind == "backbone weights" and report.missing == HEAD
+    assert report.kind == "backbone weights" and report.missing == CLASSIFIER
     assert report.left_over == (("fc.weight", "fc.bias") if fc_classes else ())
     assert report.renamed["conv1.conv.weight"] == "backbone.conv1.conv.weight"
 
@@ -194,7 +194,7 @@ def test_another_number_of_classes_keeps_the_fresh_head_and_says_so(trained, tmp
     report = load_weights(model, tmp_path / "six.pth")
     assert same_backbone(model, trained["ir"]) and torch.equal(model.cls_head.fc_cls.weight, head)
     assert report.head == "fresh, for 4 classes: the file's has 6"
-    assert report.left_over == report.missing == HEAD
+    assert report.left_over == report.missing == CLASSIFIER
 
 
 def test_counters_that_a_file_lacks_are_zero(trained, tmp_path):
@@ -582,6 +582,7 @@ def test_a_rows_import_is_a_checkpoint_of_ours(trained, tmp_path, in_project):
     checkpoint = torch.load(out, weights_only=True)
     assert checkpoint["meta"] == {
         "epoch": 180,
+        "model_name": CSN_ROW,
         "row": CSN_ROW,
         "source": promised_name("released", data),
         "source_sha256": hashlib.sha256(data).hexdigest(),

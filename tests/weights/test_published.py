@@ -95,7 +95,7 @@ def test_imported_weights_keep_their_network_when_the_file_is_renamed(params, tm
     here = with_address(params, published_file(params, FIVE), str(path))
     out, _ = import_weights(FIVE, params=here, out=tmp_path / "mine.pth")
     opened = open_checkpoint(out, params=params)
-    assert opened.identity.row == FIVE and opened.identity.model.fusion_kernel == 5
+    assert opened.identity.model_name == FIVE and opened.identity.model.fusion_kernel == 5
 
 
 def test_a_training_cannot_start_from_weights_of_another_network_and_says_what_to_set(params, tmp_path):

@@ -85,7 +85,7 @@ class _NamedReader:
 
 
 @dataclass(frozen=True)
-class Contents:
+class VideoInfo:
     """What a video or a folder of frames really holds."""
 
     num_frames: int
@@ -169,7 +169,7 @@ class LooseJpegReader:
             yield check(decode(data, number), number)
 
 
-def video_contents(data: bytes, timeout_seconds: float = 600) -> Contents:
+def inspect_video(data: bytes, timeout_seconds: float = 600) -> VideoInfo:
     """Decode a video once through, for its frames to be counted. Takes as long as that.
 
     Our ffmpeg reads it before decord sees it, for at most `timeout_seconds`. Raises Undecodable if there are no frames,
@@ -201,10 +201,10 @@ def video_contents(data: bytes, timeout_seconds: float = 600) -> Contents:
             for number in range(min(key + 2, len(frames) - 1), key - 1, -1):
                 if _rgb(jumping[number].asnumpy()).tobytes() != frames[number]:
                     raise Undecodable(f"frame {number} cannot be found by its number; {_ENCODE} ({codec})")
-        return Contents(len(frames), width, height, round(float(through.get_avg_fps()), 3))
+        return VideoInfo(len(frames), width, height, round(float(through.get_avg_fps()), 3))
 
 
-def frames_contents(folder: Path, num_frames: int) -> Contents:
+def inspect_frames(folder: Path, num_frames: int) -> VideoInfo:
     """Look whether there are img_00001.jpg to the last of `num_frames`, and at the first one. Raises Undecodable."""
     with _faults_told_apart():
         there = {entry.name for entry in os.scandir(folder)}
@@ -218,7 +218,7 @@ def frames_contents(folder: Path, num_frames: int) -> Contents:
             more = f" and {num_missing - 1} more" if num_missing > 1 else ""
             raise Undecodable(f"img_{first_missing:05d}.jpg{more} of {num_frames} frames are not there")
         (first,) = LooseJpegReader(folder, num_frames).each(np.array([0]))
-    return Contents(num_frames, width=first.shape[1], height=first.shape[0])
+    return VideoInfo(num_frames, width=first.shape[1], height=first.shape[0])
 
 
 _ANEW = "download it again, or encode it anew"

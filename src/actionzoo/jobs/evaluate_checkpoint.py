@@ -59,8 +59,8 @@ def evaluate_checkpoint(params: Params, model: str, source: str, wanted: Wanted,
     from ..engine.distributed import joined
     from .measure import Request, Subject, find_label_mapping, measure
 
-    with progress("bytes") as tell:
-        opened = open_checkpoint(source, params=params, row=model, root=root, tell=tell)
+    with progress("bytes") as on_progress:
+        opened = open_checkpoint(source, params=params, model=model, root=root, on_progress=on_progress)
     file, known = opened.identity.file, opened.identity.classes
     job, settings = _as_the_file_says(params, job, opened.identity)
     classes = job.manifest.classes
@@ -135,7 +135,7 @@ def _as_the_file_says(params: Params, job: Job, identity: Identity) -> tuple[Job
     lines = []
     for section, names in _SECTIONS.items():
         for name in names:
-            before, after = getattr(expected, name), getattr(identity.viewing, name)
+            before, after = getattr(expected, name), getattr(identity.test_spec, name)
             if before != after:
                 changes.setdefault(section, {})[name] = list(after) if isinstance(after, tuple) else after
                 lines.append(f"{section}.{name}: {before} -> {after}")

@@ -22,7 +22,7 @@ from ..engine.views import ViewLogits, average, read_views, write_views
 from ..errors import UserError
 from ..files.json_files import read_json, write_json
 from ..job import Job
-from ..kinetics.labels import places
+from ..kinetics.labels import map_labels
 from ..kinetics.manifest import Clip, list_sha256
 from ..kinetics.published_list import Chosen, choose, read_published
 from ..process.progress import progress
@@ -167,7 +167,7 @@ def find_label_mapping(
     """
     if known:
         try:
-            return places(classes, known)
+            return map_labels(classes, known)
         except UserError as error:
             raise UserError(f"{file} cannot be evaluated on this data set: {error}") from None
     if num_outputs != len(classes):

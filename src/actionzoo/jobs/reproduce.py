@@ -73,8 +73,8 @@ def judge(job: Job, metrics: Metrics, published_top1: float) -> tuple[str, str]:
 
 
 def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> ReproducedFile:
-    with progress("bytes") as tell:
-        file = fetch_published(published, job.root / CACHE, tell=tell)
+    with progress("bytes") as on_progress:
+        file = fetch_published(published, job.root / CACHE, on_progress=on_progress)
     checkpoint_md5 = md5_of(file)
     job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, model=published.model))
     path = job.root / "released" / "results" / job.dataset / job.model / f"{published.kind}.json"
@@ -99,7 +99,7 @@ def _measure(
     from ..engine.distributed import World
     from .measure import Request, Subject, find_label_mapping, measure
 
-    opened = open_checkpoint(file, params=params, row=job.model, root=job.root)
+    opened = open_checkpoint(file, params=params, model=job.model, root=job.root)
     print(opened.report.text(), flush=True)
     known, classes = opened.identity.classes, job.manifest.classes
     subject = Subject(

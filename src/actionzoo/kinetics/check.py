@@ -12,12 +12,13 @@ Frames that were made of a damaged shard of videos are made again too: nobody ca
 import dataclasses
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import sha256_of
+from ..process.progress import Progress
 from .download import read_inventory
 from .parts import forget_record
 from .shards import index_path
@@ -62,11 +63,11 @@ def check_data(
     *,
     sample: int | None = None,
     seed: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Checked:
     """Hash the files below `data`, e.g. data/demo, and compare; `sample` takes so many of them, drawn with `seed`.
 
-    `progress` is told bytes. Files that fail are declared unfinished. Raises UserError if nothing is finished there.
+    `on_progress` is told bytes. Files that fail are declared unfinished. Raises UserError if nothing is finished there.
     """
     files = _archive_files(data) + [shard for form in FORMS for shard in _shards(data / form)]
     if not files:
@@ -85,8 +86,8 @@ def check_data(
             _record_sha256(file.path, found)
             num_recorded += 1
         done += file.size
-        if progress:
-            progress("check, bytes", done, total)
+        if on_progress:
+            on_progress("check, bytes", done, total)
     for damage in list(damages.values()):
         for frames in _frames_made_of(damage.path, data):
             damages.setdefault(frames, Damage(frames, _SUSPECT, f"frames@{frames.parts[-3].partition('_')[2]}"))

@@ -42,7 +42,7 @@ def made_by_workers(
 ) -> Iterator[tuple[str, Any]]:
     """(name, what `make` gave) of every part, in the order in which they are finished.
 
-    On a worker `make(part, scratch=, jobs=, progress=)` is called, with an empty folder, the worker's number of
+    On a worker `make(part, scratch=, jobs=, on_progress=)` is called, with an empty folder, the worker's number of
     threads, and a function that it must call now and then: it raises when nobody waits for the part any more. `make`
     and the parts are pickled, and paths in them are absolute. The part of a worker that is lost goes to another. In
     place of the result of a part that failed there is the UserError that says why.
@@ -232,7 +232,7 @@ def _make(make: Callable[..., Any], run: _Run, part: Any) -> Any:
             "must lie on storage that all machines share, under the same path, and be writable there"
         ) from None
     try:
-        return make(part, scratch=scratch, jobs=worker.state.nthreads, progress=still_wanted)
+        return make(part, scratch=scratch, jobs=worker.state.nthreads, on_progress=still_wanted)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         with contextlib.suppress(OSError):

@@ -34,6 +34,7 @@ from ..files.json_files import read_json, require_json
 from ..files.links import place_link
 from ..files.locks import locked
 from ..files.text import MAX_TEXT_BYTES, decode_text
+from ..process.progress import Progress
 from .archives import BrokenArchive, check_archive
 from .manifest import SPLITS
 from .transfer import Failed, Gone, Patience, Remote, Web, discard
@@ -70,13 +71,13 @@ def download(
     scratch: Path,
     retries: int = 6,
     backoff_seconds: float = 1.0,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> str:
     """Fetch what is not there yet, `jobs` files at once; gives a line that says what is there now.
 
     `source` is an http(s) or file URL, or a folder: the mirror's root or its folder `400`. `parts` is `all`, or numbers
     like `0-9` or `0,3,5-7`. `retries` counts attempts in a row that brought nothing; the pause before them doubles from
-    `backoff_seconds` on. `progress` is told bytes, from several threads, one at a time. Raises UserError; where some
+    `backoff_seconds` on. `on_progress` is told bytes, from several threads, one at a time. Raises UserError; where some
     files cannot be had, after all others were fetched.
     """
     numbers = parse_parts(parts)
@@ -84,7 +85,7 @@ def download(
     waiting = f"another run of `download` is at work in {scratch}; waiting for it to end"
     with locked(scratch / ".lock", waiting=waiting):
         try:
-            return _download(source, archive, splits, numbers, jobs, scratch, retries, backoff_seconds, progress)
+            return _download(source, archive, splits, numbers, jobs, scratch, retries, backoff_seconds, on_progress)
         except MachineFault:
             raise
         except UserError as error:  # of addresses nothing leaves that opens them
@@ -100,7 +101,7 @@ def _download(
     scratch: Path,
     retries: int,
     backoff_seconds: float,
-    progress: Callable[[str, int, int], None] | None,
+    on_progress: Progress | None,
 ) -> str:
     stop = threading.Event()
     with _open(source, splits[0], Patience(retries, backoff_seconds, stop)) as mirror:
@@ -121,7 +122,7 @@ def _download(
                 if todo:
                     # from here on the folder is neither the old state nor the new one
                     records.take_over_inventory()
-                tally = _Tally(sum(seen[name].size for name in todo), progress)
+                tally = _Tally(sum(seen[name].size for name in todo), on_progress)
                 fetches = {
                     name: pool.submit(
                         _fetch, mirror, name, archive, scratch, records, functools.partial(tally.tell, name)
@@ -252,7 +253,7 @@ class _Folder:
             raise Failed(f"it is larger than {MAX_TEXT_BYTES // 2**20} MiB, as no list of parts is")
         return data
 
-    def fetch(self, name: str, partial: Path, tell: Callable[[int], None]) -> Remote:
+    def fetch(self, name: str, partial: Path, on_progress: Callable[[int], None]) -> Remote:
         discard(partial)
         version = self.look(name)
         if version is None:
@@ -260,7 +261,7 @@ class _Folder:
         place_link(
             self.root / name, partial
         )  # half a terabyte need not lie here twice. We replace files, never write into one
-        tell(version.size)
+        on_progress(version.size)
         return version
 
 
@@ -333,14 +334,14 @@ def _fetch(
     archive: Path,
     scratch: Path,
     records: "_Records",
-    tell: Callable[[int], None],
+    on_progress: Callable[[int], None],
 ) -> str:
     """Bring one file to its place; gives '' or the reason why that could not be done."""
     partial = scratch / name.replace("/", "_")
     partial.parent.mkdir(parents=True, exist_ok=True)
     for attempt in itertools.count(1):
         try:
-            version = mirror.fetch(name, partial, tell)
+            version = mirror.fetch(name, partial, on_progress)
             facts = _check(partial)
             break
         except BrokenArchive as error:
@@ -417,9 +418,9 @@ class _Records:
 class _Tally:
     """Adds up the bytes of all transfers."""
 
-    def __init__(self, total: int, progress: Callable[[str, int, int], None] | None) -> None:
+    def __init__(self, total: int, on_progress: Progress | None) -> None:
         self._here: dict[str, int] = {}
-        self._total, self._progress = total, progress
+        self._total, self._on_progress = total, on_progress
         self._lock = threading.Lock()
         self._told = 0.0
 
@@ -428,9 +429,9 @@ class _Tally:
         with self._lock:
             self._here[name] = num_bytes
             done, now = sum(self._here.values()), time.monotonic()
-            if self._progress and (now - self._told > 0.1 or done >= self._total):
+            if self._on_progress and (now - self._told > 0.1 or done >= self._total):
                 self._told = now
-                self._progress("download, bytes", done, self._total)
+                self._on_progress("download, bytes", done, self._total)
 
 
 def _check_space(mirror: Web | _Folder, scratch: Path, todo: dict[str, Remote]) -> None:

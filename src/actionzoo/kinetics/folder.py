@@ -26,12 +26,13 @@ import json
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.csv_cells import safe_cell, safe_id
+from ..process.progress import Progress
 from .annotations import clip_name, read_rows
 from .archives import LISTED, MAX_VIDEO_BYTES
 from .download import inventory_text, parse_parts
@@ -50,14 +51,14 @@ def list_folder(
     parts: str,
     jobs: int,
     scratch: Path,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> str:
     """Make archive/ of the videos below `source`, `folder:///a/path` or `folder:a/path`; gives lines that say what was
     left out, and a last one that says what is there.
 
-    `splits`, `parts`, `jobs`, `scratch` and `progress` are those of `download`; a split `test` may lack. What did not
-    change since the last run is not read again. Raises UserError: where nobody can tell which video is of which split
-    and class, or a split has none that can be used.
+    `splits`, `parts`, `jobs`, `scratch` and `on_progress` are those of `download`; a split `test` may lack. What did
+    not change since the last run is not read again. Raises UserError: where nobody can tell which video is of which
+    split and class, or a split has none that can be used.
     """
     root, numbers = _root(source), parse_parts(parts)
     found = _find(root, splits)
@@ -71,7 +72,7 @@ def list_folder(
         if not chosen[split]:
             raise UserError(f"parts is {parts!r}, and {split} has {len(shares[split])} of them, from 0 on")
 
-    desk = _Desk(archive, scratch / "videos", jobs, progress)
+    desk = _Desk(archive, scratch / "videos", jobs, on_progress)
     members = desk.read({(split, number): videos for split in splits for number, videos in chosen[split].items()})
     left_out = [video for split in splits for video in found.videos[split] if video.fault] + desk.unreadable
     for split in splits:
@@ -358,13 +359,11 @@ def _number(video_id: str, num_parts: int) -> int:
 class _Desk:
     """The folder archive/ at work: what is known of its videos, and which of its files are as they should be."""
 
-    def __init__(
-        self, archive: Path, scratch: Path, jobs: int, progress: Callable[[str, int, int], None] | None
-    ) -> None:
+    def __init__(self, archive: Path, scratch: Path, jobs: int, on_progress: Progress | None) -> None:
         self.unreadable: list[_Video] = []
         self.num_read = 0
         self._files: dict[str, dict] = {}
-        self._archive, self._scratch, self._jobs, self._progress = archive, scratch, jobs, progress
+        self._archive, self._scratch, self._jobs, self._on_progress = archive, scratch, jobs, on_progress
 
     def read(self, parts: dict[tuple[str, int], list[_Video]]) -> dict[tuple[str, int], list[_Member]]:
         """(split, number of a part) -> its videos that can be used, with the sha256 of each.
@@ -388,8 +387,8 @@ class _Desk:
                         reasons[video.path] = reason
                         done += video.version[0]
                         self.num_read += not reason
-                        if self._progress:
-                            self._progress("read, bytes", done, total)
+                        if self._on_progress:
+                            self._on_progress("read, bytes", done, total)
                     self.unreadable += [
                         dataclasses.replace(video, fault=reasons[video.path])
                         for video in videos

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,12 @@ import numpy as np
 
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
+from ..process.progress import Progress
 from .manifest import Clip, read_manifest, write_manifest
 from .parts import in_order, key_of, make_key, publish, read_record, scratch_folder, write_record
 from .resize import summary
 from .shards import ShardWriter, read_member
 from .transcode import BadVideo, Jpegs, ffmpeg_version, to_jpegs
-
-Progress = Callable[[str, int, int], None]
 
 
 def extract_frames(
@@ -41,7 +40,7 @@ def extract_frames(
     clip_timeout_seconds: float,
     max_bad_share: float,
     scheduler: str | None = None,
-    progress: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> str:
     """Make the shards and the manifest, `jobs` clips at once; gives a line that says what is there now.
 
@@ -55,7 +54,7 @@ def extract_frames(
     lock = scratch / f".{out.name}.lock"
     scratch = scratch / out.name
     usable = sorted((clip for clip in clips if clip.is_usable), key=lambda clip: (clip.shard, clip.offset))
-    workshop = _Workshop(videos, out, scratch, qscale, clip_timeout_seconds, jobs, progress)
+    workshop = _Workshop(videos, out, scratch, qscale, clip_timeout_seconds, jobs, on_progress)
     shards = [
         _Shard(shard, make_key(qscale, key_of(videos / shard), [clip.video_id for clip in of]), of)
         for shard, of in ((shard, list(of)) for shard, of in itertools.groupby(usable, key=lambda clip: clip.shard))
@@ -115,17 +114,17 @@ class _Workshop:
     qscale: int
     clip_timeout_seconds: float
     jobs: int
-    progress: Progress | None
+    on_progress: Progress | None
 
     def finished(self, shard: _Shard) -> dict | None:
         return read_record(self.out / shard.name, shard.key, self.clip_timeout_seconds)
 
-    def make_shard(self, shard: _Shard, *, scratch: Path, jobs: int, progress: Progress) -> dict:
+    def make_shard(self, shard: _Shard, *, scratch: Path, jobs: int, on_progress: Progress) -> dict:
         """The record of one shard, made here and now if need be."""
         # a worker may have finished it that was lost before it could say so
         if record := self.finished(shard):
             return record
-        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, progress=progress)
+        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, on_progress=on_progress)
         return dict(here.made([shard]))[shard.name]
 
     def made(self, todo: list[_Shard]) -> Generator[tuple[str, dict], None, None]:
@@ -148,14 +147,14 @@ class _Workshop:
         """The same from many machines, in the order in which the shards are finished."""
         from .cluster import made_by_workers
 
-        there = dataclasses.replace(self, videos=self.videos.absolute(), out=self.out.absolute(), progress=None)
+        there = dataclasses.replace(self, videos=self.videos.absolute(), out=self.out.absolute(), on_progress=None)
         sent = {shard.name: shard for shard in todo}
         total, done = sum(len(shard.clips) for shard in todo), 0
         with contextlib.closing(made_by_workers(scheduler, there.make_shard, sent, self.scratch)) as results:
             for name, record in results:
                 done += len(sent[name].clips)
-                if self.progress:
-                    self.progress("extract frames, clips", done, total)
+                if self.on_progress:
+                    self.on_progress("extract frames, clips", done, total)
                 yield name, record
 
     def _work(self, clip: Clip) -> Jpegs | str:
@@ -189,8 +188,8 @@ class _Workshop:
     def _told(self, events: Iterable, done: Iterator[int], total: int) -> Iterator:
         for event in events:
             yield event
-            if self.progress:
-                self.progress("extract frames, clips", next(done), total)
+            if self.on_progress:
+                self.on_progress("extract frames, clips", next(done), total)
 
 
 def _line(clip: Clip, copy: dict[str, Any]) -> Clip:

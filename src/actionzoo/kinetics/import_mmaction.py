@@ -18,13 +18,14 @@ from typing import Protocol
 from ..errors import UserError, machine_fault
 from ..files.hashes import sha256_of
 from ..files.text import read_text
+from ..process.progress import Progress
 from .manifest import CLASSES, SPLITS, Clip, read_classes, read_manifest, write_manifest
 
 MAX_FRAMES = 1_000_000
 """Of one clip: eleven hours at 25 per second."""
 
 
-class Contents(Protocol):
+class VideoInfo(Protocol):
     """What was found in a video or a folder of frames."""
 
     num_frames: int
@@ -33,7 +34,7 @@ class Contents(Protocol):
     fps: float | None
 
 
-Look = Callable[[list[tuple[Path, int | None]]], Iterable[Contents | str]]
+Inspect = Callable[[list[tuple[Path, int | None]]], Iterable[VideoInfo | str]]
 """For each path, of frames with their number, what is in it, or why it cannot be used; in their order."""
 
 
@@ -53,16 +54,16 @@ class _Line:
         return self.path if self.num_frames else os.path.splitext(self.path)[0]
 
 
-def adopt(
+def import_mmaction(
     form: Path,
     split: str,
     list_file: Path,
     folder: Path,
     *,
-    look: Look,
+    inspect: Inspect,
     classes: Path | None = None,
     max_bad_share: float = 0.05,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> str:
     """Write the clips of a list into `form`/manifest.csv as its `split`; gives a line that says what is there now.
 
@@ -92,12 +93,12 @@ def adopt(
     if names:
         others = _named(others, names, form, classes)
     _check_labels(lines, list_file, names, classes or form / CLASSES, {clip.label for clip in others})
-    found = look([(folder / line.path, line.num_frames) for line in lines])
+    found = inspect([(folder / line.path, line.num_frames) for line in lines])
     clips = []
     for number, (line, contents) in enumerate(zip(lines, found, strict=True), 1):
         clips.append(_clip(split, line, folder / line.path, names, contents))
-        if progress:
-            progress("look at clips", number, len(lines))
+        if on_progress:
+            on_progress("inspect clips", number, len(lines))
     if not any(clip.is_usable for clip in clips):
         raise UserError(f"none of the {len(clips)} clips of {list_file} can be used below {folder}; {_first(clips)}")
     bad = [clip for clip in clips if not clip.is_usable]
@@ -108,7 +109,7 @@ def adopt(
         )
     write_manifest(form / "manifest.csv", [*others, *clips], names)
     left_out = f", {len(bad)} that cannot be used" if bad else ""
-    return f"adopt: {len(clips) - len(bad)} clips of {split}{left_out} ({form / 'manifest.csv'})"
+    return f"import-mmaction: {len(clips) - len(bad)} clips of {split}{left_out} ({form / 'manifest.csv'})"
 
 
 def _read_list(path: Path, *, has_frames: bool) -> list[_Line]:
@@ -219,7 +220,7 @@ def _check_labels(
         )
 
 
-def _clip(split: str, line: _Line, path: Path, names: list[str] | None, contents: Contents | str) -> Clip:
+def _clip(split: str, line: _Line, path: Path, names: list[str] | None, contents: VideoInfo | str) -> Clip:
     named = {
         "video_id": line.video_id,
         "split": split,

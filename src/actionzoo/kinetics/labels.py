@@ -12,7 +12,7 @@ def kinetics400() -> list[str]:
     return files(__package__).joinpath("k400_classes.txt").read_text(encoding="utf-8").splitlines()
 
 
-def places(classes: Sequence[str], known: Sequence[str]) -> list[int]:
+def map_labels(classes: Sequence[str], known: Sequence[str]) -> list[int]:
     """Where each of `classes` stands among `known`, whichever way both are spelt.
 
     Raises UserError that names those which stand nowhere.

@@ -24,6 +24,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
+from ..process.progress import Progress
 from .annotations import Annotation, class_key, class_names, read_annotations
 from .archives import BrokenArchive, read_archive
 from .download import REPLACEMENTS, Inventory, read_inventory
@@ -31,8 +32,6 @@ from .manifest import SPLITS, Clip, count_states, write_manifest
 from .parts import forget_record, in_order, make_key, publish, read_record, scratch_folder, write_record
 from .shards import ShardWriter
 from .transcode import FIXED, BadVideo, Encoded, EncodeSettings, ffmpeg_version, transcode
-
-Progress = Callable[[str, int, int], None]
 
 
 def resize(
@@ -47,16 +46,16 @@ def resize(
     max_bad_share: float,
     min_frames: int = 1,
     scheduler: str | None = None,
-    progress: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> str:
     """Make the shards and the manifest, `jobs` clips at once; gives a line that says what is there now.
 
     With `scheduler`, the address of a Dask scheduler, its workers make the parts (see cluster.py).
 
-    `min_frames` is what a clip needs not to be called short. `progress` is told clips. Raises UserError, after all that
-    can be done was done and kept, if an archive is broken, or if in some split the share of missing and corrupt clips
-    among the listed ones is above `max_bad_share`. Where only some parts of a split were fetched, its missing clips do
-    not count.
+    A clip with fewer than `min_frames` frames is short. `on_progress` counts clips. Raises UserError if an archive is
+    broken, or if in some split the share of missing and corrupt clips among the listed ones is above `max_bad_share`;
+    everything that could be made is made and kept first. Missing clips of a split do not count if only some of its
+    parts were fetched.
     """
     inventory = read_inventory(archive)
     listed, names = _read_listed(archive, inventory)
@@ -68,7 +67,7 @@ def resize(
     lock = scratch / f".{out.name}.lock"
     scratch = scratch / out.name
     work = functools.partial(_work, short_side=short_side, encode=encode, timeout_seconds=clip_timeout_seconds)
-    workshop = _Workshop(archive, out, scratch, settings, clip_timeout_seconds, work, jobs, progress)
+    workshop = _Workshop(archive, out, scratch, settings, clip_timeout_seconds, work, jobs, on_progress)
     with scratch_folder(scratch, lock):
         records, broken = workshop.make_parts(_parts(archive, inventory), listed, scheduler)
         if broken:
@@ -159,7 +158,7 @@ class _Workshop:
     clip_timeout_seconds: float
     work: Callable[..., tuple[str, Encoded | str]]
     jobs: int
-    progress: Progress | None
+    on_progress: Progress | None
 
     def make_parts(
         self, parts: list[_Part], listed: dict[str, dict[str, Annotation]], scheduler: str | None
@@ -190,14 +189,14 @@ class _Workshop:
                 records[part.split][part.shard] = result
         return records, broken
 
-    def make_part(self, part: _Part, *, scratch: Path, jobs: int, progress: Progress) -> dict | str:
+    def make_part(self, part: _Part, *, scratch: Path, jobs: int, on_progress: Progress) -> dict | str:
         """The record of one part, made here and now if need be; or what is wrong with its archive."""
         annotations = read_annotations(self.archive / f"annotations/{part.split}.csv", part.split)
         listed = {part.split: {clip.video_id: clip for clip in annotations}}
         # a worker may have finished it that was lost before it could say so
         if record := self._finished(part.shard, self._key(part.sha256), listed[part.split]):
             return record
-        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, progress=progress)
+        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, on_progress=on_progress)
         return dict(here._made([part], listed))[part.shard]
 
     def _made(
@@ -225,7 +224,7 @@ class _Workshop:
         from .cluster import made_by_workers
 
         archive = self.archive.absolute()
-        there = dataclasses.replace(self, archive=archive, out=self.out.absolute(), progress=None)
+        there = dataclasses.replace(self, archive=archive, out=self.out.absolute(), on_progress=None)
         sent = {
             part.shard: dataclasses.replace(part, source=archive / part.source.relative_to(self.archive))
             for part in todo
@@ -234,8 +233,8 @@ class _Workshop:
         with contextlib.closing(made_by_workers(scheduler, there.make_part, sent, self.scratch)) as results:
             for shard, result in results:
                 done += sizes[shard]
-                if self.progress:
-                    self.progress(f"resize to {self.settings['short_side']}, clips", done, total)
+                if self.on_progress:
+                    self.on_progress(f"resize to {self.settings['short_side']}, clips", done, total)
                 yield shard, str(result) if isinstance(result, UserError) else result
 
     def make_replacements(
@@ -328,8 +327,8 @@ class _Workshop:
     def _tell(self, events: Iterable, done: Iterator[int], total: int) -> Iterator:
         for event in events:
             yield event
-            if self.progress and isinstance(event[0][1], str):
-                self.progress(f"resize to {self.settings['short_side']}, clips", next(done), total)
+            if self.on_progress and isinstance(event[0][1], str):
+                self.on_progress(f"resize to {self.settings['short_side']}, clips", next(done), total)
 
 
 def _wanted(

@@ -23,12 +23,12 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..process.progress import Progress
 from .transcode import Encode, ffmpeg_version, from_frames, rotate
 
 MOTIONS = {
@@ -54,9 +54,7 @@ class Mirror:
     seed: int
 
 
-def make_mirror(
-    root: Path, size: Mirror, *, jobs: int | None = None, progress: Callable[[str, int, int], None] | None = None
-) -> None:
+def make_mirror(root: Path, size: Mirror, *, jobs: int | None = None, on_progress: Progress | None = None) -> None:
     """Make the mirror under `root`, unless it is there already, whole and of this size. Equal arguments, equal bytes.
 
     Beside the clips that `size` counts, as in the real data, train has: a clip that is cut off in its part and whole in
@@ -77,8 +75,8 @@ def make_mirror(
             videos = {}
             for role, video in zip(cast, pool.map(_film, cast), strict=True):
                 videos[role] = video
-                if progress:
-                    progress("make the demo's mirror", next(done), total)
+                if on_progress:
+                    on_progress("make the demo's mirror", next(done), total)
             _write_split(fresh / "400", split, videos, size.parts)
     (fresh / "mirror.json").write_text(stamp)
     shutil.rmtree(root, ignore_errors=True)

@@ -155,8 +155,8 @@ class Web:
         except Gone:
             return None
 
-    def fetch(self, name: str, partial: Path, tell: Callable[[int], None]) -> Remote:
-        """Complete `partial`; gives the version that it is of now. `tell` hears how many bytes are here.
+    def fetch(self, name: str, partial: Path, on_progress: Callable[[int], None]) -> Remote:
+        """Complete `partial`; gives the version that it is of now. `on_progress` is given how many bytes are here.
 
         Raises Gone or Failed."""
 
@@ -167,7 +167,7 @@ class Web:
                 discard(partial)
                 version = None
             start = partial.stat().st_size if version and partial.exists() else 0
-            tell(start)
+            on_progress(start)
             if version and start == version.size > 0:
                 return version
             headers = {"Range": f"bytes={start}-", "If-Range": version.validator} if version and start else {}
@@ -189,7 +189,7 @@ class Web:
                 with open(partial, "ab") as file:
                     for chunk in response.iter_raw():  # as they come: what is here is never fetched again
                         file.write(chunk)
-                        tell(file.tell())
+                        on_progress(file.tell())
                         if size and file.tell() > size:
                             file.close()
                             discard(partial)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError
 from ..files.atomic import sync_folder
-from ..weights.checkpoints import Trained
+from ..weights.checkpoints import TrainedModel
 from .export_formats import FORMATS as FORMATS
 from .export_formats import Format, check_target
 
@@ -35,7 +35,7 @@ LARGEST_ERROR = 1e-4
 a hundredth of that; a layer that another runtime takes otherwise makes much more."""
 
 
-def export_model(trained: Trained, to: Format, out: Path, *, batch: int | None = None) -> str:
+def export_model(trained: TrainedModel, to: Format, out: Path, *, batch: int | None = None) -> str:
     """Write the network in eval mode, at the size of its test's crop; gives a line on what was written and how close it
     came. `batch` is how many clips a call takes, any number if None.
 
@@ -43,13 +43,10 @@ def export_model(trained: Trained, to: Format, out: Path, *, batch: int | None =
     two differ by more than LARGEST_ERROR.
     """
     check_target(to, out)
-    network, viewing = trained.network.cpu(), trained.viewing
+    network, spec = trained.network.cpu(), trained.test_spec
     sizes = [batch] if batch else [1, 2]
     generator = torch.Generator().manual_seed(0)
-    clips = [
-        torch.randn(size, 3, viewing.clip_len, viewing.crop_size, viewing.crop_size, generator=generator)
-        for size in sizes
-    ]
+    clips = [torch.randn(size, 3, spec.clip_len, spec.crop_size, spec.crop_size, generator=generator) for size in sizes]
     about = json.dumps(described(trained, batch), ensure_ascii=False)
     # the file bears its own name while it is made: torch.export looks at the ending
     folder = out.parent / f".{out.name}.partial"
@@ -72,33 +69,34 @@ def export_model(trained: Trained, to: Format, out: Path, *, batch: int | None =
     shape = " x ".join(map(str, described(trained, batch)["input"]["shape"]))
     tried = " and ".join(map(str, sizes))
     return (
-        f"export: {trained.row} as {to} in {out}, {out.stat().st_size / 1e6:.0f} MB, input {shape}; read back, its "
-        f"logits are off by {error:.1e} of their deviation at most, {LARGEST_ERROR:g} allowed (batches of {tried})"
+        f"export: {trained.model_name} as {to} in {out}, {out.stat().st_size / 1e6:.0f} MB, input {shape}; read back, "
+        f"its logits are off by {error:.1e} of their deviation at most, {LARGEST_ERROR:g} allowed (batches of {tried})"
     )
 
 
-def described(trained: Trained, batch: int | None) -> dict[str, Any]:
+def described(trained: TrainedModel, batch: int | None) -> dict[str, Any]:
     """What one has to know to use the file."""
-    viewing = trained.viewing
-    size = viewing.crop_size
+    spec = trained.test_spec
+    size = spec.crop_size
     return {
-        "row": trained.row,
+        "model": trained.model_name,
+        "row": trained.model_name,  # as version 0.1 called it
         "input": {
             "name": "clips",
             "dtype": "float32",
-            "shape": [batch or "batch", 3, viewing.clip_len, size, size],
+            "shape": [batch or "batch", 3, spec.clip_len, size, size],
             "axes": "clip, colour (R, G, B), frame, height, width",
             "pixels": "(level - mean) / std, levels from 0 to 255",
         },
-        "mean": viewing.mean,
-        "std": viewing.std,
-        "clip_len": viewing.clip_len,
-        "frame_interval": viewing.frame_interval,
-        "resize": viewing.resize,
+        "mean": spec.mean,
+        "std": spec.std,
+        "clip_len": spec.clip_len,
+        "frame_interval": spec.frame_interval,
+        "resize": spec.resize,
         "crop_size": size,
-        "num_clips": viewing.num_clips,
-        "num_crops": viewing.num_crops,
-        "average_clips": viewing.average_clips,
+        "num_clips": spec.num_clips,
+        "num_crops": spec.num_crops,
+        "average_clips": spec.average_clips,
         "output": {"name": "logits", "dtype": "float32", "shape": [batch or "batch", len(trained.classes)]},
         "classes": trained.classes,
         "weights": {"file": trained.file.name, "sha256": trained.sha256},

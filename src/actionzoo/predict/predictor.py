@@ -31,7 +31,7 @@ from ..kinetics.manifest import Clip
 from ..kinetics.parts import in_order
 from ..kinetics.transcode import BadVideo, Measures, lay_over, measure, shown_size, to_jpegs, transcode
 from ..params import Params
-from ..weights.checkpoints import Trained, open_trained
+from ..weights.checkpoints import TrainedModel, open_trained
 from ..zoo import project_params
 from .overlay import margin_of, text_boxes
 from .video_paths import check_windows, fault_of, shown
@@ -83,18 +83,18 @@ def open_predictor(
     params = params or project_params()
     if device:
         params = replace(params, runtime=replace(params.runtime, device=device))
-    trained = open_trained(model, params=params, row=row, classes=classes, root=root)
+    trained = open_trained(model, params=params, model=row, classes=classes, root=root)
     views = {"num_clips": num_clips, "num_crops": num_crops}
-    viewing = replace(trained.viewing, **{key: value for key, value in views.items() if value is not None})
-    return Predictor(replace(trained, viewing=viewing), params)
+    spec = replace(trained.test_spec, **{key: value for key, value in views.items() if value is not None})
+    return Predictor(replace(trained, test_spec=spec), params)
 
 
 class Predictor:
-    def __init__(self, trained: Trained, params: Params):
+    def __init__(self, trained: TrainedModel, params: Params):
         self.trained, self.params = trained, params
         self.device = device_of(params.runtime)
         self._network = trained.network.to(self.device)
-        self._to_input = ToInput(mean=trained.viewing.mean, std=trained.viewing.std, device=self.device)
+        self._to_input = ToInput(mean=trained.test_spec.mean, std=trained.test_spec.std, device=self.device)
 
     def __call__(self, video: str | Path, top: int = 5) -> Top:
         """The likeliest classes of a video. Raises UserError if it cannot be read."""
@@ -194,22 +194,22 @@ class Predictor:
 
     def _prepare(self, piece: "_Piece", folder: Path) -> "_Prepared | str":
         """The piece as the pipeline stores its clips, in a folder of its own; or why it cannot be had."""
-        video, viewing, limit = piece.video, self.trained.viewing, self.params.runtime.clip_timeout_seconds
+        video, spec, limit = piece.video, self.trained.test_spec, self.params.runtime.clip_timeout_seconds
         if fault := fault_of(video):
             return fault
         span = None if piece.end_seconds is None else (piece.start_seconds, piece.end_seconds - piece.start_seconds)
-        form = folder / viewing.form
+        form = folder / spec.form
         form.mkdir(parents=True)
         try:
             made = transcode(
                 video,
-                short_side=viewing.short_side,
+                short_side=spec.short_side,
                 encode=self.params.prepare.encode,
                 timeout_seconds=limit,
                 scratch=folder,
                 span=span,
             )
-            if viewing.form == "videos":
+            if spec.form == "videos":
                 stored = "clip.mp4"
                 (form / stored).write_bytes(made.data)
             else:
@@ -242,8 +242,8 @@ class Predictor:
         """All views of a piece, or why there are none; and what there was to complain of."""
         if isinstance(prepared, str):
             return prepared, ""
-        viewing = self.trained.viewing
-        look = ViewClips(prepared.form, [prepared.clip], viewing)
+        spec = self.trained.test_spec
+        look = ViewClips(prepared.form, [prepared.clip], spec)
         slot = np.empty(look.slot_bytes, np.uint8)
         sample = look((0, 0), slot)
         for path in sorted(prepared.form.rglob("*"), reverse=True):
@@ -252,19 +252,19 @@ class Predictor:
             return _sentence(piece.video, sample.reason), ""
         footage = Footage(torch.from_numpy(slot[: math.prod(sample.shape)].reshape(sample.shape)))
         views = [
-            View(footage, indices, box, viewing.crop_size) for box in sample.boxes for indices in sample.frame_indices
+            View(footage, indices, box, spec.crop_size) for box in sample.boxes for indices in sample.frame_indices
         ]
         return views, prepared.damage
 
     @torch.inference_mode()
     def _through(self, group: list[tuple["_Piece", list[View] | str, str]], top: int) -> list[Prediction]:
-        viewing = self.trained.viewing
+        spec = self.trained.test_spec
         views = [view for _, of, _ in group if not isinstance(of, str) for view in of]
         most = self.params.runtime.max_views
         parts = [views[start : start + most] for start in range(0, len(views), most)]
         logits = [self._network(self._to_input(part)).float().cpu() for part in parts]
-        num_views = viewing.num_clips * viewing.num_crops
-        scores = iter(average_views(torch.cat(logits), num_views, viewing.average_clips) if logits else ())
+        num_views = spec.num_clips * spec.num_crops
+        scores = iter(average_views(torch.cat(logits), num_views, spec.average_clips) if logits else ())
         return [
             Prediction(piece.video, [], piece.start_seconds, piece.end_seconds, fault=of)
             if isinstance(of, str)
@@ -273,18 +273,18 @@ class Predictor:
         ]
 
     def _top(self, scores: Tensor, top: int) -> Top:
-        probabilities = scores.softmax(dim=0) if self.trained.viewing.average_clips == "score" else scores
+        probabilities = scores.softmax(dim=0) if self.trained.test_spec.average_clips == "score" else scores
         values, labels = probabilities.topk(min(top, len(probabilities)))
         return [
             (self.trained.classes[label], value) for label, value in zip(labels.tolist(), values.tolist(), strict=True)
         ]
 
     def _sampling(self) -> dict[str, int]:
-        viewing = self.trained.viewing
+        spec = self.trained.test_spec
         return {
-            "clip_len": viewing.clip_len,
-            "frame_interval": viewing.frame_interval,
-            "num_clips": viewing.num_clips,
+            "clip_len": spec.clip_len,
+            "frame_interval": spec.frame_interval,
+            "num_clips": spec.num_clips,
         }
 
 

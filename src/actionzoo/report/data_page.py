@@ -17,7 +17,7 @@ import heapq
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -28,9 +28,8 @@ from ..errors import MachineFault
 from ..files.atomic import atomic_write
 from ..kinetics.manifest import STATES, Clip, export_lists, read_manifest
 from ..kinetics.overview import SHOWN, Overview, as_json, difference, survey
+from ..process.progress import Progress
 from .html import page_templates
-
-Progress = Callable[[str, int, int], None]
 
 
 def write_data_report(

@@ -28,9 +28,6 @@ KINETICS400 = "kinetics400"
 PUBLISHED_CLIPS = 19_796
 """Validation clips behind the published accuracies; ours are compared with them from 90 % of that number on."""
 
-STATES = ("ok", "replaced", "short", "missing", "corrupt", "unlisted")
-"""Of clips in a manifest; the first three are usable, all but the last belong to the annotation."""
-
 ClipStates = Mapping[str, Mapping[str, Mapping[str, int]]]
 """Form of the data (videos_256) -> split -> state -> number of clips."""
 

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files.atomic import atomic_write
+from ..kinetics.manifest import STATES, USABLE
 from .remarks import remark
-from .results import MARKS, PUBLISHED_CLIPS, STATES, Report, Result, as_json, is_busy, warnings_of
+from .results import MARKS, PUBLISHED_CLIPS, Report, Result, as_json, is_busy, warnings_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
@@ -266,7 +267,7 @@ def clip_lines(report: Report) -> list[list[str]]:
     for form, splits in report.clip_states.items():
         for split, counts in splits.items():
             listed = sum(count for state, count in counts.items() if state != "unlisted")
-            usable = sum(counts.get(state, 0) for state in STATES[:3])
+            usable = sum(counts.get(state, 0) for state in USABLE)
             lines.append(
                 [form, split, *(f"{n:,}" for n in (listed, usable, *(counts.get(state, 0) for state in STATES)))]
             )

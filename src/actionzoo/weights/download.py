@@ -7,7 +7,7 @@ import shutil
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -17,6 +17,7 @@ from ..files.hashes import sha256_of
 from ..files.locks import locked
 from ..kinetics.single_file import complete
 from ..kinetics.transfer import Patience, discard
+from ..process.progress import Progress
 from .published import CACHE
 
 
@@ -27,7 +28,7 @@ def fetch_weights(
     mirrors: Sequence[str] | None = None,
     retries: int = 4,
     backoff_seconds: float = 1.0,
-    tell: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Path:
     """The file that `source` means, on this machine: a path as it is, an http(s) URL downloaded into `cache`.
 
@@ -61,7 +62,7 @@ def fetch_weights(
             retries if number == len(addresses) else min(retries, 1), backoff_seconds, threading.Event()
         )
         try:
-            return _fetch_one(address, path, name, patience, tell)
+            return _fetch_one(address, path, name, patience, on_progress)
         except UserError as fault:
             faults.append(str(fault))
     own_place = "a folder (or behind a URL) that the environment variable ACTIONZOO_WEIGHTS names"
@@ -118,7 +119,7 @@ def _fetch_one(
     path: Path,
     name: str,
     patience: Patience,
-    tell: Callable[[str, int, int], None] | None,
+    on_progress: Progress | None,
 ) -> Path:
     """The file behind one address, as `path` if it has to be downloaded. `name` says what the bytes must be."""
     url = urllib.parse.urlsplit(address)
@@ -136,8 +137,8 @@ def _fetch_one(
                 return path
             _refuse(path)
         partial = path.with_name(f".{name}.partial")
-        on_bytes = (lambda here, size: tell(name, here, size)) if tell else None
-        complete(address, partial, patience, tell=on_bytes)
+        on_bytes = (lambda here, size: on_progress(name, here, size)) if on_progress else None
+        complete(address, partial, patience, on_progress=on_bytes)
         os.replace(partial, path)
         discard(partial)
         if not _is_what_its_name_says(path):

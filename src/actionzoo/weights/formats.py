@@ -14,14 +14,16 @@ from torch import Tensor
 from ..engine.checkpoint import read_torch_file
 from ..errors import MACHINE_ERRNOS, UserError
 from ..files.hashes import sha256_of
+from .identity import is_of_this_zoo
 
 MAX_CLASSES = 1_000_000
 
-HEAD = ("cls_head.fc_cls.weight", "cls_head.fc_cls.bias")
+CLASSIFIER = ("cls_head.fc_cls.weight", "cls_head.fc_cls.bias")
+"""Names of the last layer's tensors in every network of the zoo: (classes, features) and (classes,)."""
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsFile:
     """A file's tensors under the network's names, none of them loaded into a network yet."""
 
     path: Path
@@ -49,7 +51,7 @@ _NUMPY_SCALARS = [
 ]
 
 
-def read_weights(path: Path) -> Weights:
+def read_weights(path: Path) -> WeightsFile:
     """The file's tensors and metadata. Raises UserError if it is damaged, holds code, or is of no known kind."""
     with path.open("rb") as file:
         head = file.read(4096)
@@ -75,7 +77,7 @@ def read_weights(path: Path) -> Weights:
         if isinstance(name, str) and isinstance(tensor, Tensor)
     }
     kind, names, not_for_us = _recognise(path, list(tensors), meta)
-    return Weights(
+    return WeightsFile(
         path=path,
         sha256=sha256_of(path),
         kind=kind,
@@ -126,7 +128,7 @@ def _recognise(path: Path, names: list[str], meta: dict[str, Any]) -> tuple[str,
         is_ip = any(".conv2.0.0." in name for name in names)
         return "VMZ weights", {name: _from_vmz(name, is_ip) for name in names}, []
     if any(name.startswith("backbone.") for name in names):
-        kind = "checkpoint of this zoo" if "row" in meta or "val_top1" in meta else "OpenMMLab checkpoint"
+        kind = "checkpoint of this zoo" if is_of_this_zoo(meta) else "OpenMMLab checkpoint"
         return kind, {name: name for name in names}, []
     if "conv1.conv.weight" in names or "slow_path.conv1.conv.weight" in names:
         head = [name for name in names if name.startswith(("fc.", "fc_cls.", "cls_head."))]

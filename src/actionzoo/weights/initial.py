@@ -64,13 +64,13 @@ def load_initial_weights(network: "nn.Module", initial: InitialWeights, root: Pa
 
     cache = root / CACHE
     try:
-        with progress("bytes") as tell:
+        with progress("bytes") as on_progress:
             source: str | Path = initial.source
             if initial.published:
-                source = fetch_published(initial.published, cache, tell=tell)
+                source = fetch_published(initial.published, cache, on_progress=on_progress)
             elif initial.mirrors:
-                source = fetch_weights(initial.source, cache, mirrors=initial.mirrors, tell=tell)
-            return load_weights(network, source, cache=cache, tell=tell)
+                source = fetch_weights(initial.source, cache, mirrors=initial.mirrors, on_progress=on_progress)
+            return load_weights(network, source, cache=cache, on_progress=on_progress)
     except UserError as error:
         raise UserError(
             f"{initial.model} starts from recipes.{initial.model}.init.weights, which cannot be had: {error}\n"

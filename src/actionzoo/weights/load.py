@@ -12,7 +12,7 @@ Told apart by their tensors' names. Left to right: the file, the kind, what beco
 Nothing of a file is ever run: torch.load with weights_only and a short list of numpy's scalars, or safetensors.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from ..engine.checkpoint import names_not_finite, save_checkpoint
 from ..errors import UserError
 from ..params import Params, as_dict, load_params
+from ..process.progress import Progress
 from ..recipe import CSNModel, SlowFastModel
 from ..zoo import build_model
 from .download import fetch_weights
-from .formats import HEAD, MAX_CLASSES, Weights, read_weights, some
-from .identity import identify, record_beside
+from .formats import CLASSIFIER, MAX_CLASSES, WeightsFile, read_weights, some
+from .identity import NAME_KEYS, identify, record_beside
 from .published import CACHE, published_file
 
 
@@ -72,25 +73,25 @@ def load_weights(
     source: str | Path,
     *,
     cache: Path = CACHE,
-    tell: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> LoadReport:
-    """Load a file, given by path or URL, into one of the zoo's networks; `tell` hears of the download.
+    """Load a file, given by path or URL, into one of the zoo's networks; `on_progress` hears of the download.
 
     Every tensor of the backbone comes from the file. The head does too if it has the network's number of classes, else
     the network keeps the one it was made with. Raises UserError, and leaves the network as it was, if the file cannot
     be had, holds code, or is of another network.
     """
-    path = fetch_weights(source, cache, tell=tell)
+    path = fetch_weights(source, cache, on_progress=on_progress)
     record_beside(path)
     return _load(model, read_weights(path))
 
 
-def open_network(model: SlowFastModel | CSNModel, weights: "Weights") -> tuple[nn.Module, LoadReport]:
+def open_network(model: SlowFastModel | CSNModel, weights: WeightsFile) -> tuple[nn.Module, LoadReport]:
     """The network that a recipe's section describes, with all its weights from a file, its head included.
 
     Raises UserError, also for a file without a head for this network.
     """
-    head = weights.state.get(HEAD[0])
+    head = weights.state.get(CLASSIFIER[0])
     if head is None or head.ndim != 2:
         raise UserError(f"{weights.path} ({weights.kind}) has no classifier; it is for training, not for testing")
     if not 1 <= head.shape[0] <= MAX_CLASSES:
@@ -102,63 +103,71 @@ def open_network(model: SlowFastModel | CSNModel, weights: "Weights") -> tuple[n
     return network, report
 
 
+def num_classes_of(network: nn.Module) -> int:
+    """The number of logits of one of the zoo's networks."""
+    return int(network.state_dict()[CLASSIFIER[0]].shape[0])
+
+
 def import_weights(
-    row: str,
+    model: str,
     source: str | Path | None = None,
     *,
     out: Path | None = None,
     num_classes: int | None = None,
     params: Params | None = None,
     cache: Path = CACHE,
-    tell: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> tuple[Path, LoadReport]:
-    """Make a checkpoint of ours for `row` from somebody's weights; gives its path and what was loaded.
+    """Write a checkpoint of this package from weights that somebody published; returns its path and what was loaded.
 
-    `source`: path or URL; the row's published checkpoint if None. `out`: `<cache>/<row>.pth` if None. `num_classes`:
-    as many as the file's head has if None, 400 where it has none; a fresh head is drawn with the recipe's seed.
-    `tell` hears of the download: name, bytes here, bytes in all. Raises UserError.
+    `model` is a name of the zoo. `source`: path or URL, by default the model's published checkpoint. `out`: by default
+    `<cache>/<model>.pth`. `num_classes`: by default as many as the file's classifier has, 400 if it has none; a
+    classifier that the file does not have is drawn with the recipe's seed. `on_progress` hears of the download: name,
+    bytes so far, bytes in all. Raises UserError.
     """
     params = params or load_params()
-    params.check_model(row)
-    recipe = params.recipes[row]
+    params.check_model(model)
+    recipe = params.recipes[model]
     if source is None:
-        published = published_file(params, row)
+        published = published_file(params, model)
         if published is None:
-            raise UserError(f"{row} has no published checkpoint; name a file or URL: actionzoo weights {row} SOURCE")
-        weights = read_weights(fetch_weights(published.address, cache, mirrors=published.mirrors, tell=tell))
-        section = published.model
+            raise UserError(
+                f"{model} has no published checkpoint; name a file or URL: actionzoo weights {model} SOURCE"
+            )
+        path = fetch_weights(published.address, cache, mirrors=published.mirrors, on_progress=on_progress)
+        weights, section = read_weights(path), published.model
     else:
-        weights = read_weights(fetch_weights(source, cache, tell=tell))
-        section = identify(weights.path, weights.meta, weights.shapes, params=params, row=row).model
+        weights = read_weights(fetch_weights(source, cache, on_progress=on_progress))
+        section = identify(weights.path, weights.meta, weights.shapes, params=params, model=model).model
     if num_classes is None:
-        num_classes = weights.state[HEAD[0]].shape[0] if HEAD[0] in weights.state else 400
+        num_classes = weights.state[CLASSIFIER[0]].shape[0] if CLASSIFIER[0] in weights.state else 400
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = build_model(section, num_classes)
-    report = _load(model, weights, fusion_key=f"recipes.{row}.model.fusion_kernel")
+        network = build_model(section, num_classes)
+    report = _load(network, weights, fusion_key=f"recipes.{model}.model.fusion_kernel")
     epoch = weights.meta.get("epoch")
     drawn_before = str(weights.meta.get("head", ""))
     meta = {
         "epoch": epoch if isinstance(epoch, int) else 0,
-        "row": row,
+        **dict.fromkeys(NAME_KEYS, model),
         "source": weights.path.name,
         "source_sha256": weights.sha256,
         "kind": weights.kind,
-        # a head that was drawn at random stays one, however often it is imported
+        # a classifier that was drawn at random stays one, however often it is imported
         "head": drawn_before if report.head == "loaded" and drawn_before.startswith("fresh") else report.head,
         "model": as_dict(section),
     }
-    out = out or cache / f"{row}.pth"
-    save_checkpoint(out, {"meta": meta, "state_dict": dict(model.state_dict())})
+    out = out or cache / f"{model}.pth"
+    save_checkpoint(out, {"meta": meta, "state_dict": dict(network.state_dict())})
     return out, report
 
 
-def _load(model: nn.Module, weights: Weights, fusion_key: str = "the recipe's model.fusion_kernel") -> LoadReport:
+def _load(model: nn.Module, weights: WeightsFile, fusion_key: str = "the recipe's model.fusion_kernel") -> LoadReport:
     wanted, found = model.state_dict(), weights.state
     head = _judge_head(wanted, weights)
     state, zeroed, missing, misshapen = {}, [], [], []
     for name, tensor in wanted.items():
-        if name in HEAD and head != "loaded":
+        if name in CLASSIFIER and head != "loaded":
             continue
         if name not in found:
             (zeroed if name.endswith("num_batches_tracked") else missing).append(name)
@@ -182,13 +191,13 @@ def _load(model: nn.Module, weights: Weights, fusion_key: str = "the recipe's mo
         matched=tuple(state),
         renamed={weights.names[name]: name for name in state if weights.names[name] != name},
         left_over=tuple(weights.names[name] for name in found if name not in state) + weights.not_for_us,
-        missing=() if head == "loaded" else HEAD,
+        missing=() if head == "loaded" else CLASSIFIER,
         zeroed=tuple(zeroed),
         head=head,
     )
 
 
-def _as_weights(found: Tensor, wanted: Tensor, weights: Weights, name: str) -> Tensor:
+def _as_weights(found: Tensor, wanted: Tensor, weights: WeightsFile, name: str) -> Tensor:
     """The file's tensor in the network's type. Raises UserError for one that no conversion makes into weights."""
     if found.layout != torch.strided or found.is_quantized or found.is_complex():
         raise UserError(f"{weights.path}: {weights.names[name]} is {found.dtype}, {found.layout}: no plain weights")
@@ -200,16 +209,16 @@ def _as_weights(found: Tensor, wanted: Tensor, weights: Weights, name: str) -> T
     return found.to(wanted.dtype)
 
 
-def _judge_head(wanted: Mapping[str, Tensor], weights: Weights) -> str:
+def _judge_head(wanted: Mapping[str, Tensor], weights: WeightsFile) -> str:
     """`loaded`, or a sentence on why not. Raises UserError for a head that reads another number of features."""
-    num_classes, features = wanted[HEAD[0]].shape
-    if any(name not in weights.state for name in HEAD):
+    num_classes, features = wanted[CLASSIFIER[0]].shape
+    if any(name not in weights.state for name in CLASSIFIER):
         return f"fresh, for {num_classes} classes: the file has none for this network"
-    theirs = weights.state[HEAD[0]].shape
+    theirs = weights.state[CLASSIFIER[0]].shape
     if len(theirs) != 2 or theirs[1] != features:
         raise UserError(
-            f"{weights.path} is of another network: its classifier {weights.names[HEAD[0]]} has shape {tuple(theirs)}, "
-            f"and this one reads {features} features"
+            f"{weights.path} is of another network: its classifier {weights.names[CLASSIFIER[0]]} has shape "
+            f"{tuple(theirs)}, and this one reads {features} features"
         )
     if theirs[0] != num_classes:
         return f"fresh, for {num_classes} classes: the file's has {theirs[0]}"
@@ -218,7 +227,7 @@ def _judge_head(wanted: Mapping[str, Tensor], weights: Weights) -> str:
 
 def _of_another_network(
     wanted: Mapping[str, Tensor],
-    weights: Weights,
+    weights: WeightsFile,
     missing: list[str],
     misshapen: list[str],
     strange: list[str],

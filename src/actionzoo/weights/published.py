@@ -4,11 +4,11 @@ Used by `actionzoo weights`, predict, test, init.weights, and the reproduction g
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from ..params import Params, as_dict
+from ..process.progress import Progress
 from ..recipe import CSNModel, SlowFastModel
 
 CACHE = Path("weights")
@@ -76,11 +76,11 @@ def published_as(params: Params, name: str, row: str | None = None) -> Published
     return next((file for file in found if file.row == row), found[0] if found else None)
 
 
-def fetch_published(file: PublishedFile, cache: Path, *, tell: Callable[[str, int, int], None] | None = None) -> Path:
+def fetch_published(file: PublishedFile, cache: Path, *, on_progress: Progress | None = None) -> Path:
     """The file on this machine, from the first address that has it. Raises UserError."""
     from .download import fetch_weights
 
-    return fetch_weights(file.address, cache, mirrors=file.mirrors, tell=tell)
+    return fetch_weights(file.address, cache, mirrors=file.mirrors, on_progress=on_progress)
 
 
 def other_network(file: PublishedFile, model: SlowFastModel | CSNModel) -> dict[str, object]:

@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import machine_fault
-from .readers import Contents, Undecodable, frames_contents, video_contents
+from .readers import Undecodable, VideoInfo, inspect_frames, inspect_video
 from .workers import Lost, Pool
 
 MAX_VIDEO_BYTES = 4 * 2**30
 """A clip of ten seconds has some MB; it is held in memory as a whole."""
 
 
-def contents_of(
+def inspect_clips(
     paths: list[tuple[Path, int | None]], *, workers: int, timeout_seconds: float
-) -> Iterator[Contents | str]:
+) -> Iterator[VideoInfo | str]:
     """For each path, a video or, with their number, a folder of frames: what is in it, or why it cannot be used.
 
     Raises MachineFault.
@@ -36,17 +36,17 @@ def contents_of(
 _REMEDY = "raise runtime.clip_timeout_seconds, lower runtime.workers, or encode it anew"
 
 
-def _look(task: tuple[Path, int | None], _: np.ndarray, timeout_seconds: float) -> Contents | str:
+def _look(task: tuple[Path, int | None], _: np.ndarray, timeout_seconds: float) -> VideoInfo | str:
     path, num_frames = task
     try:
         with _silence():
             if num_frames is not None:
-                return frames_contents(path, num_frames)
+                return inspect_frames(path, num_frames)
             if not path.is_file() and path.exists():
                 return "it is no file that can be read to its end; name a video"
             if path.stat().st_size > MAX_VIDEO_BYTES:
                 return f"it is larger than {MAX_VIDEO_BYTES // 2**30} GiB; cut it into clips"
-            return video_contents(path.read_bytes(), timeout_seconds)
+            return inspect_video(path.read_bytes(), timeout_seconds)
     except Undecodable as error:
         return str(error)
     except OSError as error:
