@@ -68,9 +68,9 @@ def test_store_lies_in_the_project_wherever_the_command_runs(root, monkeypatch):
     assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
 
 
-def test_dvc_says_which_folder_is_the_project(root, tmp_path, monkeypatch):
+def test_the_store_lies_beside_params_yaml_where_the_dvc_repository_is_larger(root, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
 
 
 def test_environment_names_another_store(root, monkeypatch):

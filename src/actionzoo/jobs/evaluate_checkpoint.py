@@ -10,8 +10,9 @@ from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
 from ..kinetics.manifest import Clip, label_map, read_manifest
-from ..params import Params, as_dict, network_of
+from ..params import Params, network_of
 from ..process.progress import progress
+from ..recipe import as_dict
 from ..run_files import data_folder, device_type
 from ..weights.checkpoints import open_checkpoint
 from ..weights.identity import Identity

@@ -20,9 +20,9 @@ from ..files.json_files import write_json
 from ..files.links import link_or_copy
 from ..files.locks import locked
 from ..kinetics.manifest import label_map, read_manifest
-from ..params import Params, as_dict
+from ..params import Params
 from ..process.progress import progress
-from ..recipe import Recipe
+from ..recipe import Recipe, as_dict
 from ..run_files import RowFiles, data_folder, device_of, device_type
 from ..tracking.live import recorded_run
 from ..tracking.names import run_params, to_metrics
@@ -68,7 +68,7 @@ def train_row(
         "dataset": params.name,
         "fingerprint": fingerprint,
         "manifest_sha256": manifest_sha256,
-        "recipe": {key: value for key, value in as_dict(recipe).items() if key != "published"},
+        "recipe": as_dict(recipe),
         "overrides": params.overrides(row),
         "batch": batch,
         "reference_batch": reference,
