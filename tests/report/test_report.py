@@ -256,7 +256,10 @@ def test_a_part_of_the_validation_set_is_marked(project):
 def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
     name = "<script>alert('x')</script> & \"r|w\" *_[a](b)"
     nasty = row(
-        name.replace("/", ""), backbone="<b>|bold|", note=Note(en="5 < 6 & `code` | **not bold**"), overrides=["<i>: 1 -> 2"]
+        name.replace("/", ""),
+        backbone="<b>|bold|",
+        note=Note(en="5 < 6 & `code` | **not bold**"),
+        overrides=["<i>: 1 -> 2"],
     )
     project.build(nasty, dataset="<demo>")
     page = Page(project.read("zoo.html"))

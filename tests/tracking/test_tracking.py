@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
 from actionzoo.tracking import live
 from actionzoo.tracking.live import recorded_run
@@ -78,10 +77,9 @@ def test_environment_names_another_store(root, monkeypatch):
     assert tracking_uri() == "http://example.org:5000"
 
 
-def test_outside_of_a_project_the_message_says_what_is_missing(tmp_path, root, monkeypatch):
+def test_outside_of_a_project_the_store_is_that_of_the_checkout(tmp_path, root, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no params\.yaml in .* or above"):
-        tracking_uri()
+    assert tracking_uri() == f"sqlite:///{Path(__file__).resolve().parents[2]}/mlflow.db"
 
 
 def test_importing_tracking_does_not_import_mlflow():
