@@ -14,7 +14,7 @@ from .errors import UserError
 from .jobs.evaluate_checkpoint import MEASURES
 from .names import did_you_mean
 from .params import load_params
-from .process.stage import mend_dvc, stage
+from .process.stage import repair_rwlock, stage
 from .recipe import as_dict
 
 FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
@@ -312,7 +312,7 @@ def _repro(*arguments: str) -> None:
     # the `python` that DVC starts has to be this one
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
-    mend_dvc(Path.cwd())
+    repair_rwlock(Path.cwd())
     if status := subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(f"dvc repro left with status {status}; what is finished stays, run the same command again")
 
@@ -444,7 +444,7 @@ def _weights(args) -> None:
 def _train(args) -> None:
     import dataclasses
 
-    from .jobs.torchrun import spread
+    from .jobs.torchrun import launch_torchrun
     from .jobs.train import train_row
 
     params = load_params()
@@ -454,7 +454,7 @@ def _train(args) -> None:
     if not args.validate:
         params = params.changed(args.row, schedule={"val_interval": params.recipe(args.row).schedule.epochs})
     params = params.changed(args.row, seed=args.seed)
-    spread(params.runtime)
+    launch_torchrun(params.runtime)
     work_dir = args.work_dir or Path("work_dirs") / args.row
     if said := train_row(params, args.row, work_dir=work_dir, resume=args.resume):
         print(said)
@@ -464,7 +464,7 @@ def _test(args) -> None:
     import dataclasses
 
     from .jobs.evaluate_checkpoint import evaluate_checkpoint
-    from .jobs.torchrun import spread
+    from .jobs.torchrun import launch_torchrun
 
     params = load_params()
     params.check_model(args.row)
@@ -472,7 +472,7 @@ def _test(args) -> None:
         raise UserError("--plain says how --out is written; name that file: --out result.json --plain")
     if args.precision:
         params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision=args.precision))
-    spread(params.runtime)
+    launch_torchrun(params.runtime)
     said = evaluate_checkpoint(
         params,
         args.row,
