@@ -12,9 +12,10 @@ from actionzoo.kinetics.download import TERMS, download
 from actionzoo.kinetics.folder import FOLDER, list_folder
 from actionzoo.kinetics.serve import serve
 from actionzoo.kinetics.synthetic import Mirror, make_mirror
-from actionzoo.params import Params, as_dict, load_params
+from actionzoo.params import Params, load_params
 from actionzoo.process.progress import progress
 from actionzoo.process.stage import stage
+from actionzoo.recipe import as_dict
 
 
 def main() -> None:

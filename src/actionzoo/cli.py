@@ -13,8 +13,9 @@ from . import __version__
 from .errors import UserError
 from .jobs.evaluate_checkpoint import MEASURES
 from .names import did_you_mean
-from .params import as_dict, load_params
+from .params import load_params
 from .process.stage import repair_rwlock, stage
+from .recipe import as_dict
 
 FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
 
@@ -44,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         _demo,
         "build a row of each family on a made-up data set, on this machine alone, and show what came out",
-        "It runs `dvc repro` for the rows that datasets.demo.tour names; plain `dvc repro` builds them all.",
+        "It runs `dvc repro` for the rows that datasets.demo.demo_recipes names; plain `dvc repro` builds them all.",
     )
 
     _add(commands, "rows", _rows, "list the rows of the zoo")
@@ -299,7 +300,7 @@ def _demo(args) -> None:
             f"{params.path}: data.name is {params.name}, not demo; `dvc repro` builds the zoo on {params.name}"
         )
     _outside_git()
-    rows = params.dataset.tour or params.models()
+    rows = params.dataset.demo_recipes or params.models()
     _repro(*(f"{stage}@{row}" for row in rows for stage in ("evaluate", "benchmark")))
     _repro("-s", "report")  # of what there is: by itself it would have all rows built
     print()
@@ -547,10 +548,9 @@ def _predict(args) -> None:
 def _export(args) -> None:
     from .predict.export_formats import check_target
     from .weights.checkpoints import open_trained
-    from .zoo import project_params
 
     check_target(args.to, args.out)
-    trained = open_trained(args.model, params=project_params(), model=args.row, classes=args.classes)
+    trained = open_trained(args.model, params=load_params(), model=args.row, classes=args.classes)
 
     from .predict.export import export_model
 

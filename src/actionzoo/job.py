@@ -61,7 +61,7 @@ class Job:
             runtime=params.runtime,
             files=RunFiles(root, params.name, model, work_dir),
             init=initial_weights(params, model),
-            published=params.recipes[model].published,
+            published=params.published_of(model),
             published_lists=params.dataset.published_lists,
         )
 

@@ -20,7 +20,8 @@ from safetensors import safe_open
 from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
-from actionzoo.params import as_dict, load_params
+from actionzoo.params import load_params
+from actionzoo.recipe import as_dict
 from actionzoo.records import RunFiles
 from actionzoo.tracking.registry import fetch_registered
 from actionzoo.tracking.store import tracking_uri

@@ -9,6 +9,7 @@ from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
+from ..recipe import differences
 from ..records import RunFiles, RunRecord
 
 
@@ -49,19 +50,7 @@ def state_about(record: RunRecord) -> dict[str, Any]:
 def _changes(about: dict[str, Any], record: RunRecord) -> list[str]:
     """What differs between the training that a state is of and this one."""
     known = {"model" if key == "row" else key: value for key, value in about.items() if key != "mlflow_run"}
-    return _differences(known, state_about(record))
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """`recipe.optim.lr: 0.1 -> 0.05`"""
-    lines = []
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old} -> {new}")
-    return lines
+    return differences(known, state_about(record))
 
 
 def take_state(source: Path, scratch: Path, record: RunRecord) -> None:

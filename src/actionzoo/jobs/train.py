@@ -21,9 +21,8 @@ from ..files.hashes import md5_of
 from ..files.links import link_or_copy
 from ..files.locks import locked
 from ..job import Job
-from ..params import as_dict
 from ..process.progress import progress
-from ..recipe import CosineSchedule, Recipe, StepSchedule
+from ..recipe import CosineSchedule, Recipe, StepSchedule, as_dict
 from ..records import FileRecord, RunFiles, RunRecord
 from ..tracking.live import Run, recorded_run
 from ..tracking.names import run_params
@@ -83,14 +82,13 @@ def train(job: Job, *, resume: Path | None = None) -> str:
 
 def _record_of(job: Job, fingerprint: str, num_processes: int) -> RunRecord:
     """What is known of the training before it begins."""
-    batch, recipe = job.batch(num_processes), as_dict(job.recipe)
-    recipe.pop("published", None)
+    batch = job.batch(num_processes)
     return RunRecord(
         model=job.model,
         dataset=job.dataset,
         fingerprint=fingerprint,
         manifest_sha256=job.manifest.sha256,
-        recipe=recipe,
+        recipe=as_dict(job.recipe),
         overrides=job.overrides,
         batch=batch.size,
         reference_batch=batch.reference,

@@ -21,8 +21,8 @@ from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import require_json
 from ..names import did_you_mean
-from ..params import Params, as_dict, network_of
-from ..recipe import CSNModel, SlowFastModel, TestSpec
+from ..params import Params, network_of
+from ..recipe import CSNModel, SlowFastModel, TestSpec, as_dict
 from .published import PublishedFile, published_as
 
 NAME_KEYS = ("model_name", "row")
@@ -186,7 +186,8 @@ def _claim(
         return _Claim(max(names, key=len), "its name says so", rename)
     if isinstance(meta.get("config_name"), str):
         config = Path(meta["config_name"]).stem
-        names = [name for name, recipe in params.recipes.items() if config in (name, recipe.published.config)]
+        configs = {name: published.config for name, published in params.published.items()}
+        names = [name for name in params.recipes if config in (name, configs.get(name))]
         if len(names) == 1 or (model is not None and names):
             return _Claim(
                 model if model is not None and model in names else names[0], f"its metadata name the config {config}"

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from ..engine.checkpoint import names_not_finite, save_checkpoint
 from ..errors import UserError
-from ..params import Params, as_dict, load_params
+from ..params import Params, load_params
 from ..process.progress import Progress
-from ..recipe import CSNModel, SlowFastModel
+from ..recipe import CSNModel, SlowFastModel, as_dict
 from ..zoo import build_model
 from .download import fetch_weights
 from .formats import CLASSIFIER, MAX_CLASSES, WeightsFile, read_weights, some
