@@ -46,10 +46,11 @@ from actionzoo.jobs.view_scores import as_json, as_text, measure
 from actionzoo.kinetics.annotations import class_names, read_annotations
 from actionzoo.kinetics.archives import LISTED, check_archive, read_archive
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import _Folder, _listed_parts, inventory_text, parse_parts, read_inventory
+from actionzoo.kinetics.download import _Folder, _listed_parts, parse_parts
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import frame_spans
 from actionzoo.kinetics.import_mmaction import import_mmaction
+from actionzoo.kinetics.inventory import ArchivedFile, FetchedSplit, Inventory, read_inventory
 from actionzoo.kinetics.manifest import (
     Clip,
     count_states,
@@ -59,7 +60,7 @@ from actionzoo.kinetics.manifest import (
     read_manifest,
     write_manifest,
 )
-from actionzoo.kinetics.parts import key_of, make_key, read_record, write_record
+from actionzoo.kinetics.part_records import PartClip, key_of, make_key, read_record, write_record
 from actionzoo.kinetics.published_list import choose, read_published
 from actionzoo.kinetics.shards import ShardWriter, index_path, read_index, read_member
 from actionzoo.kinetics.synthetic import write_archive
@@ -279,22 +280,22 @@ def _inventory(folder: Path, data: bytes) -> None:
     """As resize and the check use it."""
     _put(folder / "inventory.json", data)
     inventory = read_inventory(folder)
-    for split, said in inventory.splits.items():
-        for number in said["parts"]:
+    for split, fetched in inventory.splits.items():
+        for number in fetched.parts:
             inventory.part(split, number)
-        said["listed"] + 0
-    for name, facts in inventory.files.items():
-        assert (facts["size"] + 0, facts.get("sha256", "").lower(), name.lower()) and not name.startswith("/")
+        fetched.listed + 0
+    for name, file in inventory.files.items():
+        assert (file.size + 0, file.sha256.lower(), name.lower()) and not name.startswith("/")
 
 
-INVENTORY = {
-    "files": {
-        "annotations/val.csv": {"size": 30, "sha256": "ab" * 32, "etag": "x"},
-        "val/part_0.tar.gz": {"size": 3, "sha256": "cd" * 32, "members": 4, "etag": '"1"', "modified": "yesterday"},
-        "val/part_1.csv": {"size": 3, "sha256": "cd" * 32, "members": 2},
+INVENTORY = Inventory(
+    {
+        "annotations/val.csv": ArchivedFile(size=30, sha256="ab" * 32, etag="x"),
+        "val/part_0.tar.gz": ArchivedFile(size=3, sha256="cd" * 32, members=4, etag='"1"', modified="yesterday"),
+        "val/part_1.csv": ArchivedFile(size=3, sha256="cd" * 32, members=2),
     },
-    "splits": {"val": {"parts": [0, 1], "listed": 2}},
-}
+    {"val": FetchedSplit((0, 1), 2)},
+)
 
 
 # archives, shards, manifests
@@ -389,8 +390,8 @@ def _record_seeds(folder: Path) -> list[bytes]:
     def write(path: Path) -> None:
         with ShardWriter(path.with_suffix(".tar")) as shard:
             shard.add("a.mp4", b"x" * 1000)
-        clips = [{"video_id": "a", "offset": 512, "size": 1000}, {"video_id": "b", "fault": "timed out after 5 s"}]
-        write_record(path.with_suffix(".tar"), KEY, 5.0, clips, made_from="x")
+        clips = [PartClip(video_id="a", offset=512, size=1000), PartClip(video_id="b", error="timed out after 5 s")]
+        write_record(path.with_suffix(".tar"), KEY, 5.0, clips, ffmpeg="7.1", unlisted=["x"])
 
     data = _bytes_of(folder, "part_000.json", write)
     for suffix in (".tar", ".idx.npy"):
@@ -402,9 +403,8 @@ def _record(folder: Path, data: bytes) -> None:
     """As resize and frames use it."""
     _put(folder / "part_000.json", data)
     record = read_record(folder / "part_000.tar", KEY, 5.0)
-    for clip in record["clips"] if record else ():
-        assert isinstance(clip["video_id"], str)
-        assert isinstance(clip["fault"], str) if "fault" in clip else clip["offset"] + clip["size"] >= 0
+    for clip in record.clips if record else ():
+        assert isinstance(clip.video_id, str) and isinstance(clip.error, str) and clip.offset + clip.size >= 0
     assert isinstance(key_of(folder / "part_000.tar"), str)
 
 
@@ -671,9 +671,9 @@ def _errors(folder: Path, data: bytes) -> None:
 def _check_seeds(folder: Path, what: str) -> list[bytes]:
     data = folder / "seeds/demo"
     part = _put(data / "archive/val/part_0.tar.gz", b"abc")
-    inventory = json.loads(json.dumps(INVENTORY))
-    inventory["files"] = {"val/part_0.tar.gz": inventory["files"]["val/part_0.tar.gz"] | {"size": part.stat().st_size}}
-    _put(data / "archive/inventory.json", inventory_text(**inventory))
+    file = dataclasses.replace(INVENTORY.files["val/part_0.tar.gz"], size=part.stat().st_size)
+    inventory = Inventory({"val/part_0.tar.gz": file}, {"val": FetchedSplit((0,), 1)})
+    _put(data / "archive/inventory.json", inventory.to_bytes())
     record = _record_seeds(folder)[0]
     for suffix in (".tar", ".idx.npy", ".json"):
         source = folder / f"seeds/part_000{suffix}"
@@ -697,7 +697,7 @@ DOORS: dict[str, Door] = {
     "annotations": Door(lambda folder: [ANNOTATION], _annotations, mutator.TABLE),
     "part_list": Door(lambda folder: [PART_LIST], _part_list, mutator.TABLE),
     "parts_asked_for": Door(lambda folder: [b"0-9", b"0,3, 5-7", b"all"], _parts_asked_for),
-    "inventory": Door(lambda folder: [inventory_text(**INVENTORY)], _inventory, mutator.JSON),
+    "inventory": Door(lambda folder: [INVENTORY.to_bytes()], _inventory, mutator.JSON),
     "archive": Door(_archive_seeds, _archive, mutator.TAR),
     "video_list": Door(_video_list_seeds, _video_list, mutator.TABLE),
     "index": Door(_index_seeds, _index, mutator.NPY),

@@ -23,7 +23,8 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics import cluster
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.parts import publish, read_record, write_record
+from actionzoo.kinetics.part_records import PartClip, read_record, write_record
+from actionzoo.kinetics.parts import publish
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter
 from actionzoo.kinetics.synthetic import write_archive
@@ -211,7 +212,7 @@ def test_what_a_lost_worker_has_finished_is_not_made_again(archive, here, two_wo
     (tmp_path / "videos/val/part_001.json").unlink()
     before = inodes(tmp_path / "videos")
     # in this process alone: the workers look for themselves
-    monkeypatch.setattr("actionzoo.kinetics.resize._Workshop._finished", lambda *_: None)
+    monkeypatch.setattr("actionzoo.kinetics.resize._ShardBuilder._finished", lambda *_: None)
     resized(archive, tmp_path / "videos", scheduler=two_workers.address)
     after = inodes(tmp_path / "videos")
     assert {name for name in after if before.get(name) != after[name]} == {
@@ -372,7 +373,7 @@ def made_shard(folder: Path, data: bytes, key: str = "key") -> Path:
     path = folder / "part_000.tar"
     with ShardWriter(path) as shard:
         offset, size = shard.add("a.mp4", data)
-    write_record(path, key, 60, [{"video_id": "a", "offset": offset, "size": size}])
+    write_record(path, key, 60, [PartClip(video_id="a", offset=offset, size=size)])
     return path
 
 
@@ -389,7 +390,7 @@ def test_a_shard_of_another_making_is_replaced_whole(tmp_path):
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     publish(made_shard(tmp_path / "two", b"other", key="other"), shard)
     assert read_record(shard, "key", 60) is None
-    assert read_record(shard, "other", 60)["clips"][0]["size"] == 5
+    assert read_record(shard, "other", 60).clips[0].size == 5
     assert not list((tmp_path / "two").iterdir())
 
 

@@ -14,9 +14,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import itertools
-import json
 import os
 import re
 import shutil
@@ -24,18 +22,20 @@ import threading
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from ..errors import MachineFault, UserError
 from ..files.addresses import without_secrets
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
-from ..files.json_files import read_json, require_json
+from ..files.hashes import sha256_of
+from ..files.json_files import read_json, write_json
 from ..files.links import place_link
 from ..files.locks import locked
 from ..files.text import MAX_TEXT_BYTES, decode_text
 from ..process.progress import Progress
 from .archives import BrokenArchive, check_archive
+from .inventory import ArchivedFile, FetchedSplit, Inventory, read_inventory
 from .manifest import SPLITS
 from .transfer import Failed, Gone, Patience, Remote, Web, discard
 
@@ -44,21 +44,6 @@ TERMS = (
     "them on for research: keep them to yourself, and do not publish clips or frames."
 )
 REPLACEMENTS = "replacement_for_corrupted_k400.tgz"
-
-
-@dataclasses.dataclass(frozen=True)
-class Inventory:
-    """What archive/inventory.json says."""
-
-    files: dict[str, dict]
-    """Path below archive/ -> size, etag, sha256, members (of an archive). A list of videos has the sha256 of what it
-    lists, wherever that lies."""
-    splits: dict[str, dict]
-    """Split -> parts (numbers fetched), listed (how many parts the mirror lists)."""
-
-    def part(self, split: str, number: int) -> str:
-        """Path below archive/ of a part."""
-        return next(_part_names(self.files, split, number))
 
 
 def download(
@@ -142,73 +127,15 @@ def _download(
             f"{len(failed)} of {len(names)} files could not be fetched from {source}; the others are kept, run again:"
             + "".join(f"\n  {name}: {reason}" for name, reason in sorted(failed.items()))
         )
-    inventory = {
-        "files": {name: records.public(name) for name in seen},
-        "splits": {split: {"parts": sorted(chosen[split]), "listed": len(listed[split])} for split in splits},
-    }
+    inventory = Inventory(
+        {name: records.public(name) for name in seen},
+        {split: FetchedSplit(tuple(sorted(chosen[split])), len(listed[split])) for split in splits},
+    )
     with atomic_write(archive / "inventory.json") as file:
-        file.write(inventory_text(**inventory))
-    size = sum(file["size"] for file in inventory["files"].values())
+        file.write(inventory.to_bytes())
+    size = sum(file.size for file in inventory.files.values())
     without = "" if REPLACEMENTS in seen else "; the mirror has no archive of replacements"
     return f"download: {len(seen)} files, {size / 1e9:.2f} GB, {len(todo)} of them fetched now{without} ({archive})"
-
-
-def read_inventory(archive: Path) -> Inventory:
-    """Raises UserError if the download has not been finished, or the file was edited into something else."""
-    path = archive / "inventory.json"
-    if not path.is_file():
-        raise UserError(f"{path} is not there: run the stage `download` to its end")
-    said = require_json(path, _INVENTORY_ANEW)
-    inventory = Inventory(files=said.get("files", {}), splits=said.get("splits", {}))
-    if fault := _inventory_fault(inventory):
-        raise UserError(f"{path} cannot be read ({fault}); {_INVENTORY_ANEW}")
-    return inventory
-
-
-_INVENTORY_ANEW = "delete it, run `download` again"
-
-
-def _inventory_fault(inventory: Inventory) -> str:
-    """What makes it no inventory, '' for nothing: later stages read, and the check removes, the files that it names."""
-    files, splits = inventory.files, inventory.splits
-    if not isinstance(files, dict) or not isinstance(splits, dict) or not (files and splits):
-        return "files and splits are needed"
-    for name, facts in files.items():
-        path = PurePosixPath(name)
-        is_inside = path.parts and not path.is_absolute() and ".." not in path.parts and name.isprintable()
-        if not is_inside or any(len(part.encode()) > 255 for part in path.parts):
-            return f"{name[:100]!r} is no file below it"
-        if not isinstance(facts, dict) or not _is_count(facts.get("size")):
-            return f"{name[:100]!r} has no size"
-        if not all(isinstance(facts.get(key, ""), str) for key in ("sha256", "etag", "modified")):
-            return f"the sha256, etag or modified of {name[:100]!r} is no text"
-    for split, said in splits.items():
-        if split not in SPLITS:
-            return f"{split[:40]!r} is none of {', '.join(SPLITS)}"
-        numbers = said.get("parts") if isinstance(said, dict) else None
-        if not isinstance(numbers, list) or not all(_is_count(number) for number in numbers):
-            return f"the parts of {split} are no numbers"
-        if not _is_count(said.get("listed")):
-            return f"it does not say how many parts of {split} are listed"
-        parts = {number: [*_part_names(files, split, number)] for number in numbers}
-        if lacking := [number for number, names in parts.items() if not names]:
-            return f"part {lacking[0]} of {split} is not among its files"
-    return ""
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and 0 <= value < 2**63
-
-
-def _part_names(files: dict[str, dict], split: str, number: int) -> Iterator[str]:
-    """Of the files those that are this part, in one of its forms."""
-    names = (f"{split}/part_{number}.{ending}" for ending in ("tar.gz", "tgz", "tar", "csv"))
-    return (name for name in names if name in files)
-
-
-def inventory_text(files: dict[str, dict], splits: dict[str, dict]) -> bytes:
-    """What stands in archive/inventory.json; the file is written last, for it says that all others are there."""
-    return (json.dumps({"files": files, "splits": splits}, indent=1, sort_keys=True) + "\n").encode()
 
 
 def parse_parts(text: str) -> set[int] | None:
@@ -258,9 +185,8 @@ class _Folder:
         version = self.look(name)
         if version is None:
             raise Gone("it is not there any more")
-        place_link(
-            self.root / name, partial
-        )  # half a terabyte need not lie here twice. We replace files, never write into one
+        # a link where possible: half a terabyte is not stored twice. Files are replaced, never written into
+        place_link(self.root / name, partial)
         on_progress(version.size)
         return version
 
@@ -354,19 +280,21 @@ def _fetch(
     (archive / name).parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, archive / name)
     sync_folder((archive / name).parent)
-    records.keep(name, facts | dataclasses.asdict(version) | {"size": (archive / name).stat().st_size})
+    size = (archive / name).stat().st_size
+    records.keep(name, dataclasses.replace(facts, size=size, etag=version.etag, modified=version.modified))
     discard(partial)  # its version; and itself, for renaming one of two names of a file to the other does nothing
     return ""
 
 
-def _check(path: Path) -> dict:
-    """Read the file through."""
+def _check(path: Path) -> ArchivedFile:
+    """Read the file through. Raises BrokenArchive."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-        if path.name.endswith(".csv"):
-            return {"sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    size = path.stat().st_size
+    if path.name.endswith(".csv"):
+        return ArchivedFile(size=size, sha256=sha256_of(path))
     members, sha256 = check_archive(path)
-    return {"sha256": sha256, "members": members}
+    return ArchivedFile(size=size, sha256=sha256, members=members)
 
 
 class _Records:
@@ -374,6 +302,7 @@ class _Records:
 
     def __init__(self, archive: Path, scratch: Path) -> None:
         self._archive, self._folder = archive, scratch / "records"
+        self._inventory: Mapping[str, ArchivedFile]
         try:
             self._inventory = read_inventory(archive).files
         except UserError:
@@ -382,34 +311,41 @@ class _Records:
     def hold(self, name: str, remote: Remote) -> bool:
         """Whether the file in its place is this version."""
         record, path = self._get(name), self._archive / name
-        if record is None or not path.is_file() or path.stat().st_size != record["size"]:
+        if record is None or not path.is_file() or path.stat().st_size != record.size:
             return False
-        same = {key: record[key] == getattr(remote, key) for key in ("etag", "modified") if record.get(key)}
-        # an equal ETag is enough: mirrors and their copies differ in dates. Some servers do not tell the size
-        return remote.size in (0, record["size"]) and (same.get("etag", False) or all(same.values()))
+        # some servers do not report the size
+        if remote.size not in (0, record.size):
+            return False
+        # an equal ETag is enough: mirrors and their copies differ in dates
+        if record.etag:
+            return record.etag == remote.etag
+        return not record.modified or record.modified == remote.modified
 
     def take_over_inventory(self) -> None:
-        """Make scratch the one that knows, and the folder one that is not finished."""
+        """Make the records in scratch the only truth, and the folder one that is not finished."""
         for name, record in self._inventory.items():
             if not self._path(name).exists():
                 self.keep(name, record)
         (self._archive / "inventory.json").unlink(missing_ok=True)
         self._inventory = {}
 
-    def keep(self, name: str, record: dict) -> None:
-        _write_json(self._path(name), record)
+    def keep(self, name: str, record: ArchivedFile) -> None:
+        write_json(self._path(name), record.to_json(), indent=None)
 
     def forget(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
 
-    def public(self, name: str) -> dict:
+    def public(self, name: str) -> ArchivedFile:
         """What the inventory says of it: the same whenever and from wherever it came."""
         record = self._get(name)
-        return {key: record[key] for key in ("size", "etag", "sha256", "members") if key in record}
+        assert record is not None
+        return dataclasses.replace(record, modified=None)
 
-    def _get(self, name: str) -> dict | None:
-        record = read_json(self._path(name))
-        return record if _is_count(record.get("size")) else self._inventory.get(name)
+    def _get(self, name: str) -> ArchivedFile | None:
+        try:
+            return ArchivedFile.from_json(read_json(self._path(name)))
+        except ValueError:
+            return self._inventory.get(name)
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name.replace('/', '_')}.json"
@@ -444,8 +380,3 @@ def _check_space(mirror: Web | _Folder, scratch: Path, todo: dict[str, Remote]) 
             f"{needed / 1e9:.1f} GB are to be fetched, and {free / 1e9:.1f} GB are free at {scratch}; "
             "make room, or ask for fewer splits or parts"
         )
-
-
-def _write_json(path: Path, contents: dict) -> None:
-    with atomic_write(path) as file:
-        file.write(json.dumps(contents).encode())

@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import UserError
 from ..files.hashes import sha256_of
 from .annotations import read_annotations
-from .download import read_inventory
+from .inventory import read_inventory
 from .labels import kinetics400, places
 from .manifest import SPLITS, STATES, Clip, count_states, label_map
 
@@ -288,10 +288,10 @@ _NOWHERE = "in no part"  # as `resize` says it
 
 def _parts(archive: Path, split: str) -> list[int] | None:
     try:
-        of = read_inventory(archive).splits.get(split)
-    except UserError:  # the archives are gone, or being fetched anew
+        fetched = read_inventory(archive).splits.get(split)
+    except UserError:  # the archives are gone, or are being fetched
         return None
-    return of and [len(of["parts"]), of["listed"]]
+    return [len(fetched.parts), fetched.listed] if fetched else None
 
 
 def _class_states(clips: Iterable[Clip], num_classes: int) -> list[dict[str, dict[str, int]]]:

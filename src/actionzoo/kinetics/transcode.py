@@ -19,7 +19,8 @@ import ffmpeg
 import numpy as np
 
 from ..errors import UserError
-from .ffmpeg_process import BadVideo, Clip, Result, process_clip, reason_of
+from .ffmpeg_process import BadVideo as BadVideo
+from .ffmpeg_process import Clip, Result, process_clip, reason_of
 
 # ffmpeg's own default, said so that it stays: the pixels that the usual way gives. `area` would save a tenth of the
 # CPU time, and look less like them (docs/transcode.md)
@@ -50,11 +51,20 @@ class Encode:
 class EncodeSettings(Protocol):
     """Encode, or a section of params.yaml with the same fields."""
 
-    crf: int
-    preset: str
-    gop: int
-    bframes: int
-    tune: str
+    @property
+    def crf(self) -> int: ...
+
+    @property
+    def preset(self) -> str: ...
+
+    @property
+    def gop(self) -> int: ...
+
+    @property
+    def bframes(self) -> int: ...
+
+    @property
+    def tune(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
