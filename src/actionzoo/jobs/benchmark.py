@@ -6,6 +6,7 @@ alone and the way with decoding are measured in turns, and their medians and qua
 """
 
 import contextlib
+import os
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +19,7 @@ from ..files.hashes import sha256_of
 from ..files.json_files import read_json, write_json
 from ..files.locks import locked
 from ..params import Params, digest
-from ..process.stage import die_with_parent
+from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
 from ..run_files import RowFiles, data_folder, device_of
 from ..zoo import build_model, freeze
@@ -256,7 +257,7 @@ def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
 
 def _memory_of_a_process(params: Params, recipe: Recipe) -> dict[str, Any]:
     """The same on a CPU, by a process that did nothing yet and that the kernel takes first, should memory run out."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_the_first_to_go) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), _be_the_first_to_go, (os.getpid(),)) as pool:
         try:
             return pool.submit(_memory_on_cpu, params, recipe).result()
         except BrokenProcessPool:
@@ -271,8 +272,8 @@ def _memory_on_cpu(params: Params, recipe: Recipe) -> dict[str, Any]:
     return _memory(params, recipe, torch.device("cpu"))
 
 
-def _be_the_first_to_go() -> None:
-    die_with_parent()
+def _be_the_first_to_go(parent: int) -> None:
+    die_with_parent(parent=parent)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 

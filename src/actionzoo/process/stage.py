@@ -1,11 +1,9 @@
 """What a process of ours promises to whoever started it: plain words, a clean end, no orphans."""
 
 import contextlib
-import ctypes
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import select
 import signal
@@ -19,6 +17,7 @@ from typing import NoReturn
 from ..errors import MACHINE_ERRNOS, UserError, machine_fault
 from ..files.addresses import without_secrets
 from .ancestors import dvc_above, wait_for_end
+from .supervisor import die_with_parent
 
 
 @contextlib.contextmanager
@@ -152,20 +151,6 @@ def repair_rwlock(root: Path) -> None:
             time.sleep(0.3)
     with contextlib.suppress(FileNotFoundError):
         os.replace(path, path.with_name("rwlock.damaged"))
-
-
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent dies, so that a killed pipeline leaves nothing running.
-
-    Elsewhere it does nothing.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it died before we asked
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end_with_dvc(name: str, of_dvc: str) -> None:
