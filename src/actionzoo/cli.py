@@ -299,7 +299,7 @@ def _demo(args) -> None:
             f"{params.path}: data.name is {params.name}, not demo; `dvc repro` builds the zoo on {params.name}"
         )
     _outside_git()
-    rows = params.dataset.tour or params.rows()
+    rows = params.dataset.tour or params.models()
     _repro(*(f"{stage}@{row}" for row in rows for stage in ("evaluate", "benchmark")))
     _repro("-s", "report")  # of what there is: by itself it would have all rows built
     print()
@@ -324,7 +324,7 @@ def _outside_git() -> None:
 
 
 def _rows(args) -> None:
-    print("\n".join(load_params().rows()))
+    print("\n".join(load_params().models()))
 
 
 def _params(args) -> None:
@@ -447,7 +447,7 @@ def _train(args) -> None:
     from .jobs.train import train_row
 
     params = load_params()
-    params.check_row(args.row)
+    params.check_model(args.row)
     if args.deterministic:
         params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, deterministic=True))
     if not args.validate:
@@ -466,7 +466,7 @@ def _test(args) -> None:
     from .jobs.torchrun import launch_torchrun
 
     params = load_params()
-    params.check_row(args.row)
+    params.check_model(args.row)
     if args.plain and not args.out:
         raise UserError("--plain says how --out is written; name that file: --out result.json --plain")
     if args.precision:

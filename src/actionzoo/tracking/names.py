@@ -37,7 +37,7 @@ RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "v
 """Keys of recipe.json that become a run's parameters; hashes and class names do not."""
 
 ERROR_ANALYSIS = "error_analysis"
-"""Folder of a run's files for what its test looks like: tables, pictures, strips of clips."""
+"""A run's artifact folder for its error analysis: tables, pictures, strips of clips."""
 
 TEST_STEP = 0
 """Evaluations have no course; all of them stand at this step, and the newest is the one that counts."""
