@@ -1,4 +1,4 @@
-"""What is left when a process is killed."""
+"""The frame of commands: the end with DVC, and errors as sentences."""
 
 import os
 import shlex
@@ -110,11 +110,11 @@ FAULTS = {
     "open('absent')": "No such file or directory at absent",
     "os.mkdir('file')": "File exists at file",
     "print([open('file') for _ in iter(int, 1)])": "Too many open files at file; raise the limit",
-    "raise OSError(errno.EIO, os.strerror(errno.EIO), 'disk')": "Input/output error at disk; see to the machine",
-    "raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))": "Resource temporarily unavailable; see to the machine",
+    "raise OSError(errno.EIO, os.strerror(errno.EIO), 'disk')": "Input/output error at disk; check the machine",
+    "raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))": "Resource temporarily unavailable; check the machine",
     "open('latin', encoding='utf-8').read()": "no utf-8 (at byte 3: e9); save it as UTF-8",
     "open('out', 'w', encoding='ascii').write('\\u4e2d')": "cannot be written as ascii",
-    "subprocess.Popen('true', stdin=-1).stdin.write(b'a' * 10**7)": "a program that was to read this has ended",
+    "subprocess.Popen('true', stdin=-1).stdin.write(b'a' * 10**7)": "the program that reads this has ended",
 }
 
 
