@@ -1,5 +1,6 @@
 """Small DVC repositories made on the spot, one Prefect server for all tests, and a way to see what was left running."""
 
+import functools
 import os
 import shutil
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 
 from flows.keys import new_key
 from flows.server import client_settings, free_port, local_server
+from tests import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
@@ -105,37 +107,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
 @pytest.fixture
 def left_running(environment: dict[str, str]) -> Callable[..., list[str]]:
-    """Command lines of the processes that the tests have started, once there are none or some seconds have passed;
-    those excepted that hold `apart_from`."""
-
-    def look(seconds: float = 5.0, apart_from: str = "flows.guarded") -> list[str]:
-        mark = f"ACTIONZOO_TEST_MARK={environment['ACTIONZOO_TEST_MARK']}".encode()
-        deadline = time.monotonic() + seconds
-        while True:
-            found = []
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    if mark in (process / "environ").read_bytes():
-                        found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-                except OSError:  # it ended meanwhile, or is not ours
-                    continue
-            found = [command for command in found if command and apart_from not in command]
-            if not found or time.monotonic() > deadline:
-                return found
-            time.sleep(0.1)
-
-    return look
+    """See `tests.processes.left_running`."""
+    return functools.partial(processes.left_running, environment)
 
 
 @pytest.fixture
 def wait_for() -> Callable[..., None]:
-    def wait(condition: Callable[[], object], seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"nothing happened in {seconds} s"
-            time.sleep(0.05)
-
-    return wait
+    return processes.wait_for
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ def test_a_failed_stage_keeps_back_what_needs_it_and_nothing_else(build, make_re
     assert failed.returncode == 1
     assert "1 of 3 stages failed" in failed.stdout
     assert "\n  bad: no weights here / ERROR: failed to reproduce 'bad'" in failed.stdout
-    assert "\n  not run, as they need these: after" in failed.stdout
+    assert "\n  not run, because they need these: after" in failed.stdout
     assert "Traceback" not in failed.stdout
     assert (repository / "apart.txt").exists() and not (repository / "after.txt").exists()
 
@@ -190,7 +190,7 @@ def test_a_misspelt_target_is_one_sentence(build, make_repository):
 def test_gpus_that_are_not_there_are_told(build, make_repository):
     said = build(make_repository(CHAIN), "--gpus", "4", CUDA_VISIBLE_DEVICES="0,1")
     assert said.returncode == 1
-    assert "gpus names 4, and this machine shows 0, 1; leave it out to use all." in said.stdout
+    assert "gpus names 4, but this machine shows 0, 1; leave it out to use all" in said.stdout
     assert "Traceback" not in said.stdout
 
 

@@ -71,4 +71,4 @@ def test_a_store_that_does_not_answer_stops_nothing(project, monkeypatch, caplog
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     path = write_run_links(load_params(), project)
     assert set(links(path)[ROW]) == {"log", "json"}
-    assert "could not look for runs in MLflow at http://127.0.0.1:9" in caplog.text
+    assert "could not search MLflow at http://127.0.0.1:9" in caplog.text

@@ -233,7 +233,7 @@ def test_what_the_registry_does_not_have_is_told_in_a_sentence(files, registry, 
 
 
 def test_without_a_store_nothing_is_registered_and_none_is_made(tmp_path, registry):
-    with pytest.raises(UserError, match=r"mlflow\.db is not there, so nothing is registered"):
+    with pytest.raises(UserError, match=r"mlflow\.db is not there, so no model is registered"):
         fetch_registered("models:/mine/1", tmp_path / "weights", tmp_path)
     assert not (tmp_path / "mlflow.db").exists()
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import MachineFault, machine_fault
-from ..process.stage import die_with_parent
+from ..process.supervisor import die_with_parent
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Small JSON files, written whole or not at all. A damaged file is either read as empty or refused with a remedy."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,27 @@ def require_json(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} is damaged, it holds no JSON object but a {type(content).__name__}; {remedy}")
     return content
+
+
+def json_lines(path: Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of a file with one JSON object per line, each with its line number from 1.
+
+    Empty lines are skipped, and so is a last line that is incomplete, as a killed writer leaves it. Raises UserError,
+    ending with `remedy`, if the file is absent or another line holds no JSON object.
+    """
+    lines = read_text(path, remedy).split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                return
+            content = None
+        if not isinstance(content, dict):
+            raise UserError(f"{path}, line {number}, is no JSON object; {remedy}")
+        yield number, content
 
 
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:

@@ -7,6 +7,7 @@ alone and the way with decoding are measured in turns, and their medians and qua
 
 import contextlib
 import dataclasses
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +21,7 @@ from ..devices import device_of, layout_of, place
 from ..files.locks import locked
 from ..job import Job
 from ..params import Runtime, digest
-from ..process.stage import die_with_parent
+from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
 from ..records import Benchmark
 from ..zoo import build_model, freeze
@@ -248,7 +249,7 @@ def _memory(recipe: Recipe, runtime: Runtime, device: "torch.device") -> _Memory
 
 def _memory_of_a_process(recipe: Recipe, runtime: Runtime) -> _Memory:
     """The same on a CPU, in a fresh process, which the kernel kills first if memory runs out."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_be_the_first_to_go) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), _be_the_first_to_go, (os.getpid(),)) as pool:
         try:
             return pool.submit(_memory_on_cpu, recipe, runtime).result()
         except BrokenProcessPool:
@@ -263,8 +264,8 @@ def _memory_on_cpu(recipe: Recipe, runtime: Runtime) -> _Memory:
     return _memory(recipe, runtime, torch.device("cpu"))
 
 
-def _be_the_first_to_go() -> None:
-    die_with_parent()
+def _be_the_first_to_go(parent: int) -> None:
+    die_with_parent(parent=parent)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
 

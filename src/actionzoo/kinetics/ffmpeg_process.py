@@ -11,15 +11,14 @@ Where the control works, a third attempt has the clip judged like any other.
 """
 
 import contextlib
-import ctypes
 import dataclasses
 import errno
+import functools
 import os
 import re
 import selectors
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import MACHINE_ERRNOS, MachineFault, speaks_of_machine
+from ..process.supervisor import die_with_parent
 
 TIMED_OUT = "timed out"
 
@@ -200,7 +200,7 @@ def _finish(command: list[str], deadline: float, timeout_seconds: float) -> tupl
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        preexec_fn=_die_with_parent(),
+        preexec_fn=functools.partial(die_with_parent, signal.SIGKILL, parent=os.getpid()),
     )
     assert process.stderr is not None
     kept = bytearray()
@@ -270,24 +270,3 @@ def _is_machine_sound(control: Callable[[Path], list[str]], scratch: Path | None
     except (OSError, MemoryError, RuntimeError, BadVideo):
         return False
     return status == 0 and not speaks_of_machine(complaint)
-
-
-_PR_SET_PDEATHSIG = 1
-_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """For the child to call before it becomes ffmpeg: the kernel then kills it when we die, even of SIGKILL.
-
-    Between fork and exec a threaded program may do little; this is one system call, looked up beforehand.
-    """
-    if _libc is None:
-        return None
-    parent = os.getpid()
-
-    def ask_kernel() -> None:
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # we died before the kernel was asked
-            os._exit(1)
-
-    return ask_kernel
