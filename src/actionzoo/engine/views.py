@@ -119,7 +119,9 @@ def _about(texts: Mapping[str, str]) -> dict[str, Any]:
         known = json.loads(texts.get("about", ""))
     except (ValueError, RecursionError):
         return {}
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        return {}
+    return {"model" if key == "row" else key: value for key, value in known.items()}  # row: as older versions wrote
 
 
 def fingerprint_of(path: Path) -> str | None:

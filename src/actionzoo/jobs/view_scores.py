@@ -211,7 +211,7 @@ def _file_line(file: dict[str, Any], number: int, made: dict[str, Any]) -> str:
     views = file["views"] if file["views"] == file["of_views"] else f"{file['views']} of {file['of_views']}"
     metrics = file["metrics"]
     line = (
-        f"{file['file']}: {file['row']} on {file['split']} of {file['dataset']}, {metrics['clips']} of "
+        f"{file['file']}: {file['model']} on {file['split']} of {file['dataset']}, {metrics['clips']} of "
         f"{file['listed']} listed clips, {views} views, average {made['average_clips']}"
     )
     if "weights" in made:
