@@ -32,6 +32,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import save
 
 from actionzoo.clips.quarantine import Quarantine
@@ -72,6 +73,7 @@ from actionzoo.report.error_analysis import read_error_analysis
 from actionzoo.weights.checkpoints import read_classes as read_names
 from actionzoo.weights.formats import read_weights
 from actionzoo.weights.identity import identify, record_beside
+from actionzoo.weights.published import published_files
 from tests import mutator
 from tests.engine.view_files import views_file
 from tests.kinetics.small_films import film
@@ -246,6 +248,24 @@ def _params_seeds(folder: Path) -> list[bytes]:
     head = re.sub(r"demo_recipes: \[.*?\]", f"demo_recipes: [{', '.join(names)}]", head, flags=re.DOTALL)
     few = f"{head}\nrecipes:\n" + "\n".join(chosen) + "\n"
     return [few.encode()] * 4 + [whole.encode()]
+
+
+def _published_yaml(folder: Path, data: bytes) -> None:
+    _put(folder / "params.yaml", _few_recipes(folder))
+    _put(folder / "published.yaml", data)
+    params = load_params(folder / "params.yaml")
+    for model in params.recipes:
+        published_files(params, model)
+
+
+def _few_recipes(folder: Path) -> bytes:
+    return _params_seeds(folder)[0]
+
+
+def _published_yaml_seeds(folder: Path) -> list[bytes]:
+    models = yaml.safe_load(_few_recipes(folder))["recipes"]
+    entries = re.split(r"\n\n(?=\w+:\n)", (PROJECT / "published.yaml").read_text(encoding="utf-8"))
+    return ["\n\n".join(entry for entry in entries if entry.split(":")[0] in models).encode()]
 
 
 ANNOTATION = (
@@ -694,6 +714,7 @@ def _check(folder: Path, data: bytes, name: str) -> None:
 
 DOORS: dict[str, Door] = {
     "params": Door(_params_seeds, _params, mutator.YAML, is_slow=True),
+    "published_yaml": Door(_published_yaml_seeds, _published_yaml, mutator.YAML, is_slow=True),
     "annotations": Door(lambda folder: [ANNOTATION], _annotations, mutator.TABLE),
     "part_list": Door(lambda folder: [PART_LIST], _part_list, mutator.TABLE),
     "parts_asked_for": Door(lambda folder: [b"0-9", b"0,3, 5-7", b"all"], _parts_asked_for),

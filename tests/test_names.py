@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from actionzoo.errors import UserError
-from actionzoo.names import class_name_fault, did_you_mean, is_name
+from actionzoo.names import class_name_fault, containing, did_you_mean, is_name
 from actionzoo.params import load_params
 
 HOSTILE = [
@@ -69,6 +69,10 @@ def test_a_source_that_dvc_lock_would_give_away_is_refused(tmp_path, source, mon
 def test_the_nearest_name_is_told(word, meant):
     said = did_you_mean(word, ["kinetics400", "slowfast_r50_video_4x16", "demo"])
     assert said == (f"; did you mean {meant}?" if meant else "")
+
+
+def test_a_part_is_found_in_names_whatever_its_case():
+    assert containing("R50", ["slow_r50", "slow_r101", "R50_fast"]) == ["slow_r50", "R50_fast"]
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "bell\a", "‮right to left", "x" * 201, "zero\0byte", "\r"])

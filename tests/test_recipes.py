@@ -11,7 +11,7 @@ import torch
 from actionzoo.engine.flops import count_parameters
 from actionzoo.engine.schedule import scaled_lr
 from actionzoo.params import load_params
-from actionzoo.recipe import Recipe
+from actionzoo.recipe import Recipe, compare, differences
 from actionzoo.zoo import build_model
 from tests.models.parity import rate_at, reference_entries, reference_recipe, shipped, worst_rate
 from tests.models.reference import PUBLISHED, RECIPES, read_reference
@@ -208,3 +208,26 @@ def test_the_parity_page_tells_of_every_row():
     page = (PROJECT / "docs" / "parity.md").read_text(encoding="utf-8")
 
     assert [row for row in ROWS if f"`{row}`" not in page] == []
+
+
+def test_two_recipes_are_compared_line_by_line():
+    one = RECIPES["slowfast_r50_256p_4x16x1_256e_kinetics400_rgb"]
+    other = dataclasses.replace(one, seed=7, optim=dataclasses.replace(one.optim, lr=0.05, scale_lr=False))
+
+    assert compare(one, other) == ["seed: 0 -> 7", "optim.lr: 0.1 -> 0.05", "optim.scale_lr: true -> false"]
+    assert compare(one, one) == []
+
+
+def test_a_key_that_one_recipe_lacks_is_null_there():
+    one = RECIPES["ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"]
+    other = RECIPES["ircsn_ig65m_pretrained_bnfrozen_r50_32x2x1_58e_kinetics400_rgb"]
+    lines = compare(one, other)
+
+    assert "schedule.policy: cosine -> step" in lines
+    assert "schedule.min_lr: 0.0 -> null" in lines and "schedule.milestones: null -> [32, 48]" in lines
+
+
+def test_differences_are_named_with_their_whole_path():
+    before, now = {"recipe": {"optim": {"lr": 0.1}}, "row": "a"}, {"recipe": {"optim": {"lr": 0.05}}, "row": "b"}
+
+    assert differences(before, now) == ["recipe.optim.lr: 0.1 -> 0.05", "row: a -> b"]

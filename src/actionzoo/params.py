@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,10 +17,9 @@ from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from .errors import UserError
-from .files.addresses import without_secrets
 from .files.yaml_files import read_yaml
-from .names import NAME_RULE, containing, did_you_mean, is_name
-from .params_faults import field_names, validated
+from .names import containing, did_you_mean
+from .params_faults import check_names, dangling_names, field_names, source_fault, unknown_overrides, validated
 from .recipe import (
     STRICT,
     Count,
@@ -277,7 +275,7 @@ def load_params(path: str | Path | None = None) -> Params:
     path = find_project() / "params.yaml" if path is None else Path(path)
     raw = read_yaml(path, "run from the project's folder, where params.yaml lies")
     moved = _take_what_moved(path, raw)
-    _check_names(path, raw)
+    check_names(path, raw)
     file = validated(path, raw, _FILE, known=field_names(_File))
     published = _read_published(path.with_name("published.yaml"), file.recipes, moved)
     name = file.data.name
@@ -289,7 +287,7 @@ def load_params(path: str | Path | None = None) -> Params:
     dataset = file.datasets[name]
     if source := os.environ.get("ACTIONZOO_SOURCE"):
         dataset = dataclasses.replace(dataset, source=source)
-        if fault := _source_fault(source):
+        if fault := source_fault(source):
             raise UserError(f"the environment variable ACTIONZOO_SOURCE is {fault}")
     params = Params(
         path=path,
@@ -302,7 +300,9 @@ def load_params(path: str | Path | None = None) -> Params:
         published=published,
         mirrors=file.mirrors,
     )
-    faults = dict.fromkeys(_faults(params)) or dict.fromkeys(_faults_of_recipes(params))  # models share most faults
+    faults = dict.fromkeys(dangling_names(params)) or dict.fromkeys(
+        _faults_of_recipes(params)
+    )  # models share most faults
     if faults:
         raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
     return params
@@ -378,7 +378,7 @@ def _read_published(path: Path, recipes: Mapping[str, Recipe], moved: dict[str, 
     published = {model: published[model] for model in recipes if model in published}
     for model, entry in published.items():
         network = as_dict(recipes[model].model)
-        unknown = _unknown_overrides({"model": entry.ckpt_model}, {"model": network})
+        unknown = unknown_overrides({"model": entry.ckpt_model}, {"model": network})
         faults += [f"{path}: {model}.ckpt_{fault}" for fault in unknown]
         if not unknown:
             validated(path, network | entry.ckpt_model, _MODEL, f"{model}.ckpt_model")
@@ -405,41 +405,6 @@ def _overridden(model: str, recipe: Recipe, dataset: Dataset, datasets: Mapping[
     return plain
 
 
-def _faults(params: Params) -> Iterator[str]:
-    """Names in params.yaml that mean nothing, and sources that may not stand there; of all data sets."""
-    families = {recipe.model.family for recipe in params.recipes.values()}
-    for name, dataset in params.datasets.items():
-        where = f"datasets.{name}"
-        if fault := _source_fault(dataset.source) or _secret_fault(dataset.source):
-            yield f"{where}.source is {fault}"
-        for model in dataset.demo_recipes:
-            if model not in params.recipes:
-                yield f"{where}.demo_recipes names {model}, which is unknown{did_you_mean(model, params.recipes)}"
-        yield from _faults_of_inheritance(where, dataset, params.datasets)
-        for key, sections in dataset.overrides.items():
-            models = [model for model, recipe in params.recipes.items() if key in (model, recipe.model.family)]
-            if not models:
-                yield f"{where}.overrides.{key} is unknown{did_you_mean(key, [*families, *params.recipes])}"
-            for model in models:
-                for fault in _unknown_overrides(sections, as_dict(params.recipes[model])):
-                    yield f"{where}.overrides.{key}.{fault}"
-    addresses = [address for entry in params.published.values() for address in (entry.ckpt, entry.infer_ckpt)]
-    addresses += [recipe.init.weights for recipe in params.recipes.values()]
-    names = {address.rsplit("/", 1)[-1] for address in addresses if address}
-    for name in params.mirrors:
-        if name not in names:
-            yield f"mirrors.{name} is no published file's base name{did_you_mean(name, names)}"
-
-
-def _faults_of_inheritance(where: str, dataset: Dataset, datasets: Mapping[str, Dataset]) -> Iterator[str]:
-    if (other := dataset.overrides_of) is None:
-        return
-    if other not in datasets:
-        yield f"{where}.overrides_of is {other!r}, which is not under datasets{did_you_mean(other, datasets)}"
-    elif datasets[other].overrides_of is not None:
-        yield f"{where}.overrides_of is {other!r}, which takes its own from elsewhere; name the data set that has them"
-
-
 def _faults_of_recipes(params: Params) -> Iterator[str]:
     """Values that overrides give to recipes and that do not fit: on every data set, not only on the chosen one."""
     for name, dataset in params.datasets.items():
@@ -458,53 +423,6 @@ def _faults_of_recipes(params: Params) -> Iterator[str]:
                         f"on {name}, {model} crops {crop_size} pixels ({section}.crop_size) out of frames whose short "
                         f"side is {used.augment.resize} (augment.resize); make the crop smaller"
                     )
-
-
-def _check_names(path: Path, raw: dict[str, Any]) -> None:
-    """Raises UserError for names of data sets and models that must not become paths or words of a command."""
-    data = raw.get("data")
-    names = {
-        "data.name": [data["name"]] if isinstance(data, dict) and isinstance(data.get("name"), str) else [],
-        **{section: list(raw[section]) for section in ("datasets", "recipes") if isinstance(raw.get(section), dict)},
-    }
-    faults = [
-        f"{path}: {where} {'is' if where == 'data.name' else 'has the name'} {name[:120]!r}; a name has {NAME_RULE}"
-        for where, there in names.items()
-        for name in there
-        if not is_name(name)
-    ]
-    if faults:
-        raise UserError("\n".join(faults))
-
-
-def _secret_fault(source: str) -> str:
-    """The fault of an address that holds a password or a signature; '' if it holds none."""
-    shown = without_secrets(source)
-    if shown == source:
-        return ""
-    return (
-        f"{shown!r}, with a password or a signature: DVC would keep it in dvc.lock. Give the whole address in the "
-        "environment variable ACTIONZOO_SOURCE instead"
-    )
-
-
-def _source_fault(source: str) -> str:
-    """The fault in the spelling of a folder; '' if there is none."""
-    is_folder = re.match(r"\s*folders?:", source, re.IGNORECASE)
-    if not is_folder or re.fullmatch(r"folder:(/|///)?[^/\s].*", source):
-        return ""
-    return f"{source!r}; write folder:///path/to/videos, or folder:videos for a path from here"
-
-
-def _unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
-    faults = []
-    for section, values in sections.items():
-        if not isinstance(recipe.get(section), dict):
-            faults.append(f"{section} is unknown{did_you_mean(section, recipe)}")
-        else:
-            unknown = [key for key in values if key not in recipe[section]]
-            faults += [f"{section}.{key} is unknown{did_you_mean(key, recipe[section])}" for key in unknown]
-    return faults
 
 
 def _cpu_count() -> int:

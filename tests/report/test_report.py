@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import json
 import subprocess
@@ -606,6 +607,21 @@ def test_rows_of_params_yaml_fit(project):
     published = Published(**PUBLISHED)
     project.build(Row(name="row", family="csn", short_side=320, published=published))
     assert Page(project.read("zoo.html")).row("row")[5] == "82.76/82.6"
+
+
+def test_a_model_of_ones_own_is_shown_without_published_numbers(project):
+    params = load_params(PROJECT / "params.yaml")
+    kinetics = dataclasses.replace(params, name="kinetics400", dataset=params.datasets["kinetics400"])
+    recipe = next(iter(params.recipes.values()))
+    (mine,) = rows_of(dataclasses.replace(kinetics, recipes={"mine": recipe}, published={}))
+    project.evaluated("mine", dataset="kinetics400", clips=19_796, listed=19_796, missing=0)
+    report = project.build(mine, dataset="kinetics400")
+    (line,) = [line for line in markdown_rows(project.read("zoo.md")) if "mine" in line[0]]
+    assert [line[column] for column in (2, 3, 4, 5, 7, 9, 11)] == [""] * 7 and line[6].startswith("**81.25")
+    assert Page(project.read("zoo.html")).row("mine")[5] == ""
+    (entry,) = json.loads(project.read("zoo.json"))["rows"]
+    assert (entry["published"]["top1"], entry["top1_gap_points"], entry["is_comparable"]) == ([], None, False)
+    assert "nothing published" in shown(report, 40) and "published ," not in shown(report, 40)
 
 
 TEXTS = {
