@@ -64,7 +64,7 @@ def build() -> Group:
     command: Any = typer.main.get_command(app)
     for option in command.params:
         if option.name in _COMPLETION_HELP:
-            option.default = False  # typer imports pydantic to judge its own default, None
+            option.default = False  # as for the help option in usage.py
             option.help = _COMPLETION_HELP[option.name]
     for old, new in ALIASES.items():
         *group, name = old.split()

@@ -174,7 +174,7 @@ RunFolder = Annotated[
 ]
 
 
-@command(epilog="example: actionzoo publish runs/demo/slowfast_r50_video_4x16x1_256e_kinetics400_rgb")
+@command(epilog="example: actionzoo publish runs/demo/slowfast_r50_4x16x1_256e_kinetics400_rgb")
 def publish(
     folder: RunFolder,
     out: Annotated[
@@ -183,9 +183,7 @@ def publish(
 ) -> None:
     """Write a run's weights as .pth and .safetensors.
 
-    The names end in a part of the files' hashes.
-
-    Both files hold the recipe, the result and the versions they were made with.
+    The names end in a part of each file's hash. Both files hold the recipe, the result and the versions they were made with.
     """
     from ..weights.publish import publish_run
 
@@ -195,8 +193,8 @@ def publish(
 
 @command(
     epilog="""\
-example: actionzoo register \\
-             runs/demo/slowfast_r50_video_4x16x1_256e_kinetics400_rgb --alias champion"""
+example: actionzoo register --alias champion \\
+             runs/demo/slowfast_r50_video_4x16x1_256e_kinetics400_rgb"""
 )
 def register(
     folder: RunFolder,

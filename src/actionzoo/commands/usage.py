@@ -21,6 +21,9 @@ class Command(TyperCommand):
                 error.__dict__["ctx"] = ctx
             raise
 
+    def get_help_option(self, ctx: Any) -> Any:
+        return _plain_flag(super().get_help_option(ctx))
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [param for param in self.params if param.param_type_name == "argument"]
         return ["[OPTIONS]", *map(_argument_usage, arguments)]
@@ -34,6 +37,9 @@ class Command(TyperCommand):
 
 class Group(TyperGroup):
     """Commands listed by their panel; the commands of a group inside it are listed with it."""
+
+    def get_help_option(self, ctx: Any) -> Any:
+        return _plain_flag(super().get_help_option(ctx))
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return ["[OPTIONS]", "COMMAND ..."]
@@ -109,6 +115,14 @@ def _format_params(params: Sequence[Any], formatter: Any) -> None:
         if lines:
             with formatter.section(title):
                 formatter.write_dl(lines, col_max=24)
+
+
+def _plain_flag(help_option: Any) -> Any:
+    """The help option with a default that is a bool: typer imports pydantic to judge its own default, None."""
+    if help_option is not None:
+        help_option.default = False
+        help_option.help = "print this page and exit"
+    return help_option
 
 
 def _format_epilog(epilog: str | None, formatter: Any) -> None:
