@@ -183,7 +183,7 @@ def publish(
 ) -> None:
     """Write a run's weights as .pth and .safetensors.
 
-    The names end in a part of each file's hash. Both files hold the recipe, the result and the versions they were made with.
+    The names end in a part of each file's hash. Both files hold the recipe, the result and the versions used.
     """
     from ..weights.publish import publish_run
 
