@@ -10,7 +10,7 @@ SLOWFAST = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 
 
 def test_the_models_are_those_of_params_yaml_in_its_order(project, actionzoo):
-    assert actionzoo("models").out.splitlines() == load_params().rows() == read_model_names()
+    assert actionzoo("models").out.splitlines() == load_params().models() == read_model_names()
 
 
 @pytest.mark.parametrize(

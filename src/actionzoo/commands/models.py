@@ -28,7 +28,7 @@ def read_model_names(path: Path = Path("params.yaml")) -> list[str]:
 
     from ..params import load_params
 
-    return load_params(path).rows()
+    return load_params(path).models()
 
 
 def _keys_of_recipes(text: str) -> list[str]:
@@ -108,5 +108,5 @@ def _find(params: "Params", model: str) -> str:
     if len(matches) > 1:
         raise UserError(f"{params.path}: {len(matches)} models have {model!r} in their names: {', '.join(matches)}")
     if not matches:
-        params.check_row(model)
+        params.check_model(model)
     return matches[0]

@@ -38,7 +38,7 @@ def demo() -> None:
             f"{params.path}: data.name is {params.name}, not demo; `dvc repro` builds the zoo on {params.name}"
         )
     _allow_dvc_outside_git()
-    names = params.dataset.tour or params.rows()
+    names = params.dataset.tour or params.models()
     _dvc_repro(*(f"{stage}@{name}" for name in names for stage in ("evaluate", "benchmark")))
     _dvc_repro("-s", "report")  # alone: with its dependencies it would build all models
     print()
@@ -48,11 +48,11 @@ def demo() -> None:
 
 def _dvc_repro(*arguments: str) -> None:
     from ..errors import UserError
-    from ..process.stage import mend_dvc
+    from ..process.stage import repair_rwlock
 
     # DVC starts `python`, which has to be this one
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    mend_dvc(Path.cwd())
+    repair_rwlock(Path.cwd())
     line = [sys.executable, "-m", "dvc", "repro", *arguments]
     if status := subprocess.run(line, env=environment, check=False).returncode:
         raise UserError(f"dvc repro ended with status {status}; what is finished stays, run the same command again")
@@ -86,7 +86,7 @@ def train(
     """Train a model outside the pipeline."""
     import dataclasses
 
-    from ..jobs.torchrun import spread
+    from ..jobs.torchrun import launch_torchrun
     from ..jobs.train import train_row
     from ..params import load_params
 
@@ -97,7 +97,7 @@ def train(
     if not validate:
         params = params.changed(name, schedule={"val_interval": params.recipe(name).schedule.epochs})
     params = params.changed(name, seed=seed)
-    spread(params.runtime)
+    launch_torchrun(params.runtime)
     if summary := train_row(params, name, work_dir=work_dir or Path("work_dirs") / name, resume=resume):
         print(summary)
 
@@ -162,7 +162,7 @@ def evaluate(
 
     from ..errors import UserError
     from ..jobs.evaluate_checkpoint import evaluate_checkpoint
-    from ..jobs.torchrun import spread
+    from ..jobs.torchrun import launch_torchrun
     from ..params import load_params
 
     params = load_params()
@@ -171,7 +171,7 @@ def evaluate(
         raise UserError("--plain says how --out is written; name that file: --out result.json --plain")
     if precision:
         params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision=precision))
-    spread(params.runtime)
+    launch_torchrun(params.runtime)
     summary = evaluate_checkpoint(
         params,
         name,
