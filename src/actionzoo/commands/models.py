@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 MAX_DEPTH = 40
 
 
-def read_model_names(path: Path = Path("params.yaml")) -> list[str]:
-    """Names of all recipes, in the order of the file.
+def read_model_names() -> list[str]:
+    """Names of all models, in the order of params.yaml.
 
-    Parses the YAML but does not judge the values: a tenth of the time that load_params needs. A file that has anything
-    unusual goes through load_params, which raises UserError if it is broken.
+    Parses the YAML but does not judge the values, in a tenth of the time that load_params needs. Where the file is not
+    in the working directory, or has anything unusual, load_params reads it, and raises UserError if it is broken.
     """
     from ..files.text import read_text
     from ..files.yaml_files import MAX_BYTES
 
-    names = _keys_of_recipes(read_text(path, "run from the project's folder, where params.yaml lies", MAX_BYTES))
-    if names:
+    path = Path("params.yaml")
+    if path.is_file() and (names := _keys_of_recipes(read_text(path, "see that it can be read", MAX_BYTES))):
         return names
 
     from ..params import load_params
 
-    return load_params(path).models()
+    return load_params().models()
 
 
 def _keys_of_recipes(text: str) -> list[str]:
@@ -94,9 +94,13 @@ def resolve(params: "Params", model: str) -> str:
 
 
 def resolve_checkpoint(params: "Params", checkpoint: str) -> str:
-    """`checkpoint` with a part of a model's name completed; a path, a URL or models:/NAME stays as it is."""
+    """`checkpoint`, or the full name of the model that it is a part of.
+
+    A path or an address stays as it is, and so does a word that no model's name has: opening it says what it may be.
+    """
     is_place = "/" in checkpoint or "." in checkpoint or os.path.lexists(checkpoint)
-    return checkpoint if checkpoint in params.recipes or is_place else resolve(params, checkpoint)
+    is_part = any(checkpoint.lower() in name.lower() for name in params.recipes)
+    return resolve(params, checkpoint) if is_part and not is_place else checkpoint
 
 
 def _find(params: "Params", model: str) -> str:
@@ -104,7 +108,7 @@ def _find(params: "Params", model: str) -> str:
 
     if model in params.recipes:
         return model
-    matches = [name for name in params.recipes if model and model in name]
+    matches = [name for name in params.recipes if model and model.lower() in name.lower()]
     if len(matches) > 1:
         raise UserError(f"{params.path}: {len(matches)} models have {model!r} in their names: {', '.join(matches)}")
     if not matches:
