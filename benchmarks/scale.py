@@ -184,6 +184,7 @@ def make_workspace(folder: Path) -> None:
         "overrides": {},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", folder)
     subprocess.run(["git", "init", "-q", folder], check=True)
 
 

@@ -65,7 +65,8 @@ from actionzoo.kinetics.shards import ShardWriter, index_path, read_index, read_
 from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.kinetics.transfer import Patience
-from actionzoo.params import Params, as_dict, load_params
+from actionzoo.params import Params, load_params
+from actionzoo.recipe import as_dict
 from actionzoo.report.error_analysis import read_error_analysis
 from actionzoo.weights.checkpoints import read_classes as read_names
 from actionzoo.weights.formats import read_weights
@@ -228,6 +229,7 @@ def _clips(**changes) -> list[Clip]:
 
 
 def _params(folder: Path, data: bytes) -> None:
+    _put(folder / "published.yaml", b"{}\n")
     params = load_params(_put(folder / "params.yaml", data))
     for row in params.recipes:
         params.recipe(row)
@@ -240,7 +242,7 @@ def _params_seeds(folder: Path) -> list[bytes]:
     first, *others = re.split(r"\n(?=  \w+:\n)", "\n" + rows)[1:]
     chosen = [first, next(row for row in others if "family: slowfast" in row)]
     names = [re.search(r"^  (\w+):$", row, re.MULTILINE)[1] for row in chosen]
-    head = re.sub(r"tour: \[.*?\]", f"tour: [{', '.join(names)}]", head, flags=re.DOTALL)
+    head = re.sub(r"demo_recipes: \[.*?\]", f"demo_recipes: [{', '.join(names)}]", head, flags=re.DOTALL)
     few = f"{head}\nrecipes:\n" + "\n".join(chosen) + "\n"
     return [few.encode()] * 4 + [whole.encode()]
 
@@ -630,7 +632,7 @@ def _record_beside(folder: Path, data: bytes) -> None:
 def _record_beside_seeds(folder: Path) -> list[bytes]:
     params = _shipped()
     row = min(params.recipes)
-    recipe = {key: value for key, value in as_dict(params.recipes[row]).items() if key != "published"}
+    recipe = as_dict(params.recipes[row])
     best = _put(folder / "best.pth", b"weights")
     files = {"best.pth": {"md5": hashlib.md5(best.read_bytes()).hexdigest()}}
     return [

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.files.hashes import md5_of
 from actionzoo.job import RunFiles
-from actionzoo.params import Params, as_dict
+from actionzoo.params import Params
+from actionzoo.recipe import as_dict
 
 
 def write_run(params: Params, files: RunFiles, network, classes: Sequence[str], val_top1: float = 0.5) -> None:
@@ -15,7 +16,7 @@ def write_run(params: Params, files: RunFiles, network, classes: Sequence[str], 
     made = {
         "row": files.row,
         "dataset": files.dataset,
-        "recipe": {key: value for key, value in as_dict(params.recipe(files.row)).items() if key != "published"},
+        "recipe": as_dict(params.recipe(files.row)),
         "overrides": [],
         "classes": list(classes),
         "manifest_sha256": "ab" * 32,

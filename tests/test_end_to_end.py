@@ -45,6 +45,7 @@ class Workspace:
             shutil.copy(PROJECT / name, root / name)
         self.params = yaml.safe_load((PROJECT / "params.yaml").read_text())
         self.params["recipes"] = {row: self.params["recipes"][row] for row in (SLOWFAST, CSN)}
+        self.published = yaml.safe_load((PROJECT / "published.yaml").read_text())
         self.environment = {
             **os.environ,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
@@ -60,6 +61,7 @@ class Workspace:
 
     def save(self) -> None:
         (self.root / "params.yaml").write_text(yaml.safe_dump(self.params, sort_keys=False))
+        (self.root / "published.yaml").write_text(yaml.safe_dump(self.published, sort_keys=False))
 
     def run(self, *command: str, succeeds: bool = True) -> str:
         done = subprocess.run(
@@ -99,7 +101,7 @@ def demo(tmp_path_factory):
     workspace = Workspace(tmp_path_factory.mktemp("demo") / "actionzoo")
     small(workspace.params)
     workspace.released = a_rope_in_every_clip(workspace)
-    workspace.params["recipes"][SLOWFAST]["published"]["ckpt"] = str(workspace.released)
+    workspace.published[SLOWFAST]["ckpt"] = str(workspace.released)
     workspace.save()
     workspace.first = workspace.repro()
     return workspace
@@ -349,7 +351,7 @@ def test_a_training_starts_from_the_weights_that_its_recipe_names(demo, tmp_path
     assert f"matched    {len(state)} of" in printed and "head       fresh, for 4 classes" in printed
 
     # a row's name means its published checkpoint
-    init["weights"], demo.params["recipes"][CSN]["published"]["ckpt"] = CSN, str(path)
+    init["weights"], demo.published[CSN]["ckpt"] = CSN, str(path)
     demo.save()
     assert f"{path.name}: backbone weights" in demo.repro(f"train@{CSN}")[1]
 

@@ -1,5 +1,6 @@
 """One rule for what may become a path or a word of a command."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ def test_params_refuse_them_in_a_sentence(tmp_path, where, name):
     else:
         raw[where][name] = next(iter(raw[where].values()))
     (tmp_path / "params.yaml").write_text(yaml.dump(raw, Dumper=Plain, sort_keys=False))
+    shutil.copy("published.yaml", tmp_path)
     with pytest.raises(UserError, match="a name has letters, digits"):
         load_params(tmp_path / "params.yaml")
 
@@ -52,6 +54,7 @@ def test_a_source_that_dvc_lock_would_give_away_is_refused(tmp_path, source, mon
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     raw["datasets"]["demo"]["source"] = source
     (tmp_path / "params.yaml").write_text(yaml.dump(raw, Dumper=Plain, sort_keys=False))
+    shutil.copy("published.yaml", tmp_path)
     with pytest.raises(UserError, match="ACTIONZOO_SOURCE") as error:
         load_params(tmp_path / "params.yaml")
     assert "word" not in str(error.value).replace("password", "") and "0f" not in str(error.value)

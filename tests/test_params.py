@@ -16,7 +16,8 @@ R101 = "slowfast_r101_8x8x1_256e_kinetics400_rgb"
 @pytest.fixture
 def file(tmp_path, monkeypatch):
     monkeypatch.delenv("ACTIONZOO_SOURCE", raising=False)
-    shutil.copy(PROJECT / "params.yaml", tmp_path / "params.yaml")
+    for name in ("params.yaml", "published.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
     return tmp_path / "params.yaml"
 
 
@@ -122,18 +123,20 @@ def test_the_package_offers_rows_and_networks(monkeypatch):
         actionzoo.create_model("slowfast_r50_video_4x16x1_256e_kinetics400")
 
 
-def test_a_published_number_keeps_its_text_in_the_recipe_that_is_used():
+def test_a_published_number_keeps_its_text_in_params():
     params = load_params(PROJECT / "params.yaml")
-    for recipe in (params.recipes[R101], params.recipe(R101), pickle.loads(pickle.dumps(params.recipe(R101)))):
-        (top1,) = recipe.published.top1
+    for published in (params.published[R101], pickle.loads(pickle.dumps(params.published[R101]))):
+        (top1,) = published.top1
         assert str(top1) == f"{top1}" == "77.90" and top1 == 77.9
 
 
 @pytest.mark.parametrize("written", ['"77,9"', '"1e1"', '"-3"', '"100.1"', "true", '""', '"nan"', "[77.9]", '"٧٧"'])
 def test_a_published_number_that_is_none_is_named(file, written):
-    with pytest.raises(UserError, match=r"published\.top1(\.0)? is .*expected a percentage"):
-        load_params(changed(file, 'top1: ["77.90"]', f"top1: [{written}]"))
+    changed(file.with_name("published.yaml"), 'top1: ["77.90"]', f"top1: [{written}]")
+    with pytest.raises(UserError, match=rf"published\.yaml: {R101}\.top1(\.0)? is .*expected a percentage"):
+        load_params(file)
 
 
 def test_a_published_number_may_stand_without_quotes(file):
-    assert load_params(changed(file, 'top1: ["77.90"]', "top1: [77.9]")).recipes[R101].published.top1 == (77.9,)
+    changed(file.with_name("published.yaml"), 'top1: ["77.90"]', "top1: [77.9]")
+    assert load_params(file).published[R101].top1 == (77.9,)

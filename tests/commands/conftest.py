@@ -41,7 +41,8 @@ def actionzoo(monkeypatch, capsys) -> Callable[..., Done]:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch) -> Path:
-    """A working directory with the shipped params.yaml and nothing else."""
-    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    """A working directory with the shipped params.yaml and published.yaml, and nothing else."""
+    for name in ("params.yaml", "published.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path

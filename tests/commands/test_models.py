@@ -33,10 +33,11 @@ def test_a_broken_file_is_refused_by_name(project, text, said, actionzoo):
     assert done.status == 1 and done.out == "" and said in done.err and "Traceback" not in done.err
 
 
-def test_a_missing_file_says_where_to_go(tmp_path, monkeypatch, actionzoo):
-    monkeypatch.chdir(tmp_path)
-    done = actionzoo("models")
-    assert done.status == 1 and "run from the project's folder" in done.err
+def test_below_the_project_the_models_are_the_same(project, monkeypatch, actionzoo):
+    names = actionzoo("models").out
+    (project / "films").mkdir()
+    monkeypatch.chdir(project / "films")
+    assert actionzoo("models").out == names
 
 
 def test_names_complete_by_their_beginning(project):
@@ -44,8 +45,8 @@ def test_names_complete_by_their_beginning(project):
     assert complete_models("nothing") == []
 
 
-def test_completion_is_silent_where_there_is_no_project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_completion_is_silent_where_params_yaml_is_broken(project):
+    (project / "params.yaml").write_text("recipes: [")
     assert complete_models("") == []
 
 

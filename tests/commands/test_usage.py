@@ -50,7 +50,7 @@ def test_ctrl_c_leaves_with_130(project, actionzoo, monkeypatch):
     assert done.status == 130 and done.err.startswith("actionzoo: interrupted")
 
 
-def test_what_the_user_can_mend_leaves_with_1(tmp_path, monkeypatch, actionzoo):
-    monkeypatch.chdir(tmp_path)
+def test_what_the_user_can_mend_leaves_with_1(project, actionzoo):
+    (project / "params.yaml").write_text("recipes: [")
     done = actionzoo("params")
-    assert done.status == 1 and done.err.startswith("actionzoo: error: params.yaml is not there")
+    assert done.status == 1 and done.err.startswith("actionzoo: error: params.yaml is no YAML")

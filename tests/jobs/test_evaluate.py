@@ -221,6 +221,7 @@ def test_a_split_without_labels_has_scores_and_no_accuracies(root):
 def trained(root, monkeypatch):
     """A row's finished training, of random weights."""
     shutil.copy(PROJECT / "params.yaml", root)
+    shutil.copy(PROJECT / "published.yaml", root)
     monkeypatch.chdir(root)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     torch.manual_seed(0)

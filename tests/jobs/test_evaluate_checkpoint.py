@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from actionzoo.jobs.evaluate_checkpoint import evaluate_checkpoint
 from actionzoo.jobs.train import train_row
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import label_map, read_manifest
-from actionzoo.params import as_dict
+from actionzoo.recipe import as_dict
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.publish import publish_run
@@ -49,6 +50,7 @@ def test_a_checkpoint_is_tested_as_mmaction2s_users_know_it(root, best):
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["runtime"] |= {"device": "cpu", "workers": 1}
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", root)
     command = f"test {ROW} {best} --eval top_k_accuracy mean_class_accuracy --out result.json --average-clips prob"
     done = subprocess.run(
         [sys.executable, "-m", "actionzoo.cli", *command.split()], cwd=root, text=True, capture_output=True, check=False
@@ -129,11 +131,12 @@ def test_a_published_checkpoint_is_tested_as_the_network_it_was_trained_as_on_it
     # the clips at hand are videos
     recipe = dataclasses.replace(recipe, clips=dataclasses.replace(recipe.clips, form="videos"))
     params.recipes[ROW_256] = recipe
+    published = params.published[ROW_256]
     with pytest.raises(UserError, match="fusion_kernel to 5"):
         evaluate_checkpoint(params, ROW_256, str(path), root)
 
-    published = dataclasses.replace(recipe.published, ckpt=f"https://example.org/{path.name}")
-    params.recipes[ROW_256] = dataclasses.replace(recipe, published=published)
+    published = dataclasses.replace(published, ckpt=f"https://example.org/{path.name}")
+    params = dataclasses.replace(params, published={**params.published, ROW_256: published})
     said = evaluate_checkpoint(params, ROW_256, str(path), root, out=root / "result.json")
     made = json.loads((root / "result.json").read_text())
     classes = label_map(read_manifest(root / "data/demo/videos_256/manifest.csv"))
@@ -162,7 +165,7 @@ def written(path: Path, meta: dict, *, num_classes: int = 4, change=lambda state
 
 def own_recipe(row: str = ROW, **clips) -> dict:
     """The demo's recipe of a row with other clips, as a checkpoint carries it."""
-    recipe = {key: value for key, value in as_dict(tiny_params().recipe(row)).items() if key != "published"}
+    recipe = as_dict(tiny_params().recipe(row))
     return recipe | {"clips": recipe["clips"] | clips}
 
 
@@ -187,7 +190,7 @@ def test_a_file_of_another_model_is_not_tested_under_this_ones_name(root, tmp_pa
     elif how == "meta":
         meta = {"row": OTHER}
     elif how == "published name":
-        name = tiny_params().recipes[OTHER].published.ckpt.rsplit("/", 1)[-1].rpartition("-")[0] + ".pth"
+        name = tiny_params().published[OTHER].ckpt.rsplit("/", 1)[-1].rpartition("-")[0] + ".pth"
     elif how == "name":
         name = f"{OTHER}_20250101.pth"
     else:

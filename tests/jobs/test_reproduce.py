@@ -73,7 +73,7 @@ def test_another_data_set_or_recipe_is_another_question(params, kinetics):
 
 
 def test_each_published_file_has_its_number(params):
-    published = {row: recipe.published.released for row, recipe in params.recipes.items()}
+    published = {model: entry.released for model, entry in params.published.items()}
     assert {kind: found[1:] for kind, found in published[ROW].items()} == {
         "ckpt": (82.76, 95.68),
         "infer_ckpt": (82.6, 95.3),
@@ -85,7 +85,7 @@ def test_each_published_file_has_its_number(params):
 
 def test_the_table_names_every_published_file_and_what_is_not_run(kinetics, tmp_path):
     line = write_released_report(kinetics, tmp_path)
-    files = sum(len(recipe.published.released) for recipe in kinetics.recipes.values())
+    files = sum(len(entry.released) for entry in kinetics.published.values())
     assert f"0 of {files} published files tested" in line
     table = (tmp_path / "released/report/kinetics400/released.md").read_text()
     assert table.count("not run yet") == files and all(f"`{row}`" in table for row in kinetics.models())
@@ -139,13 +139,12 @@ def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny
     torch.manual_seed(0)
     save_checkpoint(site / "file.pth", {"state_dict": build_model(params.recipes[row].model, 400).state_dict()})
     with serve(site) as url:
-        recipe = params.recipes[row]
-        published = dataclasses.replace(recipe.published, ckpt=f"{url}/file.pth")
+        published = dataclasses.replace(params.published[row], ckpt=f"{url}/file.pth")
         lists = {"val": PublishedLists(list=f"{url}/list.txt", label_map=f"{url}/map.txt")}
         here = dataclasses.replace(
             tiny_params(),
             dataset=dataclasses.replace(params.dataset, published_lists=lists),
-            recipes=params.recipes | {row: dataclasses.replace(recipe, published=published)},
+            published={**params.published, row: published},
         )
         said = evaluate_released(here, row, root)
     assert "different data" in said

@@ -175,6 +175,7 @@ def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, 
 def test_a_stage_takes_the_address_as_an_option_or_from_the_environment(two_workers, tmp_path):
     """With relative paths, as they stand in a project."""
     shutil.copy(PROJECT / "params.yaml", tmp_path)
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     own_archive(tmp_path / "data/demo", {"a": film(8)}, {"b": film(8)})
     for name, options, variables in (
         ("resize", ["--scheduler", two_workers.address], {}),
@@ -194,6 +195,7 @@ def test_the_environment_wins_over_params_also_if_it_says_none(tmp_path, monkeyp
     text = (PROJECT / "params.yaml").read_text()
     assert "\n  scheduler: null " in text
     (tmp_path / "params.yaml").write_text(text.replace("\n  scheduler: null ", "\n  scheduler: tcp://written:1 "))
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     runtime = load_params(tmp_path / "params.yaml").runtime
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     assert runtime.scheduler_address == "tcp://written:1"

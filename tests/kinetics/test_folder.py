@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -641,6 +642,7 @@ def test_the_stage_takes_a_folder_from_here_and_speaks_of_no_terms(fill, root, t
     raw["data"]["name"] = "mine"
     raw["datasets"]["mine"] = {"source": "/no/such/mirror" if by_environment else "folder:videos"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     monkeypatch.setenv("ACTIONZOO_SOURCE", f"folder://{root}" if by_environment else "")
     command = [sys.executable, PROJECT / "stages/download.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -652,6 +654,7 @@ def test_the_stage_takes_a_folder_from_here_and_speaks_of_no_terms(fill, root, t
 def test_a_source_spelt_otherwise_is_refused(tmp_path, monkeypatch, source):
     raw = yaml.safe_load((PROJECT / "params.yaml").read_text())
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     monkeypatch.setenv("ACTIONZOO_SOURCE", source)
     with pytest.raises(UserError, match=r"ACTIONZOO_SOURCE is .*; write folder:///path/to/videos, or folder:videos"):
         load_params(tmp_path / "params.yaml")

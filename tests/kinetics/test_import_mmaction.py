@@ -353,6 +353,7 @@ def test_a_list_of_three_of_400_classes_is_listed_and_trained_as_400(tmp_path):
     settings["datasets"]["some"] = copy.deepcopy(settings["datasets"]["mirror"])
     settings["data"]["name"] = "some"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    shutil.copy("published.yaml", tmp_path)
     (tmp_path / "map.txt").write_text("\r\n".join(kinetics400()))
     (tmp_path / "videos").mkdir()
     for label in (3, 7, 399):

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from actionzoo.errors import UserError
-from actionzoo.params import as_dict, network_of
+from actionzoo.params import network_of
 from actionzoo.predict.export import FORMATS, LARGEST_ERROR, METADATA, export_model
+from actionzoo.recipe import as_dict
 from actionzoo.weights.checkpoints import Trained
 from actionzoo.zoo import build_model
 

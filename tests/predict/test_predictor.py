@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -391,6 +392,7 @@ def test_a_folder_without_videos_is_told(predictor, tmp_path):
 @pytest.mark.slow
 def test_the_command_prints_classes_and_leaves_with_status_1_where_something_failed(root, one, tmp_path):
     (root / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    shutil.copy(PROJECT / "published.yaml", root)
     command = [sys.executable, "-m", "actionzoo.cli", "predict", VIDEOS, "--top", "1", str(one)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

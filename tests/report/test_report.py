@@ -12,6 +12,7 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.params import load_params
+from actionzoo.recipe import Note, Published
 from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
 from actionzoo.report.results import STATES, Row, read_report, rows_of
@@ -33,7 +34,7 @@ PUBLISHED = {
     "infer_ckpt": None,
     "log": None,
     "json": "https://example.org/row.log.json",
-    "note": "",
+    "note": Note(),
 }
 
 
@@ -255,7 +256,10 @@ def test_a_part_of_the_validation_set_is_marked(project):
 def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
     name = "<script>alert('x')</script> & \"r|w\" *_[a](b)"
     nasty = row(
-        name.replace("/", ""), backbone="<b>|bold|", note="5 < 6 & `code` | **not bold**", overrides=["<i>: 1 -> 2"]
+        name.replace("/", ""),
+        backbone="<b>|bold|",
+        note=Note(en="5 < 6 & `code` | **not bold**"),
+        overrides=["<i>: 1 -> 2"],
     )
     project.build(nasty, dataset="<demo>")
     page = Page(project.read("zoo.html"))
@@ -604,8 +608,7 @@ def test_report_needs_neither_torch_nor_mlflow():
 
 
 def test_rows_of_params_yaml_fit(project):
-    params = pytest.importorskip("actionzoo.params")
-    published = params.Published(**PUBLISHED)
+    published = Published(**PUBLISHED)
     project.build(Row(name="row", family="csn", short_side=320, published=published))
     assert Page(project.read("zoo.html")).row("row")[5] == "82.76/82.6"
 
@@ -662,7 +665,7 @@ def test_remarks_are_chinese_in_the_chinese_table(project):
     rows = rows_of(load_params(PROJECT / "params.yaml"))
     project.build(*rows)
     remarks = project.read("zoo.zh.md").split("## 备注")[1].split("##")[0]
-    noted = [row.name for row in rows if row.published.note]
+    noted = [row.name for row in rows if row.published.note.zh]
     lines = [line for line in remarks.splitlines() if line.startswith("- ")]
     assert len(lines) == len(noted) > 0
     for line in lines:

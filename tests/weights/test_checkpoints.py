@@ -139,11 +139,12 @@ def test_a_classifier_drawn_at_random_is_refused(params, tmp_path):
 
 def test_the_one_published_file_with_another_kernel_is_opened_as_it_was_trained(params, tmp_path):
     recipe = params.recipes[FIVE]
-    assert recipe.published.ckpt_model == {"fusion_kernel": 5} != {"fusion_kernel": recipe.model.fusion_kernel}
+    published_there = params.published[FIVE]
+    assert published_there.ckpt_model == {"fusion_kernel": 5} != {"fusion_kernel": recipe.model.fusion_kernel}
     model = build_model(dataclasses.replace(recipe.model, fusion_kernel=5), 400)
     path = published(tmp_path, "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb_20200810", model)
-    here = dataclasses.replace(recipe, published=dataclasses.replace(recipe.published, ckpt=f"https://x.y/{path.name}"))
-    params = dataclasses.replace(params, recipes={**params.recipes, FIVE: here})
+    here = dataclasses.replace(published_there, ckpt=f"https://x.y/{path.name}")
+    params = dataclasses.replace(params, published={**params.published, FIVE: here})
     assert open_trained(path, params=params).network.backbone.slow_path.conv1_lateral.conv.kernel_size[0] == 5
 
 

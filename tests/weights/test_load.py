@@ -26,7 +26,8 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.serve import FolderHandler, serve
 from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
-from actionzoo.params import as_dict, load_params
+from actionzoo.params import load_params
+from actionzoo.recipe import as_dict
 from actionzoo.weights.download import fetch_weights
 from actionzoo.weights.formats import HEAD
 from actionzoo.weights.load import import_weights, load_weights
@@ -569,6 +570,7 @@ def test_a_source_that_is_no_file_is_named(source):
 @pytest.fixture
 def in_project(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
@@ -607,13 +609,13 @@ def test_an_import_with_a_fresh_head_is_the_same_each_time(trained, tmp_path, in
 def test_a_rows_published_checkpoint_is_what_is_imported_without_a_source(tmp_path, in_project, trained):
     data = saved({"state_dict": trained["ir"].state_dict()})
     (tmp_path / promised_name("released", data)).write_bytes(data)
-    published = load_params().recipes[CSN_ROW].published.ckpt
-    text = (tmp_path / "params.yaml").read_text()
+    published = load_params().published[CSN_ROW].ckpt
+    text = (tmp_path / "published.yaml").read_text()
     with serve(tmp_path) as url:
-        (tmp_path / "params.yaml").write_text(text.replace(published, f"{url}/{promised_name('released', data)}"))
+        (tmp_path / "published.yaml").write_text(text.replace(published, f"{url}/{promised_name('released', data)}"))
         _, report = import_weights(CSN_ROW)
         assert report.file == Path("weights") / promised_name("released", data)
-        (tmp_path / "params.yaml").write_text(text.replace(published, "null"))
+        (tmp_path / "published.yaml").write_text(text.replace(published, "null"))
         with pytest.raises(UserError, match=f"{CSN_ROW} has no published checkpoint; name a file or URL"):
             import_weights(CSN_ROW)
 

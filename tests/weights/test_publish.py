@@ -21,7 +21,8 @@ from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint, traine
 from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
 from actionzoo.job import RunFiles
-from actionzoo.params import as_dict, load_params
+from actionzoo.params import load_params
+from actionzoo.recipe import as_dict
 from actionzoo.tracking.registry import fetch_registered
 from actionzoo.tracking.store import tracking_uri
 from actionzoo.weights.checkpoints import open_trained

@@ -54,11 +54,10 @@ def as_published(file: PublishedFile, folder: Path) -> Path:
 
 
 def with_address(params: Params, file: PublishedFile, address: str, mirrors: tuple[str, ...] = ()) -> Params:
-    recipe = params.recipes[file.row]
-    published = dataclasses.replace(recipe.published, **{file.kind: address})
+    published = dataclasses.replace(params.published[file.row], **{file.kind: address})
     return dataclasses.replace(
         params,
-        recipes=params.recipes | {file.row: dataclasses.replace(recipe, published=published)},
+        published={**params.published, file.row: published},
         mirrors={address.rsplit("/", 1)[-1]: mirrors},
     )
 
@@ -81,7 +80,7 @@ def test_the_numbers_of_a_file_are_those_that_were_published_for_it(params):
     assert len(numbers) == 17
     assert numbers[IMPORTED] == ("infer_ckpt", 79.0, 94.2)
     assert {row for row, (kind, _, _) in numbers.items() if kind == "infer_ckpt"} == {
-        row for row, recipe in params.recipes.items() if recipe.published.ckpt is None
+        row for row, published in params.published.items() if published.ckpt is None
     }
 
 
@@ -195,6 +194,7 @@ def test_without_the_internet_it_says_what_to_put_where(tmp_path):
 def test_the_second_address_stands_in_params_yaml(params, tmp_path):
     name = published_files(params, ROW)["ckpt"].name
     text = (PROJECT / "params.yaml").read_text()
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     (tmp_path / "params.yaml").write_text(f"{text}\nmirrors:\n  {name}: [https://example.org/copy.pth]\n")
     here = load_params(tmp_path / "params.yaml")
     assert published_file(here, ROW).mirrors == ("https://example.org/copy.pth",)
@@ -212,7 +212,8 @@ def test_a_published_file_of_ones_own_is_found_by_its_base_name(params, tmp_path
 
 
 def test_a_mistyped_model_is_told_the_near_one(tmp_path):
-    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "published.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "actionzoo.cli", "weights", ROW.replace("bnfrozen", "bnfrosen")],
         cwd=tmp_path,

@@ -5,7 +5,6 @@ import os
 import re
 import socket
 from functools import partial
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -48,7 +47,8 @@ def params(
 
     A recipe is printed as it is used: with the overrides of the chosen data set.
     """
-    from ..params import as_dict, load_params
+    from ..params import load_params
+    from ..recipe import as_dict, compare
 
     params = load_params()
     if model is None:
@@ -62,26 +62,8 @@ def params(
             print(f"# datasets.{params.name} overrides {override}")
     else:
         first, second = resolve(params, model), resolve(params, other)
-        lines = _differences(as_dict(params.recipe(first)), as_dict(params.recipe(second)))
+        lines = compare(params.recipe(first), params.recipe(second))
         print("\n".join(lines) if lines else f"{first} and {second} have equal recipes on {params.name}")
-
-
-def _differences(before: dict[str, object], after: dict[str, object], where: str = "") -> list[str]:
-    """What differs between two recipes as plain values: `optim.lr: 0.1 -> 0.05`."""
-    lines = []
-    for key in dict.fromkeys([*before, *after]):
-        if where == "" and key == "published":
-            continue
-        one, other = before.get(key, "not set"), after.get(key, "not set")
-        if isinstance(one, dict) and isinstance(other, dict):
-            lines += _differences(one, other, f"{where}{key}.")
-        elif one != other:
-            lines.append(f"{where}{key}: {_shown(one)} -> {_shown(other)}")
-    return lines
-
-
-def _shown(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 @command(epilog="example: actionzoo table")
@@ -94,7 +76,7 @@ def table() -> None:
     from ..report.tables import terminal_table
 
     params = load_params()
-    report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=params.folder("report"))
+    report = read_report(dataset=params.name, rows=rows_of(params), root=params.root, out=params.folder("report"))
     Console().print(terminal_table(report))
 
 
@@ -137,8 +119,9 @@ def sync() -> None:
 
     After a clone or a checkout, or when MLflow's store was lost. Runs that are there already stay as they are.
     """
+    from ..params import find_project
     from ..tracking.record import sync as sync_runs
 
-    for done in sync_runs(Path()):
+    for done in sync_runs(find_project()):
         why = f" ({done.reason})" if done.reason else ""
         print(f"{done.dataset}/{done.row}: {done.action}, {done.points} values{why}")

@@ -83,9 +83,9 @@ def predict(
 
     check_request(videos, window_seconds=window, stride_seconds=stride, draw=draw, as_json=json)
 
-    from ..zoo import project_params
+    from ..params import load_params
 
-    params = project_params()
+    params = load_params()
     checkpoint = resolve_checkpoint(params, network)
     of_model = None if model is None else resolve(params, model)
 
@@ -121,12 +121,12 @@ def export(
 
     The file's outputs are compared with the network's before it is kept.
     """
+    from ..params import load_params
     from ..predict.export_formats import check_target
     from ..weights.checkpoints import open_trained
-    from ..zoo import project_params
 
     check_target(to, out)
-    params = project_params()
+    params = load_params()
     of_model = None if model is None else resolve(params, model)
     trained = open_trained(resolve_checkpoint(params, network), params=params, row=of_model, classes=classes)
 

@@ -87,7 +87,7 @@ def resolve(params: "Params", model: str) -> str:
 
     Raises UserError if no model has the part, or several have it.
     """
-    name = _find(params, model)
+    name = params.resolve(model)
     if name != model and "WORLD_SIZE" not in os.environ:  # under torchrun, the first process has told it
         print(f"model: {name}", file=sys.stderr)
     return name
@@ -101,16 +101,3 @@ def resolve_checkpoint(params: "Params", checkpoint: str) -> str:
     is_place = "/" in checkpoint or "." in checkpoint or os.path.lexists(checkpoint)
     is_part = any(checkpoint.lower() in name.lower() for name in params.recipes)
     return resolve(params, checkpoint) if is_part and not is_place else checkpoint
-
-
-def _find(params: "Params", model: str) -> str:
-    from ..errors import UserError
-
-    if model in params.recipes:
-        return model
-    matches = [name for name in params.recipes if model and model.lower() in name.lower()]
-    if len(matches) > 1:
-        raise UserError(f"{params.path}: {len(matches)} models have {model!r} in their names: {', '.join(matches)}")
-    if not matches:
-        params.check_model(model)
-    return matches[0]

@@ -37,32 +37,33 @@ def demo() -> None:
         raise UserError(
             f"{params.path}: data.name is {params.name}, not demo; `dvc repro` builds the zoo on {params.name}"
         )
-    _allow_dvc_outside_git()
-    names = params.dataset.tour or params.models()
-    _dvc_repro(*(f"{stage}@{name}" for name in names for stage in ("evaluate", "benchmark")))
-    _dvc_repro("-s", "report")  # alone: with its dependencies it would build all models
+    _allow_dvc_outside_git(params.root)
+    names = params.dataset.demo_recipes or params.models()
+    _dvc_repro(params.root, *(f"{stage}@{name}" for name in names for stage in ("evaluate", "benchmark")))
+    _dvc_repro(params.root, "-s", "report")  # alone: with its dependencies it would build all models
     print()
     table()
-    print(f"\nreport   {Path('report') / params.name / 'zoo.html'}\nMLflow   {ui_command()}")
+    print(f"\nreport   {params.folder('report') / 'zoo.html'}\nMLflow   {ui_command()}")
 
 
-def _dvc_repro(*arguments: str) -> None:
+def _dvc_repro(project: Path, *arguments: str) -> None:
     from ..errors import UserError
     from ..process.stage import repair_rwlock
 
     # DVC starts `python`, which has to be this one
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    repair_rwlock(Path.cwd())
+    repair_rwlock(project)
     line = [sys.executable, "-m", "dvc", "repro", *arguments]
-    if status := subprocess.run(line, env=environment, check=False).returncode:
+    if status := subprocess.run(line, cwd=project, env=environment, check=False).returncode:
         raise UserError(f"dvc repro ended with status {status}; what is finished stays, run the same command again")
 
 
-def _allow_dvc_outside_git() -> None:
+def _allow_dvc_outside_git(project: Path) -> None:
     """Tell DVC to do without git, if this is a copy of the project without its history."""
-    folder = Path.cwd()
+    folder = project.absolute()
     if not any((parent / ".git").exists() for parent in (folder, *folder.parents)):
-        subprocess.run([sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"], check=True)
+        line = [sys.executable, "-m", "dvc", "config", "--local", "core.no_scm", "true"]
+        subprocess.run(line, cwd=project, check=True)
 
 
 @command(epilog="example: actionzoo train slowfast_r50_video --work-dir work --validate")

@@ -424,7 +424,6 @@ def _look(params: Params, row: str, made: dict[str, Any], files: RunFiles, root:
 
 
 def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, analysis: list[Path]) -> None:
-    published = params.recipes[row].published.top1[0] / 100
     metrics = made["metrics"]
     with recorded_run(
         experiment=params.name,
@@ -441,7 +440,10 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, ana
             "test.precision": made["precision"],
         },
     ) as record:
-        line = metrics | {"mode": "test", "top1_published": published, "top1_gap": metrics["top1"] - published}
+        line = metrics | {"mode": "test"}
+        if published := params.published_of(row):
+            top1 = published.top1[0] / 100
+            line |= {"top1_published": top1, "top1_gap": metrics["top1"] - top1}
         record.log(TEST_STEP, to_metrics(line))
         record.artifact(files.result)
         record.artifact(files.metrics())

@@ -12,8 +12,9 @@ from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
 from ..job import data_folder
 from ..kinetics.manifest import Clip, label_map, read_manifest
-from ..params import Params, as_dict, network_of
+from ..params import Params, network_of
 from ..process.progress import progress
+from ..recipe import as_dict
 from ..weights.checkpoints import open_checkpoint
 from ..weights.identity import Identity
 from .evaluate import Outcome, find_label_places, run_test, summary, write_result

@@ -11,8 +11,9 @@ from ..kinetics.frames import extract_frames
 from ..kinetics.resize import resize as resize_parts
 from ..kinetics.serve import serve
 from ..kinetics.synthetic import Mirror, make_mirror
-from ..params import Params, as_dict
+from ..params import Params
 from ..process.progress import progress
+from ..recipe import as_dict
 
 
 def download(params: Params) -> str:
@@ -76,7 +77,7 @@ def frames(params: Params, short_side: int, scheduler: str | None = None) -> str
 
 
 def _scratch(params: Params, stage: str) -> Path:
-    return Path(".scratch") / stage / params.name
+    return params.root / ".scratch" / stage / params.name
 
 
 def _source(params: Params) -> contextlib.AbstractContextManager[str]:

@@ -45,6 +45,9 @@ def evaluate_released(params: Params, row: str, root: Path = Path()) -> str:
     }
     path = root / "released" / "metrics" / params.name / f"{row}.json"
     write_json(path, metrics)
+    if not metrics:
+        (root / "released" / "results" / params.name / row).mkdir(parents=True, exist_ok=True)  # DVC expects it
+        return f"released: nothing was published for {row} ({path})"
     said = [
         f"{kind} top-1 {100 * made['top1']:.2f} ({100 * made['top1_low']:.2f}-{100 * made['top1_high']:.2f}), "
         f"published {made['published_top1']}: {made['verdict']}"

@@ -11,6 +11,7 @@ from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
 from ..job import RunFiles
 from ..params import Params, digest
+from ..recipe import differences
 
 
 def training_fingerprint(params: Params, row: str, manifest_sha256: str, num_processes: int = 1) -> str:
@@ -65,18 +66,6 @@ def state_about(made: dict[str, Any]) -> dict[str, Any]:
     return {key: made[key] for key in ("row", "dataset", "manifest_sha256", "recipe", "batch", "lr")}
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """`recipe.optim.lr: 0.1 -> 0.05`"""
-    lines = []
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old} -> {new}")
-    return lines
-
-
 def take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     """Let the training go on from a state that the user names. Raises UserError if it is of another recipe."""
     from ..engine.checkpoint import load_checkpoint
@@ -87,7 +76,7 @@ def take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     if not isinstance(saved.get("about"), dict):
         raise UserError(f"{source} is no saved state but weights alone; give it as init.weights to start from it")
     about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
-    if changes := _differences(about, state_about(made)):
+    if changes := differences(about, state_about(made)):
         raise UserError(
             f"{source} is of another training, it was not resumed: {'; '.join(changes)}. Set these back, or start anew "
             "with the state's weights in init.weights"
@@ -112,7 +101,7 @@ def other_unfinished(files: RunFiles, scratch: Path, made: dict[str, Any]) -> li
             if not isinstance(saved.get("about"), dict) or not isinstance(saved.get("state"), dict):
                 continue
             about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
-            changes = "; ".join(_differences(about, state_about(made))) or "other processes or batch norm"
+            changes = "; ".join(differences(about, state_about(made))) or "other processes or batch norm"
             lines.append(
                 f"not going on from {folder}, which stopped after epoch {saved['state'].get('finished_epochs')} of "
                 f"another recipe: {changes}. Delete that folder if you do not want it any more"

@@ -22,9 +22,9 @@ from ..files.links import link_or_copy
 from ..files.locks import locked
 from ..job import RunFiles, data_folder
 from ..kinetics.manifest import label_map, read_manifest
-from ..params import Params, as_dict
+from ..params import Params
 from ..process.progress import progress
-from ..recipe import Recipe
+from ..recipe import Recipe, as_dict
 from ..tracking.live import recorded_run
 from ..tracking.names import run_params, to_metrics
 from ..zoo import build_model, freeze
@@ -69,7 +69,7 @@ def train_row(
         "dataset": params.name,
         "fingerprint": fingerprint,
         "manifest_sha256": manifest_sha256,
-        "recipe": {key: value for key, value in as_dict(recipe).items() if key != "published"},
+        "recipe": as_dict(recipe),
         "overrides": params.overrides(row),
         "batch": batch,
         "reference_batch": reference,

@@ -30,9 +30,8 @@ from ..kinetics.ffmpeg_process import TIMED_OUT
 from ..kinetics.manifest import Clip
 from ..kinetics.parts import in_order
 from ..kinetics.transcode import BadVideo, Measures, lay_over, measure, shown_size, to_jpegs, transcode
-from ..params import Params
+from ..params import Params, load_params
 from ..weights.checkpoints import Trained, open_trained
-from ..zoo import project_params
 from .overlay import margin_of, text_boxes
 from .video_paths import check_windows, fault_of, shown
 
@@ -80,7 +79,7 @@ def open_predictor(
     for name, value in (("num_clips", num_clips), ("num_crops", num_crops)):
         if value is not None and value not in ((1, 3) if name == "num_crops" else range(1, 10_001)):
             raise UserError(f"{name} is {value}; a video has 1 to 10000 clips, and a clip 1 or 3 crops")
-    params = params or project_params()
+    params = params or load_params()
     if device:
         params = replace(params, runtime=replace(params.runtime, device=device))
     trained = open_trained(model, params=params, row=row, classes=classes, root=root)

@@ -84,7 +84,7 @@ class Result:
     @property
     def is_comparable(self) -> bool:
         """Evaluated by the recipe as published, on (nearly) the published clips: only then may ours be compared."""
-        return self.evaluation is not None and not self.marks["accuracy"]
+        return self.evaluation is not None and not self.marks["accuracy"] and bool(self.row.published.top1)
 
     def interval(self, name: str = "top1") -> tuple[float, float] | None:
         """95 % interval of top1 or top5, from the number of clips alone."""
@@ -141,12 +141,14 @@ class Report:
 
 def rows_of(params: "Params") -> list[Row]:
     """The rows that params.yaml names, with what the chosen data set changes of them."""
+    from ..recipe import NOTHING_PUBLISHED
+
     return [
         Row(
             name=name,
             family=recipe.model.family,
             short_side=recipe.clips.short_side,
-            published=recipe.published,
+            published=params.published.get(name, NOTHING_PUBLISHED),
             overrides=tuple(params.overrides(name)),
         )
         for name, recipe in params.recipes.items()
@@ -207,7 +209,6 @@ def as_json(report: Report) -> dict[str, Any]:
             "infer_ckpt",
             "log",
             "json",
-            "note",
         )
         rows.append(
             {
@@ -216,7 +217,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "short_side": result.row.short_side,
                 "published": {"top1": list(published.top1), "top5": list(published.top5)}
                 | {f"{name}_text": "/".join(map(str, getattr(published, name))) for name in ("top1", "top5")}
-                | {key: getattr(published, key) for key in keys},
+                | {key: getattr(published, key) for key in keys}
+                | {"note": published.note.en},
                 "ours": result.evaluation,
                 **{f"{name}_interval": _rounded(result.interval(name)) for name in ("top1", "top5")},
                 "top1_gap_points": None if result.gap is None else round(result.gap, 4),

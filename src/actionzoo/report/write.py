@@ -1,7 +1,5 @@
 """The zoo table of the chosen data set in all its forms, from the metrics of its runs."""
 
-from pathlib import Path
-
 from ..files.locks import locked
 from ..kinetics.manifest import count_states, read_manifest
 from ..params import Params
@@ -18,12 +16,12 @@ def write_report(params: Params) -> str:
     read.
     """
     data, out = params.folder("data"), params.folder("report")
-    lock = Path(".scratch") / "report" / f"{params.name}.lock"
+    lock = params.root / ".scratch" / "report" / f"{params.name}.lock"
     with locked(lock, waiting=f"another process makes the report of {params.name}; waiting for it"):
         states = {
             form: count_states(read_manifest(data / form / "manifest.csv")) for form in ("videos_256", "videos_320")
         }
-        report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=out, clip_states=states)
+        report = read_report(dataset=params.name, rows=rows_of(params), root=params.root, out=out, clip_states=states)
         write_tables(report, out)
         write_page(report, out)
         write_run_links(params)

@@ -19,6 +19,7 @@ from ..files.addresses import without_secrets
 from ..files.hashes import md5_of
 from ..files.links import link_or_copy
 from ..files.locks import locked
+from ..params import find_project
 from .names import Point
 
 UI_ADDRESS = "http://127.0.0.1:5000"
@@ -37,7 +38,7 @@ def tracking_uri(root: Path | None = None) -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the project's folder; never one that depends on where a command runs."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    return f"sqlite:///{(root or _project_root()).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{(root or find_project()).resolve() / 'mlflow.db'}"
 
 
 def ui_command(root: Path | None = None, port: int = 5000) -> str:
@@ -268,20 +269,10 @@ def local_folder(uri: str) -> Path | None:
     return Path(uri) if not parts.scheme else None
 
 
-def _project_root() -> Path:
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").is_file():
-            return folder
-    raise UserError(f"no params.yaml in {here} or above; run inside the project's folder, or set MLFLOW_TRACKING_URI")
-
-
 def _in_project(path: Path, root: Path | None) -> str:
     """Relative to the project's folder where it lies inside."""
     with contextlib.suppress(ValueError, UserError):
-        return str(path.relative_to((root or _project_root()).resolve()))
+        return str(path.relative_to((root or find_project()).resolve()))
     return str(path)
 
 

@@ -21,8 +21,8 @@ from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import require_json
 from ..names import did_you_mean
-from ..params import Params, as_dict, network_of
-from ..recipe import CSNModel, SlowFastModel, TestSpec
+from ..params import Params, network_of
+from ..recipe import CSNModel, SlowFastModel, TestSpec, as_dict
 from .published import PublishedFile, published_as
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -157,7 +157,8 @@ def _claim(
         return _Claim(max(rows, key=len), "its name says so", rename)
     if isinstance(meta.get("config_name"), str):
         config = Path(meta["config_name"]).stem
-        rows = [row for row, recipe in params.recipes.items() if config in (row, recipe.published.config)]
+        configs = {name: published.config for name, published in params.published.items()}
+        rows = [name for name in params.recipes if config in (name, configs.get(name))]
         if len(rows) == 1 or (row is not None and rows):
             return _Claim(row if row in rows else rows[0], f"its metadata name the config {config}")
     return None

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from ..engine.checkpoint import names_not_finite, save_checkpoint
 from ..errors import UserError
-from ..params import Params, as_dict, load_params
-from ..recipe import CSNModel, SlowFastModel
+from ..params import Params, load_params
+from ..recipe import CSNModel, SlowFastModel, as_dict
 from ..zoo import build_model
 from .download import fetch_weights
 from .formats import HEAD, MAX_CLASSES, Weights, read_weights, some
