@@ -323,7 +323,7 @@ def test_a_loose_video_that_was_changed_since_it_was_imported_does_not_reach_the
     assert numbers(read(open_clip(tmp_path / "videos_64", clip), np.array([7]))) == [7]
     for changed in (data[:-1] + b"x", data + b"x", b"#EXTM3U\n"):
         path.write_bytes(changed)
-        with pytest.raises(Undecodable, match=r"^film: .*film\.mp4 is another file than was imported; import it again"):
+        with pytest.raises(Undecodable, match=r"^film: .*film\.mp4 is not the file that was imported; import it again"):
             open_clip(tmp_path / "videos_64", clip)
     path.unlink()
     with pytest.raises(Undecodable, match=r"film\.mp4 is not there; put it back, or import"):

@@ -11,7 +11,8 @@ import torch
 
 from actionzoo.errors import UserError
 from actionzoo.params import network_of
-from actionzoo.predict.export import FORMATS, LARGEST_ERROR, METADATA, export_model
+from actionzoo.predict.export import LARGEST_ERROR, METADATA, export_model
+from actionzoo.predict.export_formats import FORMATS
 from actionzoo.recipe import as_dict
 from actionzoo.weights.checkpoints import TrainedModel
 from actionzoo.zoo import build_model

@@ -287,7 +287,7 @@ def test_a_family_does_not_load_into_the_other(trained, tmp_path):
     [
         ({"features.0.weight": torch.ones(2), "classifier.bias": torch.ones(2)}, "no known kind: 2 tensors, 2: feat"),
         ({"state_dict": {}}, "no known kind: no tensors"),
-        ([torch.ones(2)], "a list; it is no weights file"),
+        ([torch.ones(2)], "a list instead of named tensors; it is not a weights file"),
     ],
     ids=["other names", "empty", "list"],
 )
