@@ -14,9 +14,9 @@ def write_run(params: Params, files: RunFiles, network, classes: Sequence[str], 
     """best.pth of epoch 3, and the recipe.json that vouches for it."""
     save_checkpoint(files.best, trained_weights(network, 3, val_top1))
     made = {
-        "row": files.row,
+        "row": files.model,
         "dataset": files.dataset,
-        "recipe": as_dict(params.recipe(files.row)),
+        "recipe": as_dict(params.recipe(files.model)),
         "overrides": [],
         "classes": list(classes),
         "manifest_sha256": "ab" * 32,
