@@ -300,9 +300,8 @@ def load_params(path: str | Path | None = None) -> Params:
         published=published,
         mirrors=file.mirrors,
     )
-    faults = dict.fromkeys(dangling_names(params)) or dict.fromkeys(
-        _faults_of_recipes(params)
-    )  # models share most faults
+    # each fault once: models share most of them
+    faults = dict.fromkeys(dangling_names(params)) or dict.fromkeys(_faults_of_recipes(params))
     if faults:
         raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
     return params
