@@ -19,6 +19,6 @@ def write_run(params: Params, files: RunFiles, network, classes: Sequence[str], 
         "overrides": [],
         "classes": list(classes),
         "manifest_sha256": "ab" * 32,
-        "files": {"best.pth": {"md5": md5_of(files.best)}},
+        "files": {"best.pth": {"md5": md5_of(files.best), "size": files.best.stat().st_size}},
     }
     files.recipe.write_text(json.dumps(made))
