@@ -1,6 +1,6 @@
 """Prefect's server behind a check of the Host and Origin headers. flows/server.py starts it:
 
-    python -m flows.guarded --port 4200
+    python -m flows.guarded --port 4200 --fd 3
 
 Prefect checks the key of a request but not its Host header, so a page on a foreign name that resolves to 127.0.0.1
 (DNS rebinding) would count as the server's own. It also executes requests with a foreign Origin, though browsers then
@@ -8,12 +8,13 @@ hide the answer from the page. This module refuses both, for websockets too. Set
 """
 
 import argparse
+import socket
 from collections.abc import Iterable
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.server import HOST, own_origins
+from flows.server import own_origins
 
 FRAMES = [(b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'")]
 """Headers that keep foreign pages from showing ours in a frame (clickjacking)."""
@@ -58,7 +59,8 @@ class OwnPagesOnly:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.guarded", description="For flows.local and flows.pipeline.")
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args().port
+    parser.add_argument("--fd", type=int, required=True, help="descriptor of a socket that is bound to the port")
+    arguments = parser.parse_args()
 
     import uvicorn
     from prefect.server.api.server import create_app
@@ -67,14 +69,13 @@ def main() -> None:
     server = get_current_settings().server
     if server.api.auth_string is None or not server.api.auth_string.get_secret_value():
         raise SystemExit("PREFECT_SERVER_API_AUTH_STRING is not set; this server does not start without a key")
-    uvicorn.run(
-        OwnPagesOnly(create_app(final=True), own_origins(port)),
-        host=HOST,
-        port=port,
+    config = uvicorn.Config(
+        OwnPagesOnly(create_app(final=True), own_origins(arguments.port)),
         proxy_headers=False,
         timeout_keep_alive=server.api.keepalive_timeout,
         log_level=server.logging_level.lower(),
     )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=arguments.fd)])
 
 
 if __name__ == "__main__":

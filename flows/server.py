@@ -45,13 +45,14 @@ def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.P
     """Start a server on `port`, wait until it answers, and stop it when the block ends. Its log is
     PREFECT_HOME/server.log. Raises UserError if the port is taken or the server does not start.
     """
-    if is_taken(port):
-        raise UserError(f"port {port} on {HOST} is taken; choose another with --port, as in --port {free_port()}.")
     log = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect")) / "server.log"
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with log.open("w") as output:
+    # bound here: while the server is starting, which takes seconds, no other program can get the port
+    with _bind(port) as bound, log.open("w") as output:
+        fd = bound.fileno()
         server = subprocess.Popen(
-            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port)]),
+            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port), "--fd", str(fd)]),
+            pass_fds=[fd],
             env={**os.environ, **client_settings(port, key), **_server_settings(port, key, with_ui)},
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -127,15 +128,18 @@ def _get(port: int, path: str, key: str | None = None) -> object:
         raise
 
 
-def is_taken(port: int) -> bool:
-    """Whether another program listens on the port."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return True
-    return False
+def _bind(port: int) -> socket.socket:
+    """A socket that is bound to the port and does not listen yet. Raises UserError if the port is taken."""
+    bound = socket.socket()
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port of a server that has just ended is free
+        bound.bind((HOST, port))
+    except OSError:
+        bound.close()
+        raise UserError(
+            f"port {port} on {HOST} is taken; choose another with --port, as in --port {free_port()}."
+        ) from None
+    return bound
 
 
 def free_port() -> int:

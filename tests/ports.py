@@ -1,14 +1,14 @@
 """TCP ports for servers that a test starts by number."""
 
-import fcntl
 import os
 import random
+import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.server import is_taken
+from actionzoo.files.locks import try_lock
 
 _PORTS = range(20_000, 30_000)  # below the ports that the kernel gives to clients (ip_local_port_range)
 
@@ -20,11 +20,16 @@ def reserved_port() -> Iterator[int]:
     folder.mkdir(exist_ok=True)
     for port in random.sample(_PORTS, len(_PORTS)):
         with (folder / str(port)).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            if not is_taken(port):
+            if try_lock(file) and _is_free(port):
                 yield port
                 return
     raise AssertionError(f"no free port in {_PORTS}")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

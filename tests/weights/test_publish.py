@@ -79,7 +79,7 @@ def files(tmp_path, trained) -> RunFiles:
         "overrides": [],
         "classes": CLASSES,
         "manifest_sha256": "ab" * 32,
-        "files": {"best.pth": {"md5": md5_of(files.best)}},
+        "files": {"best.pth": {"md5": md5_of(files.best), "size": files.best.stat().st_size}},
     }
     files.recipe.write_text(json.dumps(made))
     files.metrics().parent.mkdir(parents=True)

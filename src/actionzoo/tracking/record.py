@@ -1,13 +1,10 @@
 """Records run folders in MLflow: after a clone, after a checkout, or when the store was lost."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files.hashes import md5_of
@@ -16,6 +13,7 @@ from ..records import Metrics, RunRecord
 from .names import ERROR_ANALYSIS, TEST_STEP, Point, global_step, run_params, to_metrics
 from .store import (
     POINTS_PER_BATCH,
+    Store,
     as_metrics,
     connect_or_explain,
     find_run_id,
@@ -24,9 +22,6 @@ from .store import (
     milliseconds,
     relink_file,
 )
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
 
 _ERROR_ANALYSIS_ENDINGS = ("errors", "looks")  # looks: written by older versions
 
@@ -89,12 +84,12 @@ def sync_folder(folder: Path, checkpoint: str = "best.pth") -> Synced:
         log_params(client, run_id, run_params(record.as_json()) if record else {})
     run = client.get_run(run_id)
     accuracies = to_metrics({"mode": "test"} | metrics.counts()) if metrics else {}
-    sent = _send_missing(client, run_id, run.data.metrics, points, accuracies)
+    sent = _send_missing(store, run_id, run.data.metrics, points, accuracies)
 
     missing: list[Path] = []
     if store.keeps_files:
         artifacts: str = run.info.artifact_uri
-        kept = _artifact_names(client, run_id)
+        kept = _artifact_names(store, run_id)
         missing = [path for path in files if path.is_file() and path.name not in kept]
         for path in missing:
             keep_file(client, run_id, artifacts, path, files[path])
@@ -117,7 +112,7 @@ def _files(folder: Path, results: Path, logs: Iterable[Path], checkpoint: str) -
 
 
 def _send_missing(
-    client: MlflowClient,
+    store: Store,
     run_id: str,
     latest: Mapping[str, float],
     points: Sequence[Point],
@@ -128,21 +123,21 @@ def _send_missing(
     known = {
         (name, metric.step)
         for name in {point.name for point in points} & latest.keys()
-        for metric in client.get_metric_history(run_id, name)
+        for metric in store.client.get_metric_history(run_id, name)
     }
     now = milliseconds()
     new = [point for point in points if (point.name, point.step) not in known]
     new += [Point(name, TEST_STEP, value, now) for name, value in accuracies.items() if latest.get(name) != value]
     for start in range(0, len(new), POINTS_PER_BATCH):
-        client.log_batch(run_id, metrics=as_metrics(new[start : start + POINTS_PER_BATCH]))
+        store.client.log_batch(run_id, metrics=as_metrics(new[start : start + POINTS_PER_BATCH]))
     return len(new)
 
 
-def _artifact_names(client: MlflowClient, run_id: str, folder: str | None = None) -> set[str]:
+def _artifact_names(store: Store, run_id: str, folder: str | None = None) -> set[str]:
     """Base names of all artifacts of the run: older versions put some into other folders."""
     names: set[str] = set()
-    for item in client.list_artifacts(run_id, folder):
-        names |= _artifact_names(client, run_id, item.path) if item.is_dir else {Path(item.path).name}
+    for item in store.client.list_artifacts(run_id, folder):
+        names |= _artifact_names(store, run_id, item.path) if item.is_dir else {Path(item.path).name}
     return names
 
 
