@@ -22,9 +22,18 @@ def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES, keep_lin
     With `keep_line_ends` lines end as they do in the file, for readers of CSV. `remedy` ends each error: what to do
     about a file that is not there, too large, or not text. Raises UserError.
     """
+    return decode_text(_read(path, remedy, max_bytes, is_line=False), str(path), remedy, keep_line_ends)
+
+
+def read_line(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES) -> str:
+    """The file's first line, as read_text reads the whole. Raises UserError."""
+    return decode_text(_read(path, remedy, max_bytes, is_line=True), str(path), remedy)
+
+
+def _read(path: Path, remedy: str, max_bytes: int, is_line: bool) -> bytes:
     try:
         with path.open("rb") as file:
-            data = file.read(max_bytes + 1)
+            data = file.readline(max_bytes + 1) if is_line else file.read(max_bytes + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path} is not there; {remedy}") from None
     except IsADirectoryError:
@@ -33,7 +42,7 @@ def read_text(path: Path, remedy: str, max_bytes: int = MAX_TEXT_BYTES, keep_lin
         raise UserError(f"{str(path)[:200]} cannot be read ({error.strerror}); {remedy}") from None
     if len(data) > max_bytes:
         raise UserError(f"{path} is larger than {max_bytes // 2**20} MiB, the most that is read; {remedy}")
-    return decode_text(data, str(path), remedy, keep_line_ends)
+    return data
 
 
 def decode_text(data: bytes, name: str, remedy: str, keep_line_ends: bool = False) -> str:
