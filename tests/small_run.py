@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.files.hashes import md5_of
+from actionzoo.job import RunFiles
 from actionzoo.params import Params, as_dict
-from actionzoo.run_files import RowFiles
 
 
-def write_run(params: Params, files: RowFiles, network, classes: Sequence[str], val_top1: float = 0.5) -> None:
+def write_run(params: Params, files: RunFiles, network, classes: Sequence[str], val_top1: float = 0.5) -> None:
     """best.pth of epoch 3, and the recipe.json that vouches for it."""
     save_checkpoint(files.best, trained_weights(network, 3, val_top1))
     made = {

@@ -1,11 +1,8 @@
-"""What an accuracy is of, and how sure it is: the list of clips by its hash, the protocol in its name, its interval."""
+"""Accuracies as they are recorded: with their interval, and with the protocol in their name."""
 
-import hashlib
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from .kinetics.manifest import Clip
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -18,15 +15,6 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
     scale = 1 + z * z / trials
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def list_sha256(clips: Iterable[Clip], split: str) -> str:
-    """The hash of the annotation's list of a split: of `video_id,label` lines, sorted, of every listed clip.
-
-    It does not depend on which clips could be had or decoded: two accuracies of one list are of one question.
-    """
-    lines = sorted(f"{clip.video_id},{clip.label}\n" for clip in clips if clip.split == split and clip.is_listed)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def with_interval(metrics: Mapping[str, Any]) -> dict[str, Any]:

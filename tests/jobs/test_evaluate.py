@@ -17,10 +17,10 @@ from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.metrics import mean_class_accuracy, top_k_accuracy
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
+from actionzoo.job import RunFiles
 from actionzoo.jobs.evaluate import evaluate_row, read_head, run_test, write_result
 from actionzoo.jobs.view_scores import measure
 from actionzoo.params import PublishedLists
-from actionzoo.run_files import RowFiles
 from actionzoo.zoo import build_model
 from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest
 
@@ -224,7 +224,7 @@ def trained(root, monkeypatch):
     monkeypatch.chdir(root)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     torch.manual_seed(0)
-    files = RowFiles(root, "demo", ROW)
+    files = RunFiles(root, "demo", ROW)
     save_checkpoint(files.best, trained_weights(build_model(tiny_params().recipes[ROW].model, 4), 3, 0.5))
     return files
 

@@ -13,13 +13,13 @@ import yaml
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
+from actionzoo.job import RunFiles
 from actionzoo.jobs.evaluate import evaluate_row
 from actionzoo.jobs.evaluate_checkpoint import evaluate_checkpoint
 from actionzoo.jobs.train import train_row
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import label_map, read_manifest
 from actionzoo.params import as_dict
-from actionzoo.run_files import RowFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.publish import publish_run
@@ -237,7 +237,7 @@ def test_another_number_of_classes_or_none_is_refused(root, tmp_path):
 def test_whatever_predict_knows_by_a_name_is_tested(root, tmp_path):
     params = tiny_params()
     torch.manual_seed(0)
-    files = RowFiles(root, params.name, ROW)
+    files = RunFiles(root, params.name, ROW)
     classes = label_map(read_manifest(root / "data/demo/videos_256/manifest.csv"))
     write_run(params, files, build_model(params.recipe(ROW).model, len(classes)), classes)
     said = {evaluate_checkpoint(params, ROW, str(name), root) for name in (ROW, files.run, files.best)}
@@ -245,7 +245,7 @@ def test_whatever_predict_knows_by_a_name_is_tested(root, tmp_path):
 
 
 def test_a_rotten_checkpoint_is_refused_by_every_door(root):
-    params, files = tiny_params(), RowFiles(root, "demo", ROW)
+    params, files = tiny_params(), RunFiles(root, "demo", ROW)
     write_run(params, files, build_model(params.recipe(ROW).model, 4), ["a", "b", "c", "d"])
     data = bytearray(files.best.read_bytes())
     data[len(data) // 2] ^= 16

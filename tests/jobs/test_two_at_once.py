@@ -4,14 +4,14 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.files.locks import locked
+from actionzoo.job import RunFiles
 from actionzoo.jobs.benchmark import benchmark_row
 from actionzoo.jobs.train import train_row
-from actionzoo.run_files import RowFiles
 from tests.tiny_network import ROW, tiny_params
 
 
 def test_a_row_that_is_being_trained_is_not_trained_twice(tiny_project):
-    unfinished = RowFiles(tiny_project, "demo", ROW).unfinished
+    unfinished = RunFiles(tiny_project, "demo", ROW).unfinished
     with (
         locked(unfinished / ".lock"),
         pytest.raises(UserError, match=f"{ROW} is being trained by another process, in .*; wait for it, or end it"),

@@ -2,11 +2,22 @@
 
 import csv
 import dataclasses
+import hashlib
 
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.manifest import Clip, count_states, export_lists, label_map, read_manifest, write_manifest
+from actionzoo.files.hashes import sha256_of
+from actionzoo.kinetics.manifest import (
+    Clip,
+    StoredClip,
+    count_states,
+    export_lists,
+    label_map,
+    list_sha256,
+    read_manifest,
+    write_manifest,
+)
 
 
 def clip(video_id: str = "--QUuC4vJs_000084_000094", **changes) -> Clip:
@@ -60,7 +71,7 @@ def test_lines_are_sorted_by_split_then_id_and_end_in_a_line_feed(tmp_path):
 def test_a_clip_that_is_not_there_keeps_its_line(tmp_path):
     gone = clip(state="missing", reason="listed, but in no archive", sha256="", **GONE)
     write_manifest(tmp_path / "m.csv", [gone])
-    assert read_manifest(tmp_path / "m.csv") == [gone]
+    assert list(read_manifest(tmp_path / "m.csv")) == [gone]
     assert not gone.is_usable
 
 
@@ -126,13 +137,61 @@ def test_exported_lists_hold_the_usable_clips(tmp_path):
     assert (tmp_path / "lists/label_map.txt").read_text() == "abseiling\nzumba\n"
 
 
+def test_a_manifest_knows_its_path_and_the_hash_of_the_bytes_that_were_parsed(tmp_path):
+    write_manifest(tmp_path / "m.csv", NASTY)
+    manifest = read_manifest(tmp_path / "m.csv")
+    assert manifest.sha256 == sha256_of(tmp_path / "m.csv")
+    assert manifest.path == tmp_path / "m.csv" and manifest.folder == tmp_path
+
+
+def test_a_manifest_is_a_sequence_of_its_clips(tmp_path):
+    write_manifest(tmp_path / "m.csv", [clip("a"), clip("b", state="missing"), clip("c")])
+    manifest = read_manifest(tmp_path / "m.csv")
+    assert len(manifest) == 3 and manifest[0] == clip("a") and manifest[1:] == manifest.clips[1:]
+    assert list(manifest) == list(manifest.clips)
+
+
+def test_the_usable_clips_of_a_split_have_a_place_and_a_shape(tmp_path):
+    gone = clip("b", state="missing", **GONE)
+    write_manifest(tmp_path / "m.csv", [clip("a", split="train"), clip("a"), gone, clip("c", state="short")])
+    manifest = read_manifest(tmp_path / "m.csv")
+    assert [c.video_id for c in manifest.of_split("val")] == ["a", "b", "c"]
+    assert [c.video_id for c in manifest.usable("val")] == ["a", "c"]
+    assert manifest.usable("train") == [StoredClip(**dataclasses.asdict(clip("a", split="train")))]
+
+
+def test_a_usable_clip_without_a_place_is_refused(tmp_path):
+    write_manifest(tmp_path / "m.csv", [clip("a", offset=None, width=None)])
+    with pytest.raises(UserError, match="a is ok, but its offset, width is empty; make the manifest anew"):
+        read_manifest(tmp_path / "m.csv").usable("val")
+
+
+def test_the_class_list_beside_a_manifest_names_all_classes(tmp_path):
+    write_manifest(tmp_path / "m.csv", [clip()], ["abseiling", "zumba"])
+    assert read_manifest(tmp_path / "m.csv").classes == ["abseiling", "zumba"]
+    write_manifest(tmp_path / "m.csv", [clip()])
+    assert read_manifest(tmp_path / "m.csv").classes == ["abseiling"]
+
+
+def test_the_hash_of_a_list_does_not_depend_on_which_clips_were_found():
+    def line(video_id, label=0, split="val", state="ok"):
+        return clip(video_id, label=label, split=split, state=state)
+
+    here = [line("b", 1), line("a"), line("c"), line("a", split="train"), line("x", -1, state="unlisted")]
+    there = [line("c", state="missing"), line("b", 1, state="corrupt"), line("a", state="short")]
+    assert list_sha256(here, "val") == list_sha256(there, "val")
+    assert list_sha256(there, "val") == hashlib.sha256(b"a,0\nb,1\nc,0\n").hexdigest()
+    assert list_sha256(there[:2], "val") != list_sha256(there, "val")
+    assert list_sha256([line("c", 1), *there[1:]], "val") != list_sha256(there, "val")
+
+
 FOREIGN = '=HYPERLINK("http://example.org")'
 
 
 def test_no_text_of_others_is_a_formula_in_the_file_and_all_come_back(tmp_path):
     clips = [clip("@a", class_name=FOREIGN, reason="+1"), clip("b", class_name=f"'{FOREIGN}", reason="\t=1")]
     write_manifest(tmp_path / "m.csv", clips)
-    assert read_manifest(tmp_path / "m.csv") == clips
+    assert list(read_manifest(tmp_path / "m.csv")) == clips
     with open(tmp_path / "m.csv", newline="") as file:
         lines = list(csv.DictReader(file))
     texts = [line[column] for line in lines for column in ("video_id", "class_name", "reason")]

@@ -13,6 +13,7 @@ import torch
 
 from actionzoo.clips.readers import VideoReader, read
 from actionzoo.errors import UserError
+from actionzoo.job import RunFiles
 from actionzoo.jobs.evaluate import run_test
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import extract_frames
@@ -20,7 +21,6 @@ from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_size
 from actionzoo.predict.command import predict_all
 from actionzoo.predict.predictor import Predictor, open_predictor
-from actionzoo.run_files import RowFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.zoo import build_model
 from tests.kinetics.small_films import QUICK
@@ -73,8 +73,8 @@ def root(params, tmp_path_factory) -> Path:
     return root
 
 
-def make_run(params, row: str, root: Path) -> RowFiles:
-    files, recipe = RowFiles(root, params.name, row), params.recipe(row)
+def make_run(params, row: str, root: Path) -> RunFiles:
+    files, recipe = RunFiles(root, params.name, row), params.recipe(row)
     torch.manual_seed(7)
     network = build_model(recipe.model, len(CLASSES))
     with torch.no_grad():

@@ -11,8 +11,8 @@ import torch
 
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.errors import UserError
+from actionzoo.job import RunFiles
 from actionzoo.kinetics.labels import kinetics400
-from actionzoo.run_files import RowFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.publish import publish_run
@@ -29,7 +29,7 @@ CLASSES = ["abseiling", "massaging person's head", "naïve (dance)"]
 def root(params, tmp_path_factory) -> Path:
     """A project with a tested run."""
     root = tmp_path_factory.mktemp("project")
-    files, recipe = RowFiles(root, params.name, ROW), params.recipe(ROW)
+    files, recipe = RunFiles(root, params.name, ROW), params.recipe(ROW)
     torch.manual_seed(1)
     write_run(params, files, build_model(recipe.model, len(CLASSES)), CLASSES)
     files.metrics().parent.mkdir(parents=True)

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from actionzoo.engine.checkpoint import load_checkpoint, save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
+from actionzoo.job import RunFiles
 from actionzoo.params import as_dict, load_params
-from actionzoo.run_files import RowFiles
 from actionzoo.tracking.registry import fetch_registered
 from actionzoo.tracking.store import tracking_uri
 from actionzoo.weights.checkpoints import open_trained
@@ -53,9 +53,9 @@ def trained():
 
 
 @pytest.fixture
-def files(tmp_path, trained) -> RowFiles:
+def files(tmp_path, trained) -> RunFiles:
     """A trained and tested run's files."""
-    files = RowFiles(tmp_path, "demo", ROW)
+    files = RunFiles(tmp_path, "demo", ROW)
     save_checkpoint(files.best, trained_weights(trained, 3, 0.75))
     made = {
         "row": ROW,

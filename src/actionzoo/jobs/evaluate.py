@@ -13,22 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..accuracy import is_accuracy, list_sha256, with_interval, with_protocol
+from ..accuracy import is_accuracy, with_interval, with_protocol
+from ..devices import device_of, device_type
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of, sha256_of
 from ..files.json_files import read_json, write_json
+from ..job import RunFiles, data_folder
 from ..kinetics.labels import places
-from ..kinetics.manifest import Clip, label_map, read_manifest
+from ..kinetics.manifest import Clip, label_map, list_sha256, read_manifest
 from ..kinetics.published_list import Chosen, choose, fetch_list, read_published
 from ..params import Params, digest
 from ..process.progress import progress
 from ..process.stage import sigterm_as_exit
 from ..recipe import Recipe
-from ..report.error_analysis import Scored, write_looks
-from ..run_files import RowFiles, data_folder, device_of, device_type
+from ..report.error_analysis import ClipScores, write_error_analysis
 from ..tracking.live import recorded_run
-from ..tracking.names import LOOKS, TEST_STEP, run_params, to_metrics
+from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
 from ..tracking.store import find_run
 from ..weights.identity import record_beside
 from ..zoo import build_model
@@ -65,7 +66,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
 
     Raises UserError, engine's CheckpointError.
     """
-    recipe, files = params.recipe(row), RowFiles(root, params.name, row)
+    recipe, files = params.recipe(row), RunFiles(root, params.name, row)
     manifest = data_folder(params, recipe, root) / "manifest.csv"
     classes = label_map(read_manifest(manifest))
     if not files.best.is_file():
@@ -88,7 +89,7 @@ def evaluate_row(params: Params, row: str, root: Path = Path()) -> str:
     model = build_model(recipe.model, len(classes))
     load_trained(model, checkpoint, files.best)
     about = {"row": row, "dataset": params.name, "fingerprint": fingerprint, "checkpoint_md5": checkpoint_md5}
-    with joined(device_type(params)) as world:
+    with joined(device_type(params.runtime)) as world:
         outcome = run_test(params, row, model, root, views=files.views, about=about, classes=classes, world=world)
     if outcome is None:
         return ""
@@ -134,7 +135,7 @@ def run_test(
     world = world or World()
     recipe, average_clips = params.recipe(row), average_clips or params.recipe(row).test.average_clips
     folder = data_folder(params, recipe, root)
-    clips = usable_clips(folder, split)
+    clips = usable_clips(read_manifest(folder / "manifest.csv"), split, folder / "manifest.csv")
     chosen = _published_clips(params, split, folder, root)
     if chosen:
         clips = list(chosen.clips)
@@ -313,11 +314,11 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
     import torch
 
     from ..clips.inputs import ToInput
-    from ..clips.loader import view_loader
+    from ..clips.loader import Loading, view_loader
     from ..engine.evaluate import view_logits
     from ..engine.metrics import check_scores
 
-    recipe, runtime, device = params.recipe(row), params.runtime, device_of(params, world.local_rank)
+    recipe, runtime, device = params.recipe(row), params.runtime, device_of(params.runtime, world.local_rank)
     group_size = max(1, runtime.max_views // (recipe.test.num_clips * recipe.test.num_crops))
     done: set[str] = set()
     if world.is_first:
@@ -330,22 +331,14 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
         if any(clip.video_id not in done for clip in clips[group * group_size : (group + 1) * group_size])
     ]
     mine = left[world.rank :: world.size]
-    loader = view_loader(
-        folder,
-        recipe.clips,
-        recipe.augment,
-        split=clips[0].split,
-        num_clips=recipe.test.num_clips,
-        num_crops=recipe.test.num_crops,
-        crop_size=recipe.test.crop_size,
+    loading = Loading(
         batch_size=group_size,
-        groups=mine,
-        clips=clips,
         workers=runtime.num_workers,
         timeout_seconds=runtime.clip_timeout_seconds,
         device=device,
         quarantine=_quarantine(scratch, world.rank),
     )
+    loader = view_loader(folder, clips, recipe.test_spec, loading=loading, groups=mine)
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -356,12 +349,12 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
         if done:
             say(f"going on with an interrupted test: {len(done)} of {len(clips)} clips are finished")
     layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
-    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device)
+    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device, layout=layout)
     first = {clip.video_id for clip in clips[:COMPARED]} if runtime.precision != "fp32" else set()
     results = view_logits(
         model.to(device, memory_format=layout) if runtime.channels_last else model.to(device),
         loader,
-        lambda views: to_input(views).contiguous(memory_format=layout),
+        to_input,
         max_views=runtime.max_views,
         precision=runtime.precision,
         is_compared=first.__contains__,
@@ -390,7 +383,7 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
     return undecodable
 
 
-def _finished(files: RowFiles, fingerprint: str) -> dict[str, Any] | None:
+def _finished(files: RunFiles, fingerprint: str) -> dict[str, Any] | None:
     """The head of result.json, if all three files are there and of this very test."""
     from ..engine.views import fingerprint_of
 
@@ -413,24 +406,24 @@ def read_head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _look(params: Params, row: str, made: dict[str, Any], files: RowFiles, root: Path) -> list[Path]:
+def _look(params: Params, row: str, made: dict[str, Any], files: RunFiles, root: Path) -> list[Path]:
     """The files that show where the row errs, made if they are not of this test."""
     from ..engine.views import average, read_views
     from .view_scores import by_number_of_views
 
-    def scored() -> Scored:
+    def scored() -> ClipScores:
         views = read_views(files.views)
         scores = average(views, made["average_clips"])
         shares = scores if made["average_clips"] == "prob" else scores.softmax(dim=1)
         by_views = by_number_of_views(views, made["average_clips"])
-        return Scored(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
+        return ClipScores(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
 
     folder = data_folder(params, params.recipe(row), root)
     clips = read_manifest(folder / "manifest.csv")
-    return write_looks(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
+    return write_error_analysis(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
 
 
-def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, looks: list[Path]) -> None:
+def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, analysis: list[Path]) -> None:
     published = params.recipes[row].published.top1[0] / 100
     metrics = made["metrics"]
     with recorded_run(
@@ -454,15 +447,15 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RowFiles, loo
         record.artifact(files.metrics())
         for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
             record.relink(path)
-        for path in looks:
-            record.artifact(path, LOOKS)
+        for path in analysis:
+            record.artifact(path, ERROR_ANALYSIS)
 
 
 def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, of_clips: list[str], split: str) -> Path:
     """Of an unfinished test: another one for whatever could change a bit of the logits."""
     recipe, runtime = params.recipe(row), params.runtime
     views = (recipe.test.num_clips, recipe.test.num_crops, recipe.test.crop_size)
-    how = (runtime.precision, runtime.max_views, runtime.channels_last, device_type(params))
+    how = (runtime.precision, runtime.max_views, runtime.channels_last, device_type(params.runtime))
     sections = (recipe.model, recipe.clips, recipe.augment)
     fingerprint = digest(FORM, *sections, *views, *how, *of_clips, checkpoint_md5, split)
     return root / ".scratch" / "evaluate" / params.name / row / fingerprint[:16]

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..devices import device_type
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
+from ..job import data_folder
 from ..kinetics.manifest import Clip, label_map, read_manifest
 from ..params import Params, as_dict, network_of
 from ..process.progress import progress
-from ..run_files import data_folder, device_type
 from ..weights.checkpoints import open_checkpoint
 from ..weights.identity import Identity
 from .evaluate import Outcome, find_label_places, run_test, summary, write_result
@@ -61,7 +62,7 @@ def evaluate_checkpoint(
         manifest = read_manifest(data_folder(params, params.recipe(row), root) / "manifest.csv")
     average_clips = average_clips or params.recipe(row).test.average_clips
     classes = label_map(manifest)
-    with joined(device_type(params)) as world:
+    with joined(device_type(params.runtime)) as world:
         if world.is_first:
             print(
                 "\n".join([opened.report.text(), *_settings_lines(params, row, opened.identity, settings)]), flush=True

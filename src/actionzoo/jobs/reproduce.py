@@ -15,10 +15,10 @@ from ..accuracy import wilson_interval
 from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import write_json
+from ..job import data_folder
 from ..kinetics.manifest import label_map, read_manifest
 from ..params import Params, digest
 from ..report.results import KINETICS400, PUBLISHED_CLIPS
-from ..run_files import data_folder
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint

@@ -9,8 +9,8 @@ from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
+from ..job import RunFiles
 from ..params import Params, digest
-from ..run_files import RowFiles
 
 
 def training_fingerprint(params: Params, row: str, manifest_sha256: str, num_processes: int = 1) -> str:
@@ -35,7 +35,7 @@ def batch_and_lr(params: Params, row: str, num_processes: int = 1) -> tuple[int,
     return batch, reference, lr
 
 
-def finished_training(files: RowFiles, fingerprint: str) -> dict[str, Any] | None:
+def finished_training(files: RunFiles, fingerprint: str) -> dict[str, Any] | None:
     made = read_json(files.recipe)
     if made.get("fingerprint") != fingerprint or not isinstance(made.get("files"), dict):
         return None
@@ -98,7 +98,7 @@ def take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     RunMemory(scratch / "run.json").remember(saved["about"].get("mlflow_run"))
 
 
-def other_unfinished(files: RowFiles, scratch: Path, made: dict[str, Any]) -> list[str]:
+def other_unfinished(files: RunFiles, scratch: Path, made: dict[str, Any]) -> list[str]:
     """A sentence for each training of this row that was left unfinished under another recipe."""
     from ..engine.checkpoint import CheckpointError, load_checkpoint
     from ..engine.state import saved_states

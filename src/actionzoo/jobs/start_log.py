@@ -3,8 +3,8 @@
 import platform
 from typing import Any
 
+from ..job import RunFiles
 from ..params import Params
-from ..run_files import RowFiles
 
 
 def start_table(model, made: dict[str, Any], params: Params, device, world) -> list[str]:
@@ -72,7 +72,7 @@ def canary(model, training, to_network, precision: str) -> str:
     return check_precision(model, to_network(batch.views[:2]), precision)
 
 
-def log_meta(made: dict[str, Any], files: RowFiles, steps_per_epoch: int) -> dict[str, Any]:
+def log_meta(made: dict[str, Any], files: RunFiles, steps_per_epoch: int) -> dict[str, Any]:
     """The first line of log.json, with MMAction2's keys."""
     import torch
 

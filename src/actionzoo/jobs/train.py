@@ -13,17 +13,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ..devices import device_of, device_type
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of, sha256_of
 from ..files.json_files import write_json
 from ..files.links import link_or_copy
 from ..files.locks import locked
+from ..job import RunFiles, data_folder
 from ..kinetics.manifest import label_map, read_manifest
 from ..params import Params, as_dict
 from ..process.progress import progress
 from ..recipe import Recipe
-from ..run_files import RowFiles, data_folder, device_of, device_type
 from ..tracking.live import recorded_run
 from ..tracking.names import run_params, to_metrics
 from ..zoo import build_model, freeze
@@ -48,7 +49,7 @@ def train_row(
     `resume` is a saved state to go on from, of the same recipe. Raises UserError, engine's NonFiniteLoss and
     CheckpointError.
     """
-    recipe, files = params.recipe(row), RowFiles(root, params.name, row, work_dir)
+    recipe, files = params.recipe(row), RunFiles(root, params.name, row, work_dir)
     folder = data_folder(params, recipe, root)
     classes = label_map(read_manifest(folder / "manifest.csv"))
     manifest_sha256 = sha256_of(folder / "manifest.csv")
@@ -77,7 +78,7 @@ def train_row(
     }
     scratch = files.scratch(fingerprint)
     busy = f"{row} is being trained by another process, in {files.unfinished}; wait for it, or end it and run again"
-    with joined(device_type(params)) as world, contextlib.ExitStack() as held:
+    with joined(device_type(params.runtime)) as world, contextlib.ExitStack() as held:
         if world.is_first:
             held.enter_context(locked(files.unfinished / ".lock", busy=busy))
             scratch.mkdir(parents=True, exist_ok=True)
@@ -94,7 +95,7 @@ def train_row(
     return f"train: {training_summary(made)}; weights in {files.best}" if world.is_first else ""
 
 
-def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path, made: dict[str, Any], world):
+def _train(params: Params, row: str, root: Path, files: RunFiles, scratch: Path, made: dict[str, Any], world):
     """What every process does; the first one logs, records and publishes. Gives engine's State."""
     from ..engine.logs import RunLog
     from ..engine.schedule import learning_rate
@@ -102,7 +103,7 @@ def _train(params: Params, row: str, root: Path, files: RowFiles, scratch: Path,
     from ..engine.train import train
 
     recipe, runtime = params.recipe(row), params.runtime
-    device = device_of(params, world.local_rank)
+    device = device_of(params.runtime, world.local_rank)
     is_new = not saved_states(scratch)
     model, frozen, init = _network(params, row, root, made, device, world, is_new)
     quarantine = scratch / f"quarantine-{world.rank}.json"
@@ -225,27 +226,25 @@ def _loaders(params: Params, recipe: Recipe, root: Path, device, world, quaranti
     import torch
 
     from ..clips.inputs import ToInput
-    from ..clips.loader import train_loader, view_loader
+    from ..clips.loader import Loading, train_loader, usable_clips, view_loader
 
-    folder, runtime = data_folder(params, recipe, root), params.runtime
-    loading = {
-        "batch_size": recipe.optim.videos_per_gpu,
-        "workers": runtime.num_workers,
-        "timeout_seconds": runtime.clip_timeout_seconds,
-        "rank": world.rank,
-        "world_size": world.size,
-        "device": device,
-        "quarantine": quarantine,
-    }
-    training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
-    validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)
+    folder, runtime, augment = data_folder(params, recipe, root), params.runtime, recipe.augment
+    manifest = folder / "manifest.csv"
+    clips = read_manifest(manifest)
+    loading = Loading(
+        batch_size=recipe.optim.videos_per_gpu,
+        workers=runtime.num_workers,
+        timeout_seconds=runtime.clip_timeout_seconds,
+        rank=world.rank,
+        world_size=world.size,
+        device=device,
+        quarantine=quarantine,
+    )
+    for_training, for_validation = (usable_clips(clips, split, manifest) for split in ("train", "val"))
+    training = train_loader(folder, for_training, recipe.clips, augment, seed=recipe.seed, loading=loading)
+    validation = view_loader(folder, for_validation, recipe.validation_spec, loading=loading)
     layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
-    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device)
-
-    def to_network(views):
-        return to_input(views).contiguous(memory_format=layout)
-
-    return training, validation, to_network
+    return training, validation, ToInput(mean=augment.mean, std=augment.std, device=device, layout=layout)
 
 
 def _recording(params: Params, row: str, made: dict[str, Any], memory: "RunMemory", world):
@@ -302,7 +301,7 @@ def _load_init(model, params: Params, row: str, root: Path):
         ) from None
 
 
-def _publish_training(files: RowFiles, scratch: Path, made: dict[str, Any], state) -> None:
+def _publish_training(files: RunFiles, scratch: Path, made: dict[str, Any], state) -> None:
     """Put the finished files in their places, recipe.json last. Killed in between, the next run does it again: the
     scratch folder keeps its own links."""
     for name in ("best.pth", "latest.pth"):

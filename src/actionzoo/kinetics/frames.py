@@ -71,7 +71,7 @@ def extract_frames(
         raise UserError("\n".join(failed))
     made = {(shard, copy["video_id"]): copy for shard, record in records.items() for copy in record["clips"]}
     lines = [_line(clip, made[clip.shard, clip.video_id]) if clip.is_usable else clip for clip in clips]
-    write_manifest(out / "manifest.csv", lines, clips.classes)
+    write_manifest(out / "manifest.csv", lines, clips.class_list)
     lost = [clip for before, clip in zip(clips, lines, strict=True) if before.is_usable and not clip.is_usable]
     if len(lost) > max_bad_share * len(usable):
         shown = "".join(f"\n  {clip.video_id}: {clip.reason}" for clip in lost[:20])

@@ -18,7 +18,7 @@ from typing import Protocol
 from ..errors import UserError, machine_fault
 from ..files.hashes import sha256_of
 from ..files.text import read_text
-from .manifest import CLASSES, SPLITS, Clip, Manifest, read_classes, read_manifest, write_manifest
+from .manifest import CLASSES, SPLITS, Clip, read_classes, read_manifest, write_manifest
 
 MAX_FRAMES = 1_000_000
 """Of one clip: eleven hours at 25 per second."""
@@ -80,15 +80,15 @@ def adopt(
         raise UserError(f"the split is {split!r}, not one of {', '.join(SPLITS)}")
     if not os.path.isdir(folder):
         raise UserError(f"{str(folder)[:200]} is no folder; name the one that the paths in {list_file} are below of")
-    there = read_manifest(form / "manifest.csv") if (form / "manifest.csv").is_file() else Manifest([])
-    if any(clip.shard.endswith(".tar") for clip in there):
+    before = read_manifest(form / "manifest.csv") if (form / "manifest.csv").is_file() else None
+    if any(clip.shard.endswith(".tar") for clip in before or ()):
         raise UserError(
             f"{form} holds shards that `dvc repro` made; give the folder's data set an entry of its own in params.yaml "
             "and name it in data.name"
         )
     lines = _read_list(list_file, has_frames=kind == "frames")
-    others = [clip for clip in there if clip.split != split]
-    names = _all_classes(form, classes, there.classes if others or not classes else None)
+    others = [clip for clip in before or () if clip.split != split]
+    names = _all_classes(form, classes, before.class_list if before and (others or not classes) else None)
     if names:
         others = _named(others, names, form, classes)
     _check_labels(lines, list_file, names, classes or form / CLASSES, {clip.label for clip in others})

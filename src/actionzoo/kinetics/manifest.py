@@ -16,13 +16,16 @@ Where the clips are of some of the classes only, classes.txt beside it has the n
 
 import csv
 import dataclasses
+import functools
+import hashlib
 import io
 import math
 import operator
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import overload
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
@@ -72,14 +75,88 @@ class Clip:
     def is_listed(self) -> bool:
         return self.state != "unlisted"
 
+    def stored(self) -> "StoredClip":
+        """The same clip with its place and shape known. Raises UserError if the manifest does not have them."""
+        offset, size, num_frames, width, height = self.offset, self.size, self.num_frames, self.width, self.height
+        if not self.shard or offset is None or size is None or num_frames is None or width is None or height is None:
+            needed = ("shard", "offset", "size", "num_frames", "width", "height")
+            unknown = [name for name in needed if getattr(self, name) in ("", None)]
+            raise UserError(
+                f"manifest: {self.video_id} is {self.state}, but its {', '.join(unknown)} is empty; make the manifest "
+                "anew"
+            )
+        return StoredClip(
+            video_id=self.video_id,
+            split=self.split,
+            label=self.label,
+            class_name=self.class_name,
+            state=self.state,
+            shard=self.shard,
+            offset=offset,
+            size=size,
+            num_frames=num_frames,
+            width=width,
+            height=height,
+            fps=self.fps,
+            sha256=self.sha256,
+            reason=self.reason,
+        )
 
-class Manifest(list[Clip]):
-    """The lines in their order, and the class list that is kept beside them."""
 
-    def __init__(self, clips: Iterable[Clip], classes: Sequence[str] | None = None):
-        super().__init__(clips)
-        self.classes = list(classes) if classes is not None else None
-        """Names of all classes by label; None if the clips name them all."""
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StoredClip(Clip):
+    """A clip that can be read: everything that a reader needs is known. Made by `Clip.stored`."""
+
+    offset: int
+    size: int
+    num_frames: int
+    width: int
+    height: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Manifest(Sequence[Clip]):
+    """A manifest that was read: a sequence of all its clips, in the file's order."""
+
+    clips: tuple[Clip, ...]
+    path: Path
+    sha256: str
+    """Hash of the bytes that were parsed, as 64 hex digits."""
+    class_list: tuple[str, ...] | None
+    """Names of all classes by label, from classes.txt beside the manifest; None if there is no such file."""
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the prepared data; shards are named relative to it."""
+        return self.path.parent
+
+    @functools.cached_property
+    def classes(self) -> list[str]:
+        """Class names by label. Raises UserError as `label_map` does, when first asked for."""
+        return label_map(self)
+
+    def of_split(self, split: str) -> list[Clip]:
+        """Every line of the split, in the file's order; unlisted clips too."""
+        return [clip for clip in self.clips if clip.split == split]
+
+    def usable(self, split: str) -> list[StoredClip]:
+        """The split's clips that can be read, in the file's order. Raises UserError as `Clip.stored` does."""
+        return [clip.stored() for clip in self.clips if clip.split == split and clip.is_usable]
+
+    @overload
+    def __getitem__(self, place: int) -> Clip: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Clip, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> Clip | tuple[Clip, ...]:
+        return self.clips[place]
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __iter__(self) -> Iterator[Clip]:
+        return iter(self.clips)
 
 
 def read_classes(path: Path) -> list[str]:
@@ -105,36 +182,42 @@ def read_classes(path: Path) -> list[str]:
 
 
 def read_manifest(path: str | Path) -> Manifest:
-    """Every line, in the file's order, with the class list beside it. Raises UserError that names the line."""
+    """The manifest and the class list beside it, each read once. Raises UserError with the line that is wrong."""
     path = Path(path)
-    kept = path.parent / CLASSES
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            rows = csv.reader(file)
-            try:
-                header = next(rows, [])
-                if header != _COLUMNS:
-                    raise UserError(
-                        f"{path} starts with {','.join(header)[:200]!r}, expected {','.join(_COLUMNS)!r}; make it anew"
-                    )
-                return Manifest(map(_parse, rows), read_classes(kept) if kept.is_file() else None)
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}, after line {rows.line_num}: not text in UTF-8 ({error.reason}); make it anew"
-                ) from None
-            except (ValueError, csv.Error) as error:
-                raise UserError(f"{path}, line {rows.line_num}: {error}; make it anew") from None
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} is not there; the stages `resize` and `frames` make it") from None
+    rows = csv.reader(io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline=""))
+    try:
+        header = next(rows, [])
+        if header != _COLUMNS:
+            raise UserError(
+                f"{path} starts with {','.join(header)[:200]!r}, expected {','.join(_COLUMNS)!r}; make it anew"
+            )
+        clips = tuple(map(_parse, rows))
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, after line {rows.line_num}: not text in UTF-8 ({error.reason}); make it anew"
+        ) from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}; make it anew") from None
+    class_list = path.parent / CLASSES
+    return Manifest(
+        clips,
+        path,
+        hashlib.sha256(data).hexdigest(),
+        tuple(read_classes(class_list)) if class_list.is_file() else None,
+    )
 
 
 def write_manifest(path: str | Path, clips: Iterable[Clip], classes: Sequence[str] | None = None) -> None:
     """Write the lines, split by split and then by video_id: the same clips give the same bytes.
 
-    `classes`, or those of a Manifest, are kept beside it; without them none are.
+    `classes`, by default the class list of a Manifest, are written beside it; without them classes.txt is removed.
     """
     path = Path(path)
-    classes = clips.classes if classes is None and isinstance(clips, Manifest) else classes
+    classes = clips.class_list if classes is None and isinstance(clips, Manifest) else classes
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(_COLUMNS)
@@ -154,11 +237,11 @@ def write_manifest(path: str | Path, clips: Iterable[Clip], classes: Sequence[st
 
 
 def label_map(clips: Iterable[Clip]) -> list[str]:
-    """Class names by label: those that a Manifest keeps, else those of the clips.
+    """Class names by label: the class list of a Manifest, otherwise the names that the clips have.
 
     Raises UserError where label and name disagree, or a label has no name.
     """
-    kept = clips.classes if isinstance(clips, Manifest) else None
+    kept = clips.class_list if isinstance(clips, Manifest) else None
     names: dict[int, str] = dict(enumerate(kept or ()))
     for clip in clips:
         if clip.label >= 0 and names.setdefault(clip.label, clip.class_name) != clip.class_name:
@@ -178,6 +261,15 @@ def label_map(clips: Iterable[Clip]) -> list[str]:
             "all classes: --classes FILE"
         )
     return [names[label] for label in range(len(names))]
+
+
+def list_sha256(clips: Iterable[Clip], split: str) -> str:
+    """sha256 of the annotation's list of a split: its listed clips as sorted lines `video_id,label`.
+
+    It does not depend on which clips were found or decode. Accuracies are comparable only if it is equal.
+    """
+    lines = sorted(f"{clip.video_id},{clip.label}\n" for clip in clips if clip.split == split and clip.is_listed)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def count_states(clips: Iterable[Clip]) -> dict[str, dict[str, int]]:
@@ -208,7 +300,7 @@ _COLUMNS = [field.name for field in dataclasses.fields(Clip)]
 _values = operator.attrgetter(*_COLUMNS)
 
 
-def _cells_of(clip: Clip) -> list:
+def _cells_of(clip: Clip) -> list[object]:
     """A line's values, the foreign texts among them (id, class, reason) as cells that no spreadsheet runs."""
     video_id, split, label, class_name, *others, reason = _values(clip)
     return [safe_id(video_id), split, label, safe_cell(class_name), *others, safe_cell(reason)]

@@ -67,7 +67,7 @@ class Chosen:
     sha256: str
     label_map_sha256: str
     list_sha256: str
-    """As accuracy.list_sha256 does it: of the lines `video_id,label` of every clip of the list, sorted."""
+    """As manifest.list_sha256 does it: of the lines `video_id,label` of every clip of the list, sorted."""
 
     def text(self, most: int = 20) -> str:
         """What is otherwise here, for people: counts, and the first of each kind."""

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..clips.dataset import ViewClips
 from ..clips.inputs import Footage, ToInput, View
 from ..clips.sampling import view_frames
+from ..devices import device_of
 from ..engine.views import average_views
 from ..errors import UserError
 from ..files.atomic import sync_folder
@@ -30,7 +31,6 @@ from ..kinetics.manifest import Clip
 from ..kinetics.parts import in_order
 from ..kinetics.transcode import BadVideo, Measures, lay_over, measure, shown_size, to_jpegs, transcode
 from ..params import Params
-from ..run_files import device_of
 from ..weights.checkpoints import Trained, open_trained
 from ..zoo import project_params
 from .overlay import margin_of, text_boxes
@@ -92,7 +92,7 @@ def open_predictor(
 class Predictor:
     def __init__(self, trained: Trained, params: Params):
         self.trained, self.params = trained, params
-        self.device = device_of(params)
+        self.device = device_of(params.runtime)
         self._network = trained.network.to(self.device)
         self._to_input = ToInput(mean=trained.viewing.mean, std=trained.viewing.std, device=self.device)
 
@@ -243,14 +243,7 @@ class Predictor:
         if isinstance(prepared, str):
             return prepared, ""
         viewing = self.trained.viewing
-        look = ViewClips(
-            prepared.form,
-            [prepared.clip],
-            **self._sampling(),
-            num_crops=viewing.num_crops,
-            resize=viewing.resize,
-            crop_size=viewing.crop_size,
-        )
+        look = ViewClips(prepared.form, [prepared.clip], viewing)
         slot = np.empty(look.slot_bytes, np.uint8)
         sample = look((0, 0), slot)
         for path in sorted(prepared.form.rglob("*"), reverse=True):
@@ -258,7 +251,9 @@ class Predictor:
         if sample.reason:
             return _sentence(piece.video, sample.reason), ""
         footage = Footage(torch.from_numpy(slot[: math.prod(sample.shape)].reshape(sample.shape)))
-        views = [View(footage, places, box, viewing.crop_size) for box in sample.boxes for places in sample.places]
+        views = [
+            View(footage, indices, box, viewing.crop_size) for box in sample.boxes for indices in sample.frame_indices
+        ]
         return views, prepared.damage
 
     @torch.inference_mode()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..files.atomic import atomic_write
 from ..files.json_files import read_json
+from ..job import RunFiles, newest_logs
 from ..params import Params
-from ..run_files import RowFiles, newest_logs
 from ..tracking.store import run_pages
 
 
@@ -20,7 +20,7 @@ def write_run_links(params: Params, root: Path = Path(), *, server: str | None =
     `server` is where MLflow's pages will be; without it where `actionzoo ui` opens them.
     """
     out = params.folder("report", root)
-    rows = {row: RowFiles(root, params.name, row) for row in params.rows()}
+    rows = {row: RunFiles(root, params.name, row) for row in params.models()}
     md5s = {
         row: md5
         for row, files in rows.items()

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files.text import read_text
+from ..job import RunFiles
 from ..kinetics.labels import kinetics400
 from ..names import did_you_mean
 from ..params import Params
 from ..recipe import TestSpec
-from ..run_files import RowFiles
 from ..tracking.registry import fetch_registered
 from .identity import Identity, identify, record_beside
 from .published import CACHE, base_name, fetch_published, published_as
@@ -138,7 +138,7 @@ def find_checkpoint(
 def _local(model: str, params: Params, root: Path) -> Path:
     """The file that a row, a path or a run's folder means. Raises UserError."""
     if model in params.recipes:
-        best, imported = RowFiles(root, params.name, model).best, root / CACHE / f"{model}.pth"
+        best, imported = RunFiles(root, params.name, model).best, root / CACHE / f"{model}.pth"
         for path in (best, imported):
             if path.is_file():
                 return path
@@ -154,7 +154,7 @@ def _local(model: str, params: Params, root: Path) -> Path:
         if os.path.exists(path):
             raise UserError(f"{path} is no regular file; give a checkpoint")
         if not is_folder and "/" not in model and "." not in model:
-            params.check_row(model)
+            params.check_model(model)
         near = did_you_mean(model, params.recipes) if "/" not in model else ""
         raise UserError(
             f"{path} is not there{near}{'' if near else ';'} give a row, a checkpoint, a run's folder, or "

@@ -24,8 +24,8 @@ from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
 from ..files.json_files import require_json
+from ..job import RunFiles
 from ..jobs.evaluate import read_head
-from ..run_files import RowFiles
 from ..tracking.registry import register
 from .identity import record_beside
 
@@ -37,7 +37,7 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
     """
     made, files = _finished_run(run)
     if not files.best.is_file():
-        raise UserError(f"{files.best} is not there; `dvc repro train@{files.row}` makes it")
+        raise UserError(f"{files.best} is not there; `dvc repro train@{files.model}` makes it")
     record_beside(files.best)
     checkpoint = load_checkpoint(files.best)
     meta = {key: made[key] for key in ("row", "dataset", "recipe", "overrides", "classes", "manifest_sha256")} | {
@@ -52,8 +52,8 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
     content = io.BytesIO()
     torch.save({"meta": meta, "state_dict": state}, content)
     folder = out or run
-    pth = _write(folder, files.row, "pth", content.getvalue())
-    return pth, _write(folder, files.row, "safetensors", _safetensors(state, meta))
+    pth = _write(folder, files.model, "pth", content.getvalue())
+    return pth, _write(folder, files.model, "safetensors", _safetensors(state, meta))
 
 
 def register_run(run: Path, name: str | None = None, alias: str | None = None) -> str:
@@ -65,7 +65,7 @@ def register_run(run: Path, name: str | None = None, alias: str | None = None) -
     # beside the run, so that MLflow's copy of the file is a hard link
     with tempfile.TemporaryDirectory(dir=run, prefix=".registered-") as folder:
         pth, file = publish_run(run, Path(folder))
-        metrics = require_json(files.metrics(), f"`dvc repro evaluate@{files.row}` makes it")
+        metrics = require_json(files.metrics(), f"`dvc repro evaluate@{files.model}` makes it")
         tags = {"row": made["row"], "dataset": made["dataset"], "file": file.name, "test.top1": metrics.get("top1")}
         pth.unlink()
         return register(run, file, name=name or made["row"], alias=alias, tags=tags)
@@ -74,7 +74,7 @@ def register_run(run: Path, name: str | None = None, alias: str | None = None) -
 _KEYS = {"row": str, "dataset": str, "recipe": dict, "overrides": list, "classes": list, "manifest_sha256": str}
 
 
-def _finished_run(run: Path) -> tuple[dict[str, Any], RowFiles]:
+def _finished_run(run: Path) -> tuple[dict[str, Any], RunFiles]:
     """The run's recipe.json, and where its files lie. Raises UserError if it is no whole record of that run."""
     remedy = "it is written when a training ends; give a folder runs/<dataset>/<row>"
     path = run / "recipe.json"
@@ -87,7 +87,7 @@ def _finished_run(run: Path) -> tuple[dict[str, Any], RowFiles]:
         raise UserError(f"{path} is no whole record of a training: it lacks {', '.join(faults)}; {remedy}")
     if len(run.resolve().parents) < 3:
         raise UserError(f"{run} is no run's folder; give a folder runs/<dataset>/<row>")
-    files = RowFiles(run.resolve().parents[2], made["dataset"], made["row"])
+    files = RunFiles(run.resolve().parents[2], made["dataset"], made["row"])
     if files.run != run.resolve():
         raise UserError(
             f"{path} is of {made['row']} on {made['dataset']}, whose folder is {files.run}; publish that one"
@@ -95,9 +95,9 @@ def _finished_run(run: Path) -> tuple[dict[str, Any], RowFiles]:
     return made, files
 
 
-def _metrics(files: RowFiles, epoch: int) -> dict[str, Any]:
+def _metrics(files: RunFiles, epoch: int) -> dict[str, Any]:
     """Of the test of this very checkpoint."""
-    again = f"`dvc repro evaluate@{files.row}` makes it"
+    again = f"`dvc repro evaluate@{files.model}` makes it"
     metrics = require_json(files.metrics(), again)
     tested = None
     if files.result.is_file():

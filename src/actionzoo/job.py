@@ -1,26 +1,25 @@
-"""Where a row's files lie, and the device that it runs on: what training and testing share."""
+"""A job: one recipe to be run, with everything that running it takes."""
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import UserError
 from .params import Params
 from .recipe import Recipe
 
 
 @dataclass(frozen=True)
-class RowFiles:
+class RunFiles:
     """Where a row's files lie: in the project's folders, or all in one that the user names."""
 
     root: Path
     dataset: str
-    row: str
+    model: str
     work_dir: Path | None = None
 
     @property
     def run(self) -> Path:
-        return self.work_dir or self.root / "runs" / self.dataset / self.row
+        return self.work_dir or self.root / "runs" / self.dataset / self.model
 
     @property
     def best(self) -> Path:
@@ -46,14 +45,14 @@ class RowFiles:
 
     def metrics(self, kind: str = "json") -> Path:
         """kind: json (evaluation), benchmark.json, train.csv, val.csv."""
-        return (self.work_dir or self.root / "metrics" / self.dataset) / f"{self.row}.{kind}"
+        return (self.work_dir or self.root / "metrics" / self.dataset) / f"{self.model}.{kind}"
 
     @property
     def unfinished(self) -> Path:
         """Folder of unfinished trainings."""
         if self.work_dir:
             return self.work_dir / ".scratch"
-        return self.root / ".scratch" / "train" / self.dataset / self.row
+        return self.root / ".scratch" / "train" / self.dataset / self.model
 
     def scratch(self, fingerprint: str) -> Path:
         """Of an unfinished training; a changed recipe has another one."""
@@ -74,22 +73,3 @@ _LOG = re.compile(r"[0-9]{8}_[0-9]{6}\.log(\.json)?")
 def data_folder(params: Params, recipe: Recipe, root: Path) -> Path:
     """The prepared form that the row reads, e.g. data/demo/videos_256."""
     return root / "data" / params.name / f"{recipe.clips.form}_{recipe.clips.short_side}"
-
-
-def device_type(params: Params) -> str:
-    """cuda or cpu. Raises UserError if params ask for a GPU that torch does not see."""
-    import torch
-
-    if params.runtime.device == "cuda" and not torch.cuda.is_available():
-        raise UserError(
-            f"{params.path}: runtime.device is cuda, but torch {torch.__version__} sees no GPU; "
-            "set it to auto or cpu, or install a CUDA build of torch"
-        )
-    return "cuda" if params.runtime.device != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def device_of(params: Params, local_rank: int = 0):
-    """The device of a process, by its number among those on this machine."""
-    import torch
-
-    return torch.device("cuda", local_rank) if device_type(params) == "cuda" else torch.device("cpu")
