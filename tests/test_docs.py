@@ -1,9 +1,12 @@
-"""The pages in Markdown keep what they promise: links, files, make targets."""
+"""The pages in Markdown keep what they promise: links, files, make targets, commands and their options."""
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from actionzoo.cli import ALIASES, build
 
 PROJECT = Path(__file__).resolve().parents[1]
 PAGES = [PROJECT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md")]
@@ -51,6 +54,52 @@ def test_make_targets_exist(page: Path) -> None:
     makefile = (PROJECT / "Makefile").read_text(encoding="utf-8")
     named = {match for line in code(page) for match in re.findall(r"^make ([a-z]+)", line)}
     assert [target for target in sorted(named) if f"\n{target}: " not in makefile] == []
+
+
+def commands() -> dict[str, set[str]]:
+    """Each command as it is typed, such as `data report` and the empty one -> its options; aliases included."""
+    found: dict[str, set[str]] = {}
+
+    def collect(command: Any, path: tuple[str, ...]) -> None:
+        options = {name for param in command.params for name in param.opts if name.startswith("--")}
+        found[" ".join(path)] = options | {"--help"}
+        for name, below in getattr(command, "commands", {}).items():
+            collect(below, (*path, name))
+
+    collect(build(), ())
+    return found
+
+
+COMMANDS = commands()
+WAS = {page: set(ALIASES) if page.name in ("glossary.md", "CHANGELOG.md") else set() for page in PAGES}
+"""Old names of commands that a page may mention."""
+
+
+def command_of(line: str) -> tuple[str, set[str]]:
+    """The command and the options of what follows `actionzoo` on a command line."""
+    words = line.split()
+    size = max(size for size in range(3) if " ".join(words[:size]) in COMMANDS)
+    if size == 0 and not words[0].startswith("-"):
+        return words[0], set()
+    return " ".join(words[:size]), {word.partition("=")[0].strip("[].,") for word in words if word.startswith("--")}
+
+
+@every_page
+def test_commands_and_their_options_exist(page: Path) -> None:
+    wrong = []
+    for text in code(page):
+        # behind two spaces stands a remark
+        if match := re.match(r"(?:\$ )?actionzoo (\S.*?)(?:  |$)", text):
+            name, options = command_of(match[1])
+            if name not in COMMANDS or (name in ALIASES and name not in WAS[page]) or options - COMMANDS[name]:
+                wrong.append(text)
+    assert wrong == []
+
+
+def test_the_readme_has_every_command() -> None:
+    lines = [text.removeprefix("actionzoo ") for text in code(PROJECT / "README.md") if text.startswith("actionzoo ")]
+    named = {command_of(line)[0] for line in lines}
+    assert set(COMMANDS) - set(ALIASES) - {"", "data"} - named == set()
 
 
 def test_the_glossary_is_reached_from_the_readme() -> None:
