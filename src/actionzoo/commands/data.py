@@ -102,21 +102,22 @@ def import_mmaction(
     """Use videos or frames prepared for MMAction2 in place.
 
     Indexes the files where they lie and writes their manifest; nothing is copied."""
-    from ..clips.looking import contents_of
-    from ..kinetics.import_mmaction import adopt
+    from ..clips.inspect import inspect_clips
+    from ..kinetics.import_mmaction import import_mmaction as index_lists
     from ..params import load_params
     from ..process.progress import progress
 
     params = load_params()
-    look = partial(contents_of, workers=params.runtime.num_workers, timeout_seconds=params.runtime.clip_timeout_seconds)
+    timeout_seconds = params.runtime.clip_timeout_seconds
+    inspect = partial(inspect_clips, workers=params.runtime.num_workers, timeout_seconds=timeout_seconds)
     with progress("clips") as on_progress:
         print(
-            adopt(
+            index_lists(
                 params.folder("data") / form,
                 split,
                 list_file,
                 folder,
-                look=look,
+                inspect=inspect,
                 classes=classes,
                 max_bad_share=params.dataset.max_bad_share,
                 on_progress=on_progress,

@@ -79,11 +79,11 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     of_label = log_probs.gather(1, labels[:, None]).mean()
 
     def slope(inverse: float) -> float:
-        expected = ((log_probs * inverse).softmax(dim=1) * log_probs).sum(dim=1).mean()
-        return float(expected - of_label)
+        return ((log_probs * inverse).softmax(dim=1) * log_probs).sum(dim=1).mean().sub(of_label).item()
 
     low, high = (1 / temperature for temperature in reversed(_TEMPERATURES))
     for _ in range(50):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return (low * high) ** -0.5
+    temperature: float = (low * high) ** -0.5
+    return temperature

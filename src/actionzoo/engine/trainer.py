@@ -96,8 +96,7 @@ class Trainer:
             for number, batch in enumerate(agreed.batches):
                 is_last = number + 1 == len(agreed.batches)
                 # processes exchange gradients with the last batch alone
-                is_wrapped = isinstance(network, DistributedDataParallel)
-                with network.no_sync() if is_wrapped and not is_last else contextlib.nullcontext():
+                with contextlib.nullcontext() if is_last else _local_gradients(network):
                     with autocast(self._plan.precision, self.device):
                         scores = forward(to_input(batch.views))
                         loss = F.cross_entropy(scores.float(), batch.labels.to(self.device, non_blocking=True))
@@ -214,6 +213,11 @@ class Trainer:
             + (f"the last good state is {kept[0]}" if kept else "no state was saved yet")
             + ". Lower optim.lr or optim.max_grad_norm, or lengthen schedule.warmup_epochs; look at these clips"
         )
+
+
+def _local_gradients(network: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Accumulate gradients in this process, without sending them."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def _sgd(model: nn.Module, plan: Plan) -> torch.optim.SGD:
