@@ -46,7 +46,7 @@ from actionzoo.jobs.view_scores import as_json, as_text, measure
 from actionzoo.kinetics.annotations import class_names, read_annotations
 from actionzoo.kinetics.archives import LISTED, check_archive, read_archive
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import _Folder, _listed_parts, parse_parts
+from actionzoo.kinetics.download import parse_parts
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import frame_spans
 from actionzoo.kinetics.import_mmaction import import_mmaction
@@ -60,6 +60,7 @@ from actionzoo.kinetics.manifest import (
     read_manifest,
     write_manifest,
 )
+from actionzoo.kinetics.mirrors import FolderMirror, listed_parts
 from actionzoo.kinetics.part_records import PartClip, key_of, make_key, read_record, write_record
 from actionzoo.kinetics.published_list import choose, read_published
 from actionzoo.kinetics.shards import ShardWriter, index_path, read_index, read_member
@@ -266,7 +267,7 @@ PART_LIST = b"".join(
 
 def _part_list(folder: Path, data: bytes) -> None:
     _put(folder / "val/k400_val_path.txt", data)
-    parts = _listed_parts(_Folder(folder, Patience(0, 0.0, threading.Event())), "val")
+    parts = listed_parts(FolderMirror(folder, Patience(0, 0.0, threading.Event())), "val")
     assert all(0 <= number < 10**9 for number in parts), max(parts)
 
 
@@ -726,7 +727,7 @@ DOORS: dict[str, Door] = {
         mutator.ZIP,
     ),
     "recipe_beside": Door(_record_beside_seeds, _record_beside, mutator.JSON),
-    "json": Door(lambda folder: [json.dumps(INVENTORY).encode()], _json, mutator.JSON),
+    "json": Door(lambda folder: [INVENTORY.to_bytes()], _json, mutator.JSON),
     "quarantine": Door(lambda folder: [json.dumps(QUARANTINE).encode()], _quarantine, mutator.JSON),
     "looks": Door(lambda folder: [b'{"pairs": [], "worst": [{"video_id": "a"}]}'], _looks, mutator.JSON),
     "check_record": Door(

@@ -143,7 +143,7 @@ def test_lists_of_frames_have_their_number(folder, tmp_path):
 
 
 def test_the_forms_name_says_what_it_holds(folder, tmp_path):
-    with pytest.raises(UserError, match="to be called videos_<short side> or frames_<short side>"):
+    with pytest.raises(UserError, match="must be called videos_<short side> or frames_<short side>"):
         import_mmaction(tmp_path / "clips", "val", folder / "videos.txt", folder / "videos", inspect=look)
 
 

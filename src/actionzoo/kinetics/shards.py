@@ -99,7 +99,7 @@ def pread(descriptor: int, path: str | Path, offset: int, size: int) -> bytes:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int | np.integer) and value >= 0
+    return isinstance(value, int | np.integer) and int(value) >= 0
 
 
 def index_path(shard: str | Path) -> Path:
