@@ -32,6 +32,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from actionzoo.kinetics.manifest import Clip
+    from actionzoo.recipe import Augment, Clips, TestSpec
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL_FOOTAGE = PROJECT.parent / "shared" / "k400-mini"
@@ -189,14 +194,12 @@ def our_training(form: Path, clock: "_Steps | None") -> Iterator:
     import torch
 
     from actionzoo.clips.inputs import ToInput
-    from actionzoo.clips.loader import train_loader
+    from actionzoo.clips.loader import Loading, train_loader
 
     if clock:
         clock.watch_ours()
-    workers = 0 if clock else 1
-    loader = train_loader(
-        form, _spec(), _augment(), batch_size=BATCH_SIZE, seed=0, workers=workers, timeout_seconds=120
-    )
+    loading = Loading(batch_size=BATCH_SIZE, workers=0 if clock else 1, timeout_seconds=120)
+    loader = train_loader(form, clips_of(form, "train"), _clips(), _augment(), seed=0, loading=loading)
     to_input = ToInput(mean=MEAN, std=STD, device=torch.device("cpu"))
     for epoch in range(10**6):
         loader.set_epoch(epoch)
@@ -213,26 +216,13 @@ def our_worker(form: Path, clock: "_Steps | None") -> Iterator:
     import numpy as np
 
     from actionzoo.clips.dataset import TrainClips
-    from actionzoo.clips.loader import usable_clips
     from actionzoo.clips.workers import keep_memory
 
     if clock:
         clock.watch_ours()
     keep_memory()
-    clips = usable_clips(form, "train")
-    work = TrainClips(
-        form,
-        clips,
-        seed=0,
-        clip_len=CLIP_LEN,
-        frame_interval=FRAME_INTERVAL,
-        resize=256,
-        crop_size=224,
-        area=AREA,
-        aspect_ratio=ASPECT_RATIO,
-        flip=0.5,
-        is_resized_later=True,
-    )
+    clips = clips_of(form, "train")
+    work = TrainClips(form, clips, _clips(), _augment(), seed=0, is_resized_later=True)
     slot = np.empty(work.slot_bytes, np.uint8)
     for epoch in range(10**6):
         for number in range(len(clips)):
@@ -246,12 +236,12 @@ def our_tests(form: Path, clock: "_Steps | None") -> Iterator:
     import torch
 
     from actionzoo.clips.inputs import ToInput
-    from actionzoo.clips.loader import view_loader
+    from actionzoo.clips.loader import Loading, view_loader
 
     if clock:
         clock.watch_ours()
-    views = {"num_clips": 10, "num_crops": 3, "crop_size": 256, "batch_size": 1}
-    loader = view_loader(form, _spec(), _augment(), **views, workers=0 if clock else 1, timeout_seconds=120)
+    loading = Loading(batch_size=1, workers=0 if clock else 1, timeout_seconds=120)
+    loader = view_loader(form, clips_of(form, "val"), _test_spec(), loading=loading)
     to_input = ToInput(mean=MEAN, std=STD, device=torch.device("cpu"))
     while True:
         for batch in loader:
@@ -273,9 +263,9 @@ def plain_training(form: Path, clock: "_Steps | None") -> Iterator:
     import numpy as np
 
     from actionzoo.clips import sampling, transforms
-    from actionzoo.clips.loader import EpochBatches, usable_clips
+    from actionzoo.clips.loader import EpochBatches
 
-    clips = usable_clips(form, "train")
+    clips = clips_of(form, "train")
     order = EpochBatches(len(clips), batch_size=BATCH_SIZE, seed=0)
     for epoch in range(10**6):
         order.epoch = epoch
@@ -302,10 +292,9 @@ def plain_training(form: Path, clock: "_Steps | None") -> Iterator:
 
 def plain_tests(form: Path, clock: "_Steps | None") -> Iterator:
     from actionzoo.clips import sampling, transforms
-    from actionzoo.clips.loader import usable_clips
 
     while True:
-        for clip in usable_clips(form, "val"):
+        for clip in clips_of(form, "val"):
             wanted = sampling.view_frames(
                 clip.num_frames, clip_len=CLIP_LEN, frame_interval=FRAME_INTERVAL, num_clips=10
             )
@@ -468,13 +457,40 @@ def _cpu_seconds() -> float:
     return times.user + times.system + ticks / os.sysconf("SC_CLK_TCK")
 
 
-def _spec():
+def clips_of(form: Path, split: str) -> "list[Clip]":
+    """The usable clips of a split of the prepared data in `form`."""
+    from actionzoo.clips.loader import usable_clips
+    from actionzoo.kinetics.manifest import read_manifest
+
+    return usable_clips(read_manifest(form / "manifest.csv"), split, form / "manifest.csv")
+
+
+def _test_spec() -> "TestSpec":
+    """30 views of 256 pixels."""
+    from actionzoo.recipe import TestSpec
+
+    return TestSpec(
+        form="videos",
+        short_side=256,
+        clip_len=CLIP_LEN,
+        frame_interval=FRAME_INTERVAL,
+        resize=256,
+        mean=MEAN,
+        std=STD,
+        num_clips=10,
+        num_crops=3,
+        crop_size=256,
+        average_clips="prob",
+    )
+
+
+def _clips() -> "Clips":
     from actionzoo.recipe import Clips
 
     return Clips(form="videos", short_side=256, clip_len=CLIP_LEN, frame_interval=FRAME_INTERVAL)
 
 
-def _augment():
+def _augment() -> "Augment":
     from actionzoo.recipe import Augment
 
     return Augment(resize=256, crop_size=224, area=AREA, aspect_ratio=ASPECT_RATIO, flip=0.5, mean=MEAN, std=STD)

@@ -301,21 +301,16 @@ repo.commit(force=True)
 def load(folder: str, row: str) -> None:
     """The start of a training: a loader's first batch, decoded by two processes. Prints its figures as JSON."""
     began = time.monotonic()
-    from actionzoo.clips.loader import train_loader
+    from actionzoo.clips.loader import Loading, train_loader, usable_clips
+    from actionzoo.kinetics.manifest import read_manifest
     from actionzoo.params import load_params
 
     imported = time.monotonic()
     recipe = load_params(Path(folder) / "params.yaml").recipe(row)
-    form = f"{recipe.clips.form}_{recipe.clips.short_side}"
-    loader = train_loader(
-        Path(folder) / "data/scale" / form,
-        recipe.clips,
-        recipe.augment,
-        batch_size=recipe.optim.videos_per_gpu,
-        seed=recipe.seed,
-        workers=2,
-        timeout_seconds=120,
-    )
+    form = Path(folder) / "data/scale" / f"{recipe.clips.form}_{recipe.clips.short_side}"
+    clips = usable_clips(read_manifest(form / "manifest.csv"), "train", form / "manifest.csv")
+    loading = Loading(batch_size=recipe.optim.videos_per_gpu, workers=2, timeout_seconds=120)
+    loader = train_loader(form, clips, recipe.clips, recipe.augment, seed=recipe.seed, loading=loading)
     batch = next(iter(loader))
     ready = time.monotonic()
     assert not batch.undecodable, batch.undecodable

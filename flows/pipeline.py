@@ -36,7 +36,7 @@ from prefect.utilities.annotations import opaque
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
-from actionzoo.process.stage import mend_dvc
+from actionzoo.process.stage import repair_rwlock
 from flows import cluster, process, slots
 from flows.graph import Stage, read_graph
 from flows.keys import new_key
@@ -205,7 +205,7 @@ def _dvc(
         environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which nvidia-smi numbers them
     # The flag before the command: without it DVC gives up when another stage holds its lock for three seconds.
     command = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    mend_dvc(machine.root)
+    repair_rwlock(machine.root)
     return process.run(command, cwd=machine.root, env=environment, say=say, stop=machine.stop, locks=locks)
 
 

@@ -3,7 +3,7 @@
 import argparse
 
 from actionzoo.jobs.evaluate import evaluate_row
-from actionzoo.jobs.torchrun import spread
+from actionzoo.jobs.torchrun import launch_torchrun
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
 
@@ -20,7 +20,7 @@ def main() -> None:
     args = parse_args()
     with stage("evaluate"):
         params = load_params()
-        spread(params.runtime)
+        launch_torchrun(params.runtime)
         if said := evaluate_row(params, args.row):
             print(said)
 

@@ -2,7 +2,7 @@
 
 import argparse
 
-from actionzoo.jobs.torchrun import spread
+from actionzoo.jobs.torchrun import launch_torchrun
 from actionzoo.jobs.train import train_row
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
@@ -20,7 +20,7 @@ def main() -> None:
     args = parse_args()
     with stage("train"):
         params = load_params()
-        spread(params.runtime)
+        launch_torchrun(params.runtime)
         if said := train_row(params, args.row):
             print(said)
 

@@ -68,7 +68,7 @@ from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.kinetics.transfer import Patience
 from actionzoo.params import Params, as_dict, load_params
-from actionzoo.report.error_analysis import read_looks
+from actionzoo.report.error_analysis import read_error_analysis
 from actionzoo.weights.checkpoints import read_classes as read_names
 from actionzoo.weights.formats import read_weights
 from actionzoo.weights.identity import identify, record_beside
@@ -656,12 +656,12 @@ def _quarantine(folder: Path, data: bytes) -> None:
 QUARANTINE = {"val/--QUuC4vJs0_000084_000094": {"reason": "it hung", "timeout_seconds": 10.0}}
 
 
-def _looks(folder: Path, data: bytes) -> None:
-    _put(folder / "row.looks/looks.json", data)
+def _errors(folder: Path, data: bytes) -> None:
+    _put(folder / "row.errors/errors.json", data)
     _put(folder / "row.classes.csv", b"class,clips,right\nyoga,2,1\n")
     _put(folder / "row.confusion.csv", b"actual,predicted\nyoga,yoga\n")
     _put(folder / "row.views.csv", b"views,top1,top5\n1,0.5,1.0\n")
-    read_looks(folder / "row.json")
+    read_error_analysis(folder / "row.json")
 
 
 # data check
@@ -729,7 +729,9 @@ DOORS: dict[str, Door] = {
     "recipe_beside": Door(_record_beside_seeds, _record_beside, mutator.JSON),
     "json": Door(lambda folder: [INVENTORY.to_bytes()], _json, mutator.JSON),
     "quarantine": Door(lambda folder: [json.dumps(QUARANTINE).encode()], _quarantine, mutator.JSON),
-    "looks": Door(lambda folder: [b'{"pairs": [], "worst": [{"video_id": "a"}]}'], _looks, mutator.JSON),
+    "errors": Door(
+        lambda folder: [b'{"format_version": 3, "pairs": [], "worst": [{"video_id": "a"}]}'], _errors, mutator.JSON
+    ),
     "check_record": Door(
         lambda folder: _check_seeds(folder, "record"),
         lambda folder, data: _check(folder, data, "videos_256/val/part_000.json"),

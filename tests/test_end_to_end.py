@@ -161,8 +161,8 @@ def test_mlflow_holds_one_run_per_row_with_curves_logs_and_checkpoints(demo):
         files = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
         assert {"best.pth", "latest.pth", "result.json"} <= set(files)
         assert any(name.endswith(".log") for name in files) and any(name.endswith(".log.json") for name in files)
-        looks = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "looks")}
-        assert {f"{row}.classes.csv", f"{row}.confusion.csv", "looks.json", "confusion.svg"} <= looks
+        analysis = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "errors")}
+        assert {f"{row}.classes.csv", f"{row}.confusion.csv", "errors.json", "confusion.svg"} <= analysis
         with open(demo.root / "metrics/demo" / f"{row}.classes.csv", newline="") as file:
             right = sum(int(line["right"]) for line in csv.DictReader(file))
         tested = json.loads((demo.root / "metrics/demo" / f"{row}.json").read_text())

@@ -74,7 +74,7 @@ def test_a_source_is_all_that_a_data_set_needs(file):
     file.write_text(yaml.safe_dump(raw))
     params = load_params(file)
     assert params.dataset.source == "/some/mirror"
-    assert params.overrides(params.rows()[0]) == []
+    assert params.overrides(params.models()[0]) == []
 
 
 def test_the_environment_names_the_source(file, monkeypatch):

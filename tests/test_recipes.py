@@ -141,7 +141,7 @@ def test_kinetics400_uses_every_recipe_as_written():
     params = load_params(PROJECT / "params.yaml")
     params = dataclasses.replace(params, name="kinetics400", dataset=params.datasets["kinetics400"])
 
-    assert {row: params.recipe(row) for row in params.rows()} == params.recipes
+    assert {row: params.recipe(row) for row in params.models()} == params.recipes
 
 
 @pytest.mark.parametrize("row", ROWS)

@@ -14,7 +14,7 @@ for _switch, _value in {
 }.items():
     os.environ.setdefault(_switch, _value)
 
-__all__ = ["__version__", "create_model", "load_params", "rows"]
+__all__ = ["__version__", "create_model", "list_models", "load_params"]
 
 
 def __getattr__(name: str):
@@ -30,10 +30,14 @@ def __getattr__(name: str):
         from .params import load_params
 
         return load_params
-    if name in ("create_model", "rows"):
-        from . import zoo
+    if name == "create_model":
+        from .zoo import create_model
 
-        return getattr(zoo, name)
+        return create_model
+    if name in ("list_models", "rows"):  # rows is the former name
+        from .zoo import list_models
+
+        return list_models
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

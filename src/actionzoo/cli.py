@@ -14,7 +14,7 @@ from .errors import UserError
 from .jobs.evaluate_checkpoint import MEASURES
 from .names import did_you_mean
 from .params import as_dict, load_params
-from .process.stage import mend_dvc, stage
+from .process.stage import repair_rwlock, stage
 
 FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
 
@@ -299,7 +299,7 @@ def _demo(args) -> None:
             f"{params.path}: data.name is {params.name}, not demo; `dvc repro` builds the zoo on {params.name}"
         )
     _outside_git()
-    rows = params.dataset.tour or params.rows()
+    rows = params.dataset.tour or params.models()
     _repro(*(f"{stage}@{row}" for row in rows for stage in ("evaluate", "benchmark")))
     _repro("-s", "report")  # of what there is: by itself it would have all rows built
     print()
@@ -311,7 +311,7 @@ def _repro(*arguments: str) -> None:
     # the `python` that DVC starts has to be this one
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "dvc", "repro", *arguments]
-    mend_dvc(Path.cwd())
+    repair_rwlock(Path.cwd())
     if status := subprocess.run(command, env=environment, check=False).returncode:
         raise UserError(f"dvc repro left with status {status}; what is finished stays, run the same command again")
 
@@ -324,7 +324,7 @@ def _outside_git() -> None:
 
 
 def _rows(args) -> None:
-    print("\n".join(load_params().rows()))
+    print("\n".join(load_params().models()))
 
 
 def _params(args) -> None:
@@ -443,17 +443,17 @@ def _weights(args) -> None:
 def _train(args) -> None:
     import dataclasses
 
-    from .jobs.torchrun import spread
+    from .jobs.torchrun import launch_torchrun
     from .jobs.train import train_row
 
     params = load_params()
-    params.check_row(args.row)
+    params.check_model(args.row)
     if args.deterministic:
         params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, deterministic=True))
     if not args.validate:
         params = params.changed(args.row, schedule={"val_interval": params.recipe(args.row).schedule.epochs})
     params = params.changed(args.row, seed=args.seed)
-    spread(params.runtime)
+    launch_torchrun(params.runtime)
     work_dir = args.work_dir or Path("work_dirs") / args.row
     if said := train_row(params, args.row, work_dir=work_dir, resume=args.resume):
         print(said)
@@ -463,15 +463,15 @@ def _test(args) -> None:
     import dataclasses
 
     from .jobs.evaluate_checkpoint import evaluate_checkpoint
-    from .jobs.torchrun import spread
+    from .jobs.torchrun import launch_torchrun
 
     params = load_params()
-    params.check_row(args.row)
+    params.check_model(args.row)
     if args.plain and not args.out:
         raise UserError("--plain says how --out is written; name that file: --out result.json --plain")
     if args.precision:
         params = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision=args.precision))
-    spread(params.runtime)
+    launch_torchrun(params.runtime)
     said = evaluate_checkpoint(
         params,
         args.row,

@@ -181,7 +181,7 @@ class Params:
     mirrors: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Base name of a published file -> its other addresses, URLs or paths, tried in order where the first is gone."""
 
-    def rows(self) -> list[str]:
+    def models(self) -> list[str]:
         """Names of all rows, in the order of the file."""
         return list(self.recipes)
 
@@ -189,7 +189,7 @@ class Params:
         """The recipe that `row` really uses on the chosen data set, overrides applied.
 
         Raises UserError for an unknown row."""
-        self.check_row(row)
+        self.check_model(row)
         plain = _overridden(row, self.recipes[row], self.dataset)
         recipe = TypeAdapter(Recipe).validate_json(json.dumps(plain))
         return dataclasses.replace(recipe, published=self.recipes[row].published)  # plain values lose its texts
@@ -205,7 +205,7 @@ class Params:
 
     def overrides(self, row: str) -> list[str]:
         """What the data set changes of `row`'s recipe, as `schedule.epochs: 256 -> 10`."""
-        self.check_row(row)
+        self.check_model(row)
         before, after = as_dict(self.recipes[row]), as_dict(self.recipe(row))
         return [
             f"{section}.{key}: {_plain(before[section][key])} -> {_plain(after[section][key])}"
@@ -219,7 +219,7 @@ class Params:
         """`root/kind/<data set>`, e.g. runs/demo."""
         return root / kind / self.name
 
-    def check_row(self, row: str) -> None:
+    def check_model(self, row: str) -> None:
         if row not in self.recipes:
             raise UserError(
                 f"{self.path}: recipes.{row} is unknown{did_you_mean(row, self.recipes)}; "

@@ -1,5 +1,6 @@
 """The types of a recipe: everything that shapes a model's result; and of what was published for the model."""
 
+import dataclasses
 import re
 from typing import Annotated, Any, Literal
 
@@ -227,10 +228,35 @@ class Recipe:
     test: Test
     published: Published
 
+    @property
+    def test_spec(self) -> "TestSpec":
+        """How the network looks at a video when it is evaluated."""
+        clips, augment, test = self.clips, self.augment, self.test
+        return TestSpec(
+            form=clips.form,
+            short_side=clips.short_side,
+            clip_len=clips.clip_len,
+            frame_interval=clips.frame_interval,
+            resize=augment.resize,
+            mean=augment.mean,
+            std=augment.std,
+            num_clips=test.num_clips,
+            num_crops=test.num_crops,
+            crop_size=test.crop_size,
+            average_clips=test.average_clips,
+        )
+
+    @property
+    def validation_spec(self) -> "TestSpec":
+        """The validation of a training: one view, the centre crop of the centred clip at augment.crop_size."""
+        return dataclasses.replace(self.test_spec, num_clips=1, num_crops=1, crop_size=self.augment.crop_size)
+
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="ignore", strict=True))
 class TestSpec:
     """How a network looks at a video: what of a recipe outlives its training. Fields as in Clips, Augment and Test."""
+
+    __test__ = False  # pytest takes classes called Test… for tests
 
     form: Literal["videos", "frames"]
     short_side: Positive

@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from torch import nn  # seconds to import, and a stage that finds its work done does without
 
 
-def rows() -> list[str]:
-    """Names of all rows of the zoo."""
-    return project_params().rows()
+def list_models() -> list[str]:
+    """Names of all models, in the order of params.yaml."""
+    return project_params().models()
 
 
-def create_model(row: str, num_classes: int = 400) -> "nn.Module":
+def create_model(model: str, num_classes: int = 400) -> "nn.Module":
     """The row's network with fresh weights: (N, 3, T, H, W) float clips -> (N, num_classes) logits.
 
-    As the recipe says, whatever data set is chosen. Raises UserError for an unknown row.
+    Follows the recipe as written, whatever data set is chosen. Raises UserError for an unknown model.
     """
     params = project_params()
-    params.check_row(row)
-    return build_model(params.recipes[row].model, num_classes)
+    params.check_model(model)
+    return build_model(params.recipes[model].model, num_classes)
 
 
 def build_model(model: SlowFastModel | CSNModel, num_classes: int) -> "nn.Module":

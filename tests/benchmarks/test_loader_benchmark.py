@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from actionzoo.clips.inputs import to_input
-from actionzoo.clips.loader import view_loader
+from actionzoo.clips.loader import Loading, view_loader
 from actionzoo.clips.looking import contents_of
 from actionzoo.kinetics.import_mmaction import import_mmaction
 from actionzoo.kinetics.transcode import from_frames, to_jpegs
@@ -62,8 +62,8 @@ def test_training_clips_are_those_of_the_plain_way(benchmark, data):
 
 def test_test_views_are_those_of_the_plain_way(benchmark, data):
     plain = next(benchmark.plain_tests(data / "videos_256", None))
-    views = {"num_clips": 10, "num_crops": 3, "crop_size": 256, "batch_size": 1, "workers": 0, "timeout_seconds": 60}
-    loader = view_loader(data / "videos_256", benchmark._spec(), benchmark._augment(), **views)
+    form, loading = data / "videos_256", Loading(batch_size=1, workers=0, timeout_seconds=60)
+    loader = view_loader(form, benchmark.clips_of(form, "val"), benchmark._test_spec(), loading=loading)
     (batch,) = loader
     ours = to_input(batch.views, mean=benchmark.MEAN, std=benchmark.STD, device=torch.device("cpu"))
     assert ours.shape == (30, 3, 32, 256, 256)

@@ -1,13 +1,13 @@
 """From shards to batches, with real videos and frames of the made-up mirror."""
 
 import ctypes
-import dataclasses
 import faulthandler
 import itertools
 import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,21 +17,34 @@ import torch
 
 from actionzoo.clips import dataset
 from actionzoo.clips.inputs import to_input
-from actionzoo.clips.loader import EpochBatches, EveryClip, train_loader, usable_clips, view_loader
+from actionzoo.clips.loader import (
+    EpochBatches,
+    EveryClip,
+    Loader,
+    Loading,
+    TrainLoader,
+    train_loader,
+    usable_clips,
+    view_loader,
+)
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.manifest import read_manifest, write_manifest
+from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
-from actionzoo.recipe import Augment, Clips
+from actionzoo.recipe import Augment, Clips, TestSpec
 
-SPEC = Clips(form="videos", short_side=256, clip_len=8, frame_interval=2)
+CLIPS = Clips(form="videos", short_side=256, clip_len=8, frame_interval=2)
 AUGMENT = Augment(
     resize=64, crop_size=48, area=(0.5, 1.0), aspect_ratio=(0.75, 1.33), flip=0.5, mean=(1, 2, 3), std=(1, 2, 3)
 )
-LOADING = {"batch_size": 2, "timeout_seconds": 60}
+SPEC = TestSpec(
+    form="videos", short_side=256, clip_len=8, frame_interval=2, resize=64, mean=(1, 2, 3), std=(1, 2, 3),
+    num_clips=1, num_crops=1, crop_size=48, average_clips="prob",
+)  # fmt: skip
+LOADING = Loading(batch_size=2, workers=0, timeout_seconds=60)
 CPU = torch.device("cpu")
 tensor = partial(to_input, mean=AUGMENT.mean, std=AUGMENT.std, device=CPU)
 
@@ -47,6 +60,23 @@ def data(tiny_mirror, tmp_path_factory) -> Path:
     return root
 
 
+def clips_of(folder: Path, split: str) -> list[Clip]:
+    return usable_clips(read_manifest(folder / "manifest.csv"), split, folder / "manifest.csv")
+
+
+def training(folder: Path, *, seed: int = 0, augment: Augment = AUGMENT, **loading) -> TrainLoader:
+    """Of all usable training clips in `folder`; by this process, unless `loading` says otherwise."""
+    return train_loader(
+        folder, clips_of(folder, "train"), CLIPS, augment, seed=seed, loading=replace(LOADING, **loading)
+    )
+
+
+def views_of(folder: Path, *, num_clips: int = 1, num_crops: int = 1, **loading) -> Loader:
+    """Of all usable validation clips in `folder`."""
+    spec = replace(SPEC, num_clips=num_clips, num_crops=num_crops)
+    return view_loader(folder, clips_of(folder, "val"), spec, loading=replace(LOADING, **loading))
+
+
 def batches(loader, epoch: int, start: int = 0):
     loader.set_epoch(epoch, start)
     return list(loader)
@@ -54,9 +84,7 @@ def batches(loader, epoch: int, start: int = 0):
 
 @pytest.mark.parametrize("form", ["videos_80", "frames_80"])
 def test_clips_do_not_depend_on_the_number_of_workers(data, form):
-    alone, several = (
-        batches(train_loader(data / form, SPEC, AUGMENT, seed=3, workers=workers, **LOADING), 5) for workers in (0, 3)
-    )
+    alone, several = (batches(training(data / form, seed=3, workers=workers), 5) for workers in (0, 3))
     assert [batch.video_ids for batch in alone] == [batch.video_ids for batch in several]
     assert [batch.labels.tolist() for batch in alone] == [batch.labels.tolist() for batch in several]
     assert all(torch.equal(tensor(a.views), tensor(b.views)) for a, b in zip(alone, several, strict=True))
@@ -64,7 +92,7 @@ def test_clips_do_not_depend_on_the_number_of_workers(data, form):
 
 
 def test_another_epoch_has_the_same_clips_in_another_order_and_other_crops(data):
-    loader = train_loader(data / "videos_80", SPEC, AUGMENT, seed=3, workers=0, **LOADING)
+    loader = training(data / "videos_80", seed=3)
     first, second = batches(loader, 0), batches(loader, 1)
     ids = [[video_id for batch in epoch for video_id in batch.video_ids] for epoch in (first, second)]
     assert ids[0] != ids[1] and sorted(ids[0]) == sorted(ids[1])
@@ -73,8 +101,7 @@ def test_another_epoch_has_the_same_clips_in_another_order_and_other_crops(data)
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_epoch_goes_on_with_the_very_next_clip(data, workers):
-    loading = LOADING | {"batch_size": 1}
-    loader = train_loader(data / "frames_80", SPEC, AUGMENT, seed=3, workers=workers, **loading)
+    loader = training(data / "frames_80", seed=3, workers=workers, batch_size=1)
     whole = batches(loader, 4)
     loader.set_epoch(4)
     for number, _ in enumerate(loader, 1):  # broken off after two batches
@@ -88,11 +115,9 @@ def test_an_epoch_goes_on_with_the_very_next_clip(data, workers):
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_shares_of_a_batch_make_the_batch_of_one_large_process(data, world_size):
-    spec = {"spec": SPEC, "augment": AUGMENT, "seed": 1, "workers": 0, "timeout_seconds": 60}
-    large = batches(train_loader(data / "frames_80", batch_size=2 * world_size, **spec), 2)
+    large = batches(training(data / "frames_80", seed=1, batch_size=2 * world_size), 2)
     ranks = [
-        batches(train_loader(data / "frames_80", batch_size=2, rank=rank, world_size=world_size, **spec), 2)
-        for rank in range(world_size)
+        batches(training(data / "frames_80", seed=1, rank=rank, world_size=world_size), 2) for rank in range(world_size)
     ]
     assert {len(shares) for shares in ranks} == {len(large)}
     for batch, shares in zip(large, zip(*ranks, strict=True), strict=True):
@@ -101,20 +126,17 @@ def test_shares_of_a_batch_make_the_batch_of_one_large_process(data, world_size)
 
 
 def test_an_evaluation_is_shared_without_a_clip_twice(data):
-    clips = [clip.video_id for clip in usable_clips(data / "frames_80", "val")]
+    clips = [clip.video_id for clip in clips_of(data / "frames_80", "val")]
     seen = [
         [video_id for batch in loader for video_id in batch.video_ids]
-        for loader in (
-            view_loader(data / "frames_80", SPEC, AUGMENT, rank=rank, world_size=3, workers=0, **LOADING)
-            for rank in range(3)
-        )
+        for loader in (views_of(data / "frames_80", rank=rank, world_size=3) for rank in range(3))
     ]
     assert sorted(itertools.chain(*seen)) == sorted(clips) and max(map(len, seen)) - min(map(len, seen)) <= 1
 
 
 def test_every_usable_clip_comes_once_with_its_label(data):
     clips = {clip.video_id: clip for clip in read_manifest(data / "videos_80/manifest.csv") if clip.split == "train"}
-    loader = train_loader(data / "videos_80", SPEC, AUGMENT, seed=0, workers=0, **LOADING)
+    loader = training(data / "videos_80")
     seen = {
         video_id: label
         for batch in batches(loader, 0)
@@ -124,26 +146,23 @@ def test_every_usable_clip_comes_once_with_its_label(data):
 
 
 def test_views_are_clips_times_crops_decoded_from_videos_and_frames_alike(data):
-    views = [
-        next(iter(view_loader(data / form, SPEC, AUGMENT, num_clips=3, num_crops=3, workers=0, **LOADING))).views
-        for form in ("videos_80", "frames_80")
-    ]
+    views = [next(iter(views_of(data / form, num_clips=3, num_crops=3))).views for form in ("videos_80", "frames_80")]
     assert len(views[0]) == len(views[1]) == 2 * 9 and tensor(views[0]).shape == (18, 3, 8, 48, 48)
     assert (tensor(views[0]) - tensor(views[1])).abs().mean() < 4  # what JPEG costs, in levels of 255
 
 
 def test_views_of_a_video_share_its_frames_and_each_is_there_once(data):
-    loader = view_loader(data / "frames_80", SPEC, AUGMENT, num_clips=10, num_crops=3, workers=0, **LOADING)
+    loader = views_of(data / "frames_80", num_clips=10, num_crops=3)
     views = next(iter(loader)).views
     assert len({id(view.footage) for view in views}) == 2
     for video, clip in ((views[:30], loader.clips[0]), (views[30:], loader.clips[1])):
-        used = {place for view in video for place in view.places.tolist()}
+        used = {index for view in video for index in view.frame_indices.tolist()}
         assert len(video[0].footage.frames) == len(used) <= clip.num_frames
 
 
 def test_views_are_what_a_plain_computation_gives(data):
     """Read everything, resize everything, cut: view number = crop * num_clips + clip."""
-    loader = view_loader(data / "videos_80", SPEC, AUGMENT, num_clips=2, num_crops=3, workers=0, **LOADING)
+    loader = views_of(data / "videos_80", num_clips=2, num_crops=3)
     clip, views = loader.clips[0], next(iter(loader)).views[:6]
     frames = read(open_clip(data / "videos_80", clip), np.arange(clip.num_frames))
     size = dataset.transforms.short_side_size(*frames.shape[1:3], 64)
@@ -160,11 +179,11 @@ def test_views_are_what_a_plain_computation_gives(data):
 
 def test_a_training_clip_is_its_frames_box_resized(data):
     """What the random numbers were is read off the sample that leaves the resizing to the GPU."""
-    clips = usable_clips(data / "videos_80", "train")
-    spec = {"clip_len": 8, "frame_interval": 2, "resize": 80, "crop_size": 48, "seed": 0}
-    spec |= {"area": (0.3, 0.5), "aspect_ratio": (0.75, 1.33), "flip": 0.5}
-    now = dataset.TrainClips(data / "videos_80", clips, **spec)
-    later = dataset.TrainClips(data / "videos_80", clips, **spec, is_resized_later=True)
+    clips, augment = clips_of(data / "videos_80", "train"), replace(AUGMENT, resize=80, area=(0.3, 0.5))
+    now, later = (
+        dataset.TrainClips(data / "videos_80", clips, CLIPS, augment, seed=0, is_resized_later=is_later)
+        for is_later in (False, True)
+    )
     flips, resized = [], 0
     for number in range(len(clips)):
         slots = [np.zeros(work.slot_bytes, np.uint8) for work in (now, later)]
@@ -180,11 +199,9 @@ def test_a_training_clip_is_its_frames_box_resized(data):
 
 def test_crops_and_flips_of_a_loader_are_distributed_as_its_recipe_says(data):
     """1,200 clips of one video: shares of the area between 0.2 and 0.6, one of four flipped."""
-    clips = usable_clips(data / "frames_80", "train")
-    work = dataset.TrainClips(
-        data / "frames_80", clips, seed=0, clip_len=1, frame_interval=1, resize=80, crop_size=80,
-        area=(0.2, 0.6), aspect_ratio=(0.8, 1.25), flip=0.25, is_resized_later=True,
-    )  # fmt: skip
+    clips, spec = clips_of(data / "frames_80", "train"), replace(CLIPS, clip_len=1, frame_interval=1)
+    augment = replace(AUGMENT, resize=80, crop_size=80, area=(0.2, 0.6), aspect_ratio=(0.8, 1.25), flip=0.25)
+    work = dataset.TrainClips(data / "frames_80", clips, spec, augment, seed=0, is_resized_later=True)
     slot = np.empty(work.slot_bytes, np.uint8)
     samples = [work((epoch, 0), slot) for epoch in range(1200)]
     height, width = clips[0].height, clips[0].width
@@ -204,7 +221,7 @@ def test_a_clip_that_does_not_decode_is_named_and_left_out(data, tmp_path):
     with open(tmp_path / "videos_80" / broken.shard, "r+b") as shard:
         shard.seek(broken.offset)
         shard.write(bytes(broken.size))
-    loader = view_loader(tmp_path / "videos_80", SPEC, AUGMENT, workers=0, **LOADING)
+    loader = views_of(tmp_path / "videos_80")
     told = [reason for batch in loader for reason in batch.undecodable]
     seen = [video_id for batch in loader for video_id in batch.video_ids]
     assert len(told) == 1 and told[0].startswith(broken.video_id)
@@ -242,11 +259,11 @@ def crash():
     ],
 )
 def test_a_clip_that_hangs_or_crashes_is_named_and_not_tried_again(data, tmp_path, monkeypatch, how, reason):
-    clips = usable_clips(data / "frames_80", "train")
+    clips = clips_of(data / "frames_80", "train")
     bad = clips[2].video_id
     monkeypatch.setattr(dataset, "open_clip", Sabotaged(bad, how))
-    loading = {"batch_size": 2, "workers": 2, "timeout_seconds": 1, "quarantine": tmp_path / "quarantine.json"}
-    loader = train_loader(data / "frames_80", SPEC, AUGMENT, seed=0, **loading)
+    loading = {"workers": 2, "timeout_seconds": 1, "quarantine": tmp_path / "quarantine.json"}
+    loader = training(data / "frames_80", **loading)
     for epoch in range(2):
         made = batches(loader, epoch)
         assert [sentence for batch in made for sentence in batch.undecodable] == [f"{bad}: {reason}"]
@@ -258,18 +275,18 @@ def test_a_clip_that_hangs_or_crashes_is_named_and_not_tried_again(data, tmp_pat
 
     # a run that goes on knows it, and one that has more time tries again
     monkeypatch.setattr(dataset, "open_clip", open_clip)
-    again = train_loader(data / "frames_80", SPEC, AUGMENT, seed=0, **loading)
+    again = training(data / "frames_80", **loading)
     assert sum(len(batch.undecodable) for batch in batches(again, 0)) == 1
     again.close()
-    patient = train_loader(data / "frames_80", SPEC, AUGMENT, seed=0, **loading | {"timeout_seconds": 9})
+    patient = training(data / "frames_80", **loading | {"timeout_seconds": 9})
     assert sum(len(batch.undecodable) for batch in batches(patient, 0)) == 0
     patient.close()
 
 
 def test_an_evaluation_counts_a_clip_that_hangs_as_missing(data, monkeypatch):
-    clips = usable_clips(data / "frames_80", "val")
+    clips = clips_of(data / "frames_80", "val")
     monkeypatch.setattr(dataset, "open_clip", Sabotaged(clips[1].video_id, hang))
-    loader = view_loader(data / "frames_80", SPEC, AUGMENT, workers=1, batch_size=2, timeout_seconds=1)
+    loader = views_of(data / "frames_80", workers=1, timeout_seconds=1)
     made = list(loader)
     loader.close()
     seen = [video_id for batch in made for video_id in batch.video_ids]
@@ -284,34 +301,27 @@ def test_frames_of_another_size_than_the_manifests_are_no_frames_of_the_clip(dat
     shutil.copytree(data / "frames_80", tmp_path / "frames_80")
     clips = read_manifest(tmp_path / "frames_80/manifest.csv")
     wide = next(clip for clip in clips if clip.split == "val" and clip.is_usable)
-    changed = dataclasses.replace(wide, width=wide.width + 2)
+    changed = replace(wide, width=wide.width + 2)
     write_manifest(tmp_path / "frames_80/manifest.csv", [changed if clip is wide else clip for clip in clips])
-    loader = view_loader(tmp_path / "frames_80", SPEC, AUGMENT, workers=0, **LOADING)
+    loader = views_of(tmp_path / "frames_80")
     (sentence,) = [sentence for batch in loader for sentence in batch.undecodable]
     size = f"{wide.width} x {wide.height}"
     assert sentence == f"{wide.video_id}: its frames are {size}, the manifest has {wide.width + 2} x {wide.height}"
 
 
 def test_the_log_is_told_how_clips_are_loaded_and_what_would_help(data):
-    many, none = (
-        train_loader(data / "videos_80", SPEC, AUGMENT, seed=0, workers=workers, **LOADING)
-        for workers in (os.cpu_count(), 0)
-    )
+    many, none = (training(data / "videos_80", workers=workers) for workers in (os.cpu_count(), 0))
     assert many.text() == f"videos_80, decoded by {os.cpu_count()} processes, 60 s per clip at most"
     assert none.text() == "videos_80, decoded by this process: no time limit on a clip, and no progress meanwhile"
     assert "clips.form: frames" in many.advice()
     assert none.advice() == f"raise runtime.workers from 0; there are {os.cpu_count()} cores"
 
 
-def test_a_split_without_usable_clips_is_told(data, tmp_path):
-    (tmp_path / "videos_80").mkdir()
-    lost = [
-        dataclasses.replace(clip, state="missing", reason="nowhere")
-        for clip in read_manifest(data / "videos_80/manifest.csv")
-    ]
-    write_manifest(tmp_path / "videos_80/manifest.csv", lost)
+def test_a_split_without_usable_clips_is_told(data):
+    manifest = data / "videos_80/manifest.csv"
+    lost = [replace(clip, state="missing", reason="nowhere") for clip in read_manifest(manifest)]
     with pytest.raises(UserError, match=r"manifest\.csv has no usable clip in val"):
-        view_loader(tmp_path / "videos_80", SPEC, AUGMENT, workers=0, **LOADING)
+        usable_clips(lost, "val", manifest)
 
 
 def test_a_last_batch_of_one_clip_joins_the_one_before():

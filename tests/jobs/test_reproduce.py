@@ -88,7 +88,7 @@ def test_the_table_names_every_published_file_and_what_is_not_run(kinetics, tmp_
     files = sum(len(recipe.published.released) for recipe in kinetics.recipes.values())
     assert f"0 of {files} published files tested" in line
     table = (tmp_path / "released/report/kinetics400/released.md").read_text()
-    assert table.count("not run yet") == files and all(f"`{row}`" in table for row in kinetics.rows())
+    assert table.count("not run yet") == files and all(f"`{row}`" in table for row in kinetics.models())
     first = table
     write_released_report(kinetics, tmp_path)
     assert (tmp_path / "released/report/kinetics400/released.md").read_text() == first

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from actionzoo.clips.inputs import to_input
-from actionzoo.clips.loader import view_loader
+from actionzoo.clips.loader import Loading, view_loader
 from actionzoo.clips.looking import contents_of
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import MachineFault, UserError
@@ -22,11 +22,15 @@ from actionzoo.kinetics.import_mmaction import import_mmaction
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest, write_manifest
 from actionzoo.kinetics.transcode import to_jpegs
-from actionzoo.recipe import Augment, Clips
+from actionzoo.recipe import TestSpec
 from tests.clips.counted_films import film, number_of
 
 look = partial(contents_of, workers=1, timeout_seconds=60)
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
+SPEC = TestSpec(
+    form="videos", short_side=256, clip_len=4, frame_interval=2, resize=64, mean=(0, 0, 0), std=(255, 255, 255),
+    num_clips=1, num_crops=1, crop_size=64, average_clips="prob",
+)  # fmt: skip
 VIDEOS = {"arm wrestling/a b.mp4": 40, "arm wrestling/c.mp4": 30, "zumba/d.mp4": 50}
 
 
@@ -68,16 +72,13 @@ def test_clips_of_a_list_are_found_counted_and_loaded(folder, tmp_path, kind):
         wanted = np.array([clip.num_frames - 1, 3, 3])
         assert [number_of(frame) for frame in read(open_clip(form, clip), wanted)] == wanted.tolist()
 
-    spec = Clips(form=kind, short_side=256, clip_len=4, frame_interval=2)
-    augment = Augment(
-        resize=64, crop_size=64, area=(1, 1), aspect_ratio=(1, 1), flip=0, mean=(0, 0, 0), std=(255, 255, 255)
-    )
-    loader = view_loader(form, spec, augment, num_clips=3, num_crops=3, batch_size=2, workers=1, timeout_seconds=60)
+    spec = dataclasses.replace(SPEC, form=kind, num_clips=3, num_crops=3)
+    loader = view_loader(form, clips, spec, loading=Loading(batch_size=2, workers=1, timeout_seconds=60))
     made = list(loader)
     loader.close()
     assert [video_id for batch in made for video_id in batch.video_ids] == [clip.video_id for clip in clips]
     assert not any(batch.undecodable for batch in made)
-    views = to_input(made[0].views, mean=augment.mean, std=augment.std, device=torch.device("cpu"))
+    views = to_input(made[0].views, mean=spec.mean, std=spec.std, device=torch.device("cpu"))
     assert views.shape == (18, 3, 4, 64, 64) and 0 < views.mean() < 1
 
 
@@ -350,12 +351,10 @@ def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_puts_no_clip_a
     for path in contents:
         path.unlink()
         path.symlink_to("/proc/self/mem")
-    spec = Clips(form=kind, short_side=256, clip_len=4, frame_interval=2)
-    augment = Augment(
-        resize=64, crop_size=64, area=(1, 1), aspect_ratio=(1, 1), flip=0, mean=(0, 0, 0), std=(255, 255, 255)
-    )
-    quarantine, options = tmp_path / "quarantine.json", {"batch_size": 1, "workers": workers, "timeout_seconds": 60}
-    loader = view_loader(form, spec, augment, num_clips=20, quarantine=quarantine, **options)
+    quarantine = tmp_path / "quarantine.json"
+    loading = Loading(batch_size=1, workers=workers, timeout_seconds=60, quarantine=quarantine)
+    spec = dataclasses.replace(SPEC, form=kind, num_clips=20)
+    loader = view_loader(form, read_manifest(form / "manifest.csv"), spec, loading=loading)
     with pytest.raises(MachineFault, match=r"^zumba/d: .*Input/output error"):
         list(loader)
     for path, content in contents.items():

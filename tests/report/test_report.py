@@ -12,7 +12,7 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.params import load_params
-from actionzoo.report.error_analysis import Scored, write_looks
+from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
 from actionzoo.report.results import Row, read_report, rows_of
 from actionzoo.report.tables import terminal_table, write_tables
@@ -462,12 +462,12 @@ def err(project):
     project.evaluated("row", clips=7)
     scores = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.7, 0.3], [0.95, 0.05], [0.4, 0.6]]
     ids = [f"clip{number}" for number in range(7)]
-    test = Scored(ids, np.array([0, 0, 0, 1, 1, 1, 1]), np.array(scores), ["<up>", "down"], VIEWS)
-    write_looks(lambda: test, [], project.folder, project.folder / "metrics/demo/row.json", fingerprint="f")
-    folder = project.folder / "metrics/demo/row.looks"
-    facts = json.loads((folder / "looks.json").read_text())
+    test = ClipScores(ids, np.array([0, 0, 0, 1, 1, 1, 1]), np.array(scores), ["<up>", "down"], VIEWS)
+    write_error_analysis(lambda: test, [], project.folder, project.folder / "metrics/demo/row.json", fingerprint="f")
+    folder = project.folder / "metrics/demo/row.errors"
+    facts = json.loads((folder / "errors.json").read_text())
     facts["worst"][0] |= {"strip": "01.jpg", "fault": ""}
-    (folder / "looks.json").write_text(json.dumps(facts))
+    (folder / "errors.json").write_text(json.dumps(facts))
     (folder / "01.jpg").write_bytes(b"a picture")
 
 
@@ -485,8 +485,8 @@ def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
 
 
 def test_a_strip_that_is_gone_is_named_with_the_next_step(erring):
-    (erring.folder / "metrics/demo/row.looks/01.jpg").unlink()
-    with pytest.raises(UserError, match=r"01\.jpg is not there; delete .*row\.looks and run dvc repro evaluate@row"):
+    (erring.folder / "metrics/demo/row.errors/01.jpg").unlink()
+    with pytest.raises(UserError, match=r"01\.jpg is not there; delete .*row\.errors and run dvc repro evaluate@row"):
         erring.build(row())
 
 

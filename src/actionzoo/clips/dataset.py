@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import MachineFault, machine_fault
 from ..kinetics.manifest import Clip
+from ..recipe import Augment, Clips, TestSpec
 from . import sampling, transforms
 from .readers import FrameReader, Undecodable, open_clip
 from .transforms import Box, Cut
@@ -25,8 +26,8 @@ class Sample:
 
     shape: tuple[int, ...] = (0, 3, 0, 0)
     """Of the frames, (F, 3, H, W): each distinct frame once."""
-    places: np.ndarray | None = None
-    """int64 (num_clips, clip_len): which of the frames a view takes."""
+    frame_indices: np.ndarray | None = None
+    """int64 (num_clips, clip_len), into the frames: which of them a view takes, in order."""
     boxes: Sequence[Box] = ()
     """Where in the frames; to be resized to the size of the crop if it is another."""
     flip: bool = False
@@ -36,30 +37,25 @@ class Sample:
 
 
 class TrainClips:
-    """One random clip of each video, one random box, flipped or not."""
+    """One random clip of each video, one random box of it, mirrored or not."""
 
     def __init__(
         self,
         folder: Path,
         clips: Sequence[Clip],
+        spec: Clips,
+        augment: Augment,
         *,
         seed: int,
-        clip_len: int,
-        frame_interval: int,
-        resize: int,
-        crop_size: int,
-        area: tuple[float, float],
-        aspect_ratio: tuple[float, float],
-        flip: float,
         is_resized_later: bool = False,
     ):
-        """With is_resized_later a slot gets the box as it is stored, unless that is much more than what it becomes."""
+        """With `is_resized_later` a slot gets the box at its stored size, unless that is more than twice the pixels of
+        the crop: a GPU resizes it."""
         self.folder, self.clips, self.seed = folder, clips, seed
-        self.clip_len, self.frame_interval, self.resize, self.crop_size = clip_len, frame_interval, resize, crop_size
-        self.area, self.aspect_ratio, self.flip = area, aspect_ratio, flip
-        self.is_resized_later = is_resized_later
-        self.max_pixels = crop_size**2 * (2 if is_resized_later else 1)
-        self.slot_bytes = clip_len * self.max_pixels * 3
+        self.crop_size, self.is_resized_later = augment.crop_size, is_resized_later
+        self._spec, self._augment = spec, augment
+        self._max_pixels = augment.crop_size**2 * (2 if is_resized_later else 1)
+        self.slot_bytes = spec.clip_len * self._max_pixels * 3
 
     def __call__(self, key: Key, slot: np.ndarray) -> Sample:
         epoch, number = key
@@ -68,20 +64,21 @@ class TrainClips:
         try:
             reader = open_clip(self.folder, clip)
             wanted = sampling.train_frames(
-                reader.num_frames, clip_len=self.clip_len, frame_interval=self.frame_interval, rng=rng
+                reader.num_frames, clip_len=self._spec.clip_len, frame_interval=self._spec.frame_interval, rng=rng
             )
-            wanted, places = np.unique(wanted, return_inverse=True)
+            wanted, indices = np.unique(wanted, return_inverse=True)
             frames = _fill(slot, reader, wanted, clip, lambda height, width: self._cut(height, width, rng))
         except Undecodable as error:
             return Sample(reason=str(error))
-        flip = bool(rng.random() < self.flip)
-        return Sample(frames.shape, places.reshape(1, -1), [Box(0, 0, frames.shape[3], frames.shape[2])], flip)
+        flip = bool(rng.random() < self._augment.flip)
+        return Sample(frames.shape, indices.reshape(1, -1), [Box(0, 0, frames.shape[3], frames.shape[2])], flip)
 
     def _cut(self, height: int, width: int, rng: np.random.Generator) -> Cut:
-        size = transforms.short_side_size(height, width, self.resize)
-        box = transforms.random_resized_box(*size, area=self.area, aspect_ratio=self.aspect_ratio, rng=rng)
+        augment = self._augment
+        size = transforms.short_side_size(height, width, augment.resize)
+        box = transforms.random_resized_box(*size, area=augment.area, aspect_ratio=augment.aspect_ratio, rng=rng)
         cut = transforms.short_cut((height, width), size, box, (self.crop_size, self.crop_size))
-        if self.is_resized_later and cut.first is None and cut.box.height * cut.box.width <= self.max_pixels:
+        if self.is_resized_later and cut.first is None and cut.box.height * cut.box.width <= self._max_pixels:
             return cut._replace(last=(cut.box.height, cut.box.width))
         return cut
 
@@ -89,46 +86,34 @@ class TrainClips:
 class ViewClips:
     """All views (clips x crops) of each video, each frame decoded once."""
 
-    def __init__(
-        self,
-        folder: Path,
-        clips: Sequence[Clip],
-        *,
-        clip_len: int,
-        frame_interval: int,
-        num_clips: int,
-        num_crops: int,
-        resize: int,
-        crop_size: int,
-    ):
-        self.folder, self.clips = folder, clips
-        self.clip_len, self.frame_interval, self.num_clips = clip_len, frame_interval, num_clips
-        self.num_crops, self.resize, self.crop_size = num_crops, resize, crop_size
+    def __init__(self, folder: Path, clips: Sequence[Clip], spec: TestSpec):
+        self.folder, self.clips, self._spec = folder, clips, spec
+        self.crop_size = spec.crop_size
         self.slot_bytes = max(self._num_bytes(clip) for clip in clips)
 
     def __call__(self, key: Key, slot: np.ndarray) -> Sample:
-        clip = self.clips[key[1]]
+        clip, spec = self.clips[key[1]], self._spec
         try:
             reader = open_clip(self.folder, clip)
             wanted = sampling.view_frames(
-                reader.num_frames, clip_len=self.clip_len, frame_interval=self.frame_interval, num_clips=self.num_clips
+                reader.num_frames, clip_len=spec.clip_len, frame_interval=spec.frame_interval, num_clips=spec.num_clips
             )
-            wanted, places = np.unique(wanted, return_inverse=True)
+            wanted, indices = np.unique(wanted, return_inverse=True)
             frames = _fill(slot, reader, wanted, clip, lambda height, width: self._cut(height, width)[0])
         except Undecodable as error:
             return Sample(reason=str(error))
-        return Sample(
-            frames.shape, places.reshape(self.num_clips, self.clip_len), self._cut(clip.height, clip.width)[1]
-        )
+        boxes = self._cut(clip.height, clip.width)[1]
+        return Sample(frames.shape, indices.reshape(spec.num_clips, spec.clip_len), boxes)
 
     def _cut(self, height: int, width: int) -> tuple[Cut, list[Box]]:
+        spec = self._spec
         return transforms.view_cut(
-            height, width, resize=self.resize, crop_size=self.crop_size, num_crops=self.num_crops
+            height, width, resize=spec.resize, crop_size=spec.crop_size, num_crops=spec.num_crops
         )
 
     def _num_bytes(self, clip: Clip) -> int:
         cut, _ = self._cut(clip.height, clip.width)
-        return min(self.num_clips * self.clip_len, clip.num_frames) * cut.last[0] * cut.last[1] * 3
+        return min(self._spec.num_clips * self._spec.clip_len, clip.num_frames) * cut.last[0] * cut.last[1] * 3
 
 
 def _fill(slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: Clip, choose_cut) -> np.ndarray:

@@ -31,8 +31,8 @@ class View:
     """One input of the network, not yet cut from its frames."""
 
     footage: Footage
-    places: np.ndarray
-    """int64 (T,): which of the frames, in order."""
+    frame_indices: np.ndarray
+    """int64 (T,), into the footage's frames, in the view's order."""
     box: Box
     size: int
     """Side of the square that the box becomes."""
@@ -40,19 +40,33 @@ class View:
 
 
 class ToInput:
-    """Views -> (len(views), 3, T, size, size) float32 on the device: each cut, flipped, minus mean, times 1 / std.
+    """Views -> the network's input, (len(views), 3, T, size, size) float32 on the device: each view cut, resized,
+    mirrored, minus mean, times 1 / std.
 
-    mean and std are of levels 0 to 255, for R, G, B. All views of a call have one length and one size. **What a call
-    gives is good until the next one**, which writes into the same memory where that is the CPU's: the system takes as
-    long to hand out 19 MB a clip as we take to fill them. (torch keeps a GPU's memory by itself.)
+    mean and std are of levels 0 to 255, for R, G, B. All views of a call have one length and one size. `layout` is the
+    memory format of the tensor, torch.contiguous_format or torch.channels_last_3d.
+
+    **A tensor is valid until the next call**: on a CPU, a contiguous one lies in memory that the next call overwrites.
+    (The system takes as long to hand out 19 MB per clip as filling them takes; torch reuses a GPU's memory by itself.)
     """
 
-    def __init__(self, *, mean: Sequence[float], std: Sequence[float], device: torch.device):
-        self.device, self._mean, self._scale = device, np.float32(mean), 1 / np.float32(std)
+    def __init__(
+        self,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        layout: torch.memory_format = torch.contiguous_format,
+    ):
+        self.device, self.layout = device, layout
+        self._mean, self._scale = np.asarray(mean, np.float32), 1 / np.asarray(std, np.float32)
         self._memory = np.empty(0, np.float32)
 
     def __call__(self, views: Sequence[View]) -> Tensor:
-        shape = (len(views), 3, len(views[0].places), views[0].size, views[0].size)
+        return self._contiguous(views).contiguous(memory_format=self.layout)
+
+    def _contiguous(self, views: Sequence[View]) -> Tensor:
+        shape = (len(views), 3, len(views[0].frame_indices), views[0].size, views[0].size)
         if self.device.type != "cpu":
             return _by_views(views, torch.empty(shape, device=self.device), self._mean, self._scale)
         size = math.prod(shape)
@@ -63,7 +77,7 @@ class ToInput:
 
 
 def to_input(views: Sequence[View], *, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Tensor:
-    """The same once, in memory that stays the caller's."""
+    """The same for a single call: the tensor stays valid."""
     return ToInput(mean=mean, std=std, device=device)(views)
 
 
@@ -74,7 +88,7 @@ def _by_views(views: Sequence[View], out: Tensor, mean: np.ndarray, scale: np.nd
     for view, target in zip(views, out, strict=True):
         box = view.box
         frames = view.footage.on(device)[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
-        frames = frames[torch.from_numpy(view.places).to(device)]
+        frames = frames[torch.from_numpy(view.frame_indices).to(device)]
         if frames.shape[2:] != size:
             # as the workers' cv2 does where there is no GPU, but for one level of 255 in some
             frames = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False).round_()
@@ -90,8 +104,8 @@ def _by_frames(views: Sequence[View], out: np.ndarray, mean: np.ndarray, scale: 
     factors, offsets = scale.tolist(), (-mean * scale).tolist()
     for view, clip in zip(views, out, strict=True):
         box, footage = view.box, view.footage.frames.numpy()
-        for number, place in enumerate(view.places.tolist()):
-            frame = footage[place, :, box.top : box.top + box.height, box.left : box.left + box.width]
+        for number, index in enumerate(view.frame_indices.tolist()):
+            frame = footage[index, :, box.top : box.top + box.height, box.left : box.left + box.width]
             for plane, factor, offset, target in zip(frame, factors, offsets, clip[:, number], strict=True):
                 if plane.shape != size:
                     plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)

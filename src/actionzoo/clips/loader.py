@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..kinetics.manifest import Clip, read_manifest
-from ..recipe import Augment, Clips
+from ..kinetics.manifest import Clip
+from ..recipe import Augment, Clips, TestSpec
 from .dataset import Key, Sample, TrainClips, ViewClips
 from .inputs import Footage, View
 from .quarantine import Quarantine
@@ -93,35 +93,43 @@ class ClipGroups:
             yield [(0, clip) for clip in range(start, min(start + self.batch_size, self.num_clips))]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """How clips are loaded; nothing in it changes a pixel."""
+
+    batch_size: int
+    """Clips of a batch, in one process."""
+    workers: int
+    """Decoding processes; 0: the calling process decodes, without isolation and without a time limit."""
+    timeout_seconds: float
+    """The longest that a worker may take for a clip."""
+    rank: int = 0
+    """Number of this process among the `world_size` that share the clips."""
+    world_size: int = 1
+    device: torch.device = CPU
+    """Where the clips will go; frames for a GPU lie in pinned memory."""
+    quarantine: Path | None = None
+    """A file that remembers, until it is deleted, which clips hung or killed a worker."""
+
+
 class Loader:
-    """Batches, one pass after another; `set_epoch` before each pass of a training loader.
+    """Batches of clips, one pass after another.
 
     A pass that is broken off leaves nothing behind, and the next one begins afresh.
     """
 
-    def __init__(
-        self,
-        dataset: TrainClips | ViewClips,
-        order: EpochBatches | EveryClip | ClipGroups,
-        *,
-        workers: int,
-        timeout_seconds: float,
-        device: torch.device = CPU,
-        quarantine: Path | None = None,
-    ):
-        """`device` is where the clips will go. `quarantine` is a file that remembers, until it is deleted, which clips
-        hung or killed a worker."""
-        self.clips, self.workers = dataset.clips, workers
-        self._dataset, self._order, self._timeout_seconds = dataset, order, timeout_seconds
-        self._is_pinned = device.type == "cuda"
-        self._quarantine = Quarantine(quarantine, timeout_seconds)
+    def __init__(self, dataset: TrainClips | ViewClips, order: EpochBatches | EveryClip | ClipGroups, loading: Loading):
+        self.clips, self.workers = dataset.clips, loading.workers
+        self._dataset, self._order, self._timeout_seconds = dataset, order, loading.timeout_seconds
+        self._is_pinned = loading.device.type == "cuda"
+        self._quarantine = Quarantine(loading.quarantine, loading.timeout_seconds)
         keep_memory()
         self._pool = Pool(
             dataset,
-            workers=workers,
-            slots=workers + 2 * order.batch_size,  # while one batch is used the next one is made
+            workers=loading.workers,
+            slots=loading.workers + 2 * loading.batch_size,  # while one batch is used the next one is made
             slot_bytes=dataset.slot_bytes,
-            timeout_seconds=timeout_seconds,
+            timeout_seconds=loading.timeout_seconds,
         )
 
     def __len__(self) -> int:
@@ -133,10 +141,6 @@ class Loader:
         with contextlib.closing(self._pool.run(tried)) as results:
             for batch in batches:
                 yield self._collect(batch, results)
-
-    def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the epoch of the next pass, which begins after `start` batches of it."""
-        self._order.epoch, self._order.start = epoch, start
 
     def close(self) -> None:
         """End the decoding processes; otherwise they end with this object or this process."""
@@ -187,7 +191,11 @@ class Loader:
             frames = torch.from_numpy(np.empty(sample.shape, np.uint8))
         np.copyto(frames.numpy().reshape(-1), slot[:size])
         footage, crop_size = Footage(frames), self._dataset.crop_size
-        return [View(footage, places, box, crop_size, sample.flip) for box in sample.boxes for places in sample.places]
+        return [
+            View(footage, indices, box, crop_size, sample.flip)
+            for box in sample.boxes
+            for indices in sample.frame_indices
+        ]
 
     def _give_up(self, clip: Clip, reason: str) -> str:
         sentence = f"{clip.video_id}: {reason} and is left out from now on"
@@ -195,92 +203,57 @@ class Loader:
         return sentence
 
 
-def usable_clips(folder: Path, split: str) -> list[Clip]:
-    """The split's clips that can be decoded, in the manifest's order.
+class TrainLoader(Loader):
+    """A Loader whose order and random numbers change from epoch to epoch."""
 
-    Raises UserError if there are none."""
-    clips = [clip for clip in read_manifest(folder / "manifest.csv") if clip.split == split and clip.is_usable]
-    if not clips:
+    def __init__(self, dataset: TrainClips, order: EpochBatches, loading: Loading):
+        super().__init__(dataset, order, loading)
+        self._epochs = order
+
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch (0-based) of the next pass, which begins after its first `start` batches."""
+        self._epochs.epoch, self._epochs.start = epoch, start
+
+
+def usable_clips(clips: Iterable[Clip], split: str, where: Path) -> list[Clip]:
+    """The clips of a split that lie in a shard, in the order given.
+
+    Raises UserError if there are none; it names `where`, the manifest that the clips are from.
+    """
+    usable = [clip for clip in clips if clip.split == split and clip.is_usable]
+    if not usable:
         raise UserError(
-            f"{folder / 'manifest.csv'} has no usable clip in {split}; "
-            "look at its reasons, or check splits and parts of the data set in params.yaml"
+            f"{where} has no usable clip in {split}; look at its reasons, or check splits and parts of the data set in "
+            "params.yaml"
         )
-    return clips
+    return usable
 
 
 def train_loader(
-    folder: Path,
-    spec: Clips,
-    augment: Augment,
-    *,
-    batch_size: int,
-    seed: int,
-    workers: int,
-    timeout_seconds: float,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device = CPU,
-    quarantine: Path | None = None,
-) -> Loader:
-    """One random, augmented clip of each training video, crops of augment.crop_size; `batch_size` is of one rank."""
-    clips = usable_clips(folder, "train")
-    dataset = TrainClips(
-        folder,
-        clips,
-        seed=seed,
-        clip_len=spec.clip_len,
-        frame_interval=spec.frame_interval,
-        resize=augment.resize,
-        crop_size=augment.crop_size,
-        area=augment.area,
-        aspect_ratio=augment.aspect_ratio,
-        flip=augment.flip,
-        is_resized_later=device.type == "cuda",
+    folder: Path, clips: Sequence[Clip], spec: Clips, augment: Augment, *, seed: int, loading: Loading
+) -> TrainLoader:
+    """One random, augmented clip of each training video, crops of augment.crop_size.
+
+    `clips` are all usable ones, of every process; they lie in `folder`. Raises UserError if they are too few.
+    """
+    is_resized_later = loading.device.type == "cuda"
+    dataset = TrainClips(folder, clips, spec, augment, seed=seed, is_resized_later=is_resized_later)
+    order = EpochBatches(
+        len(clips), batch_size=loading.batch_size, seed=seed, rank=loading.rank, world_size=loading.world_size
     )
-    order = EpochBatches(len(clips), batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
-    return Loader(
-        dataset, order, workers=workers, timeout_seconds=timeout_seconds, device=device, quarantine=quarantine
-    )
+    return TrainLoader(dataset, order, loading)
 
 
 def view_loader(
-    folder: Path,
-    spec: Clips,
-    augment: Augment,
-    *,
-    split: str = "val",
-    num_clips: int = 1,
-    num_crops: int = 1,
-    crop_size: int | None = None,
-    batch_size: int,
-    workers: int,
-    timeout_seconds: float,
-    rank: int = 0,
-    world_size: int = 1,
-    groups: Sequence[int] | None = None,
-    clips: Sequence[Clip] | None = None,
-    device: torch.device = CPU,
-    quarantine: Path | None = None,
+    folder: Path, clips: Sequence[Clip], spec: TestSpec, *, loading: Loading, groups: Sequence[int] | None = None
 ) -> Loader:
-    """Fixed views of each video; by default the one of a validation: centred clip, centre crop of augment.crop_size.
+    """All views of each clip, nothing random: this process's share of `clips`, which lie in `folder`.
 
-    With `groups` these alone, of `batch_size` neighbouring clips each, whatever the rank. `clips` are all usable ones
-    of the split if None.
+    With `groups` these alone, whatever the rank: group n is the clips from number n * batch_size on, `batch_size` of
+    them.
     """
-    clips = usable_clips(folder, split) if clips is None else list(clips)
-    dataset = ViewClips(
-        folder,
-        clips,
-        clip_len=spec.clip_len,
-        frame_interval=spec.frame_interval,
-        num_clips=num_clips,
-        num_crops=num_crops,
-        resize=augment.resize,
-        crop_size=crop_size or augment.crop_size,
-    )
-    order = EveryClip(len(clips), batch_size=batch_size, rank=rank, world_size=world_size)
+    dataset = ViewClips(folder, clips, spec)
     if groups is not None:
-        order = ClipGroups(len(clips), batch_size=batch_size, groups=groups)
-    return Loader(
-        dataset, order, workers=workers, timeout_seconds=timeout_seconds, device=device, quarantine=quarantine
-    )
+        return Loader(dataset, ClipGroups(len(clips), batch_size=loading.batch_size, groups=groups), loading)
+    order = EveryClip(len(clips), batch_size=loading.batch_size, rank=loading.rank, world_size=loading.world_size)
+    return Loader(dataset, order, loading)

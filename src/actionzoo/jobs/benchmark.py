@@ -19,6 +19,7 @@ from ..files.hashes import sha256_of
 from ..files.json_files import read_json, write_json
 from ..files.locks import locked
 from ..job import RunFiles, data_folder
+from ..kinetics.manifest import read_manifest
 from ..params import Params, digest
 from ..process.stage import die_with_parent
 from ..recipe import Recipe
@@ -167,7 +168,7 @@ def _passes(
     import torch
 
     from ..clips.inputs import ToInput
-    from ..clips.loader import view_loader
+    from ..clips.loader import Loading, usable_clips, view_loader
     from ..engine.benchmark import Pass
     from ..engine.precision import autocast
     from ..engine.views import average_views
@@ -176,26 +177,22 @@ def _passes(
         yield None
         return
     clips = [0, 1]  # by number, those of the next pass
-    loader = view_loader(
-        folder,
-        recipe.clips,
-        recipe.augment,
-        num_clips=recipe.test.num_clips,
-        num_crops=recipe.test.num_crops,
-        crop_size=recipe.test.crop_size,
+    manifest = folder / "manifest.csv"
+    loading = Loading(
         batch_size=1,
-        groups=clips,
         workers=params.runtime.num_workers,
         timeout_seconds=params.runtime.clip_timeout_seconds,
         device=device,
     )
-    make = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device)
+    val_clips = usable_clips(read_manifest(manifest), "val", manifest)
+    loader = view_loader(folder, val_clips, recipe.test_spec, loading=loading, groups=clips)
+    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device, layout=how["layout"])
 
     @torch.inference_mode()
     def test(views: list) -> None:
         logits, step = [], params.runtime.max_views
         for start in range(0, len(views), step):
-            inputs = make(views[start : start + step]).contiguous(memory_format=how["layout"])
+            inputs = to_input(views[start : start + step])
             with autocast(how["precision"], device):
                 logits.append(model(inputs).float())
         average_views(torch.cat(logits), len(views), recipe.test.average_clips).cpu()

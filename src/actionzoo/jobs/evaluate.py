@@ -27,9 +27,9 @@ from ..params import Params, digest
 from ..process.progress import progress
 from ..process.stage import sigterm_as_exit
 from ..recipe import Recipe
-from ..report.error_analysis import Scored, write_looks
+from ..report.error_analysis import ClipScores, write_error_analysis
 from ..tracking.live import recorded_run
-from ..tracking.names import LOOKS, TEST_STEP, run_params, to_metrics
+from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
 from ..tracking.store import find_run
 from ..weights.identity import record_beside
 from ..zoo import build_model
@@ -135,7 +135,7 @@ def run_test(
     world = world or World()
     recipe, average_clips = params.recipe(row), average_clips or params.recipe(row).test.average_clips
     folder = data_folder(params, recipe, root)
-    clips = usable_clips(folder, split)
+    clips = usable_clips(read_manifest(folder / "manifest.csv"), split, folder / "manifest.csv")
     chosen = _published_clips(params, split, folder, root)
     if chosen:
         clips = list(chosen.clips)
@@ -314,7 +314,7 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
     import torch
 
     from ..clips.inputs import ToInput
-    from ..clips.loader import view_loader
+    from ..clips.loader import Loading, view_loader
     from ..engine.evaluate import view_logits
     from ..engine.metrics import check_scores
 
@@ -331,22 +331,14 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
         if any(clip.video_id not in done for clip in clips[group * group_size : (group + 1) * group_size])
     ]
     mine = left[world.rank :: world.size]
-    loader = view_loader(
-        folder,
-        recipe.clips,
-        recipe.augment,
-        split=clips[0].split,
-        num_clips=recipe.test.num_clips,
-        num_crops=recipe.test.num_crops,
-        crop_size=recipe.test.crop_size,
+    loading = Loading(
         batch_size=group_size,
-        groups=mine,
-        clips=clips,
         workers=runtime.num_workers,
         timeout_seconds=runtime.clip_timeout_seconds,
         device=device,
         quarantine=_quarantine(scratch, world.rank),
     )
+    loader = view_loader(folder, clips, recipe.test_spec, loading=loading, groups=mine)
 
     def say(text: str) -> None:
         print(text, flush=True)
@@ -357,12 +349,12 @@ def _see_all(params: Params, row: str, model, folder: Path, clips: list[Clip], s
         if done:
             say(f"going on with an interrupted test: {len(done)} of {len(clips)} clips are finished")
     layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
-    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device)
+    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device, layout=layout)
     first = {clip.video_id for clip in clips[:COMPARED]} if runtime.precision != "fp32" else set()
     results = view_logits(
         model.to(device, memory_format=layout) if runtime.channels_last else model.to(device),
         loader,
-        lambda views: to_input(views).contiguous(memory_format=layout),
+        to_input,
         max_views=runtime.max_views,
         precision=runtime.precision,
         is_compared=first.__contains__,
@@ -419,19 +411,19 @@ def _look(params: Params, row: str, made: dict[str, Any], files: RunFiles, root:
     from ..engine.views import average, read_views
     from .view_scores import by_number_of_views
 
-    def scored() -> Scored:
+    def scored() -> ClipScores:
         views = read_views(files.views)
         scores = average(views, made["average_clips"])
         shares = scores if made["average_clips"] == "prob" else scores.softmax(dim=1)
         by_views = by_number_of_views(views, made["average_clips"])
-        return Scored(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
+        return ClipScores(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
 
     folder = data_folder(params, params.recipe(row), root)
     clips = read_manifest(folder / "manifest.csv")
-    return write_looks(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
+    return write_error_analysis(scored, clips, folder, files.metrics(), fingerprint=made["fingerprint"])
 
 
-def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, looks: list[Path]) -> None:
+def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, analysis: list[Path]) -> None:
     published = params.recipes[row].published.top1[0] / 100
     metrics = made["metrics"]
     with recorded_run(
@@ -455,8 +447,8 @@ def _record(params: Params, row: str, made: dict[str, Any], files: RunFiles, loo
         record.artifact(files.metrics())
         for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
             record.relink(path)
-        for path in looks:
-            record.artifact(path, LOOKS)
+        for path in analysis:
+            record.artifact(path, ERROR_ANALYSIS)
 
 
 def _scratch(params: Params, row: str, root: Path, checkpoint_md5: str, of_clips: list[str], split: str) -> Path:

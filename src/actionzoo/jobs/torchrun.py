@@ -7,7 +7,7 @@ from ..errors import UserError
 from ..params import Runtime
 
 
-def spread(runtime: Runtime) -> None:
+def launch_torchrun(runtime: Runtime) -> None:
     """Replace this process by torchrun and `runtime.gpus` copies of this command, on each of `runtime.nodes` machines.
 
     Returns if one process is enough, or if this is one of the copies, or was started by torchrun or the like.

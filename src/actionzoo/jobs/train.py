@@ -226,27 +226,25 @@ def _loaders(params: Params, recipe: Recipe, root: Path, device, world, quaranti
     import torch
 
     from ..clips.inputs import ToInput
-    from ..clips.loader import train_loader, view_loader
+    from ..clips.loader import Loading, train_loader, usable_clips, view_loader
 
-    folder, runtime = data_folder(params, recipe, root), params.runtime
-    loading = {
-        "batch_size": recipe.optim.videos_per_gpu,
-        "workers": runtime.num_workers,
-        "timeout_seconds": runtime.clip_timeout_seconds,
-        "rank": world.rank,
-        "world_size": world.size,
-        "device": device,
-        "quarantine": quarantine,
-    }
-    training = train_loader(folder, recipe.clips, recipe.augment, seed=recipe.seed, **loading)
-    validation = view_loader(folder, recipe.clips, recipe.augment, split="val", **loading)
+    folder, runtime, augment = data_folder(params, recipe, root), params.runtime, recipe.augment
+    manifest = folder / "manifest.csv"
+    clips = read_manifest(manifest)
+    loading = Loading(
+        batch_size=recipe.optim.videos_per_gpu,
+        workers=runtime.num_workers,
+        timeout_seconds=runtime.clip_timeout_seconds,
+        rank=world.rank,
+        world_size=world.size,
+        device=device,
+        quarantine=quarantine,
+    )
+    for_training, for_validation = (usable_clips(clips, split, manifest) for split in ("train", "val"))
+    training = train_loader(folder, for_training, recipe.clips, augment, seed=recipe.seed, loading=loading)
+    validation = view_loader(folder, for_validation, recipe.validation_spec, loading=loading)
     layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
-    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device)
-
-    def to_network(views):
-        return to_input(views).contiguous(memory_format=layout)
-
-    return training, validation, to_network
+    return training, validation, ToInput(mean=augment.mean, std=augment.std, device=device, layout=layout)
 
 
 def _recording(params: Params, row: str, made: dict[str, Any], memory: "RunMemory", world):

@@ -243,14 +243,7 @@ class Predictor:
         if isinstance(prepared, str):
             return prepared, ""
         viewing = self.trained.viewing
-        look = ViewClips(
-            prepared.form,
-            [prepared.clip],
-            **self._sampling(),
-            num_crops=viewing.num_crops,
-            resize=viewing.resize,
-            crop_size=viewing.crop_size,
-        )
+        look = ViewClips(prepared.form, [prepared.clip], viewing)
         slot = np.empty(look.slot_bytes, np.uint8)
         sample = look((0, 0), slot)
         for path in sorted(prepared.form.rglob("*"), reverse=True):
@@ -258,7 +251,9 @@ class Predictor:
         if sample.reason:
             return _sentence(piece.video, sample.reason), ""
         footage = Footage(torch.from_numpy(slot[: math.prod(sample.shape)].reshape(sample.shape)))
-        views = [View(footage, places, box, viewing.crop_size) for box in sample.boxes for places in sample.places]
+        views = [
+            View(footage, indices, box, viewing.crop_size) for box in sample.boxes for indices in sample.frame_indices
+        ]
         return views, prepared.damage
 
     @torch.inference_mode()

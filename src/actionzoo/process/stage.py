@@ -136,7 +136,7 @@ def sigterm_as_exit() -> Iterator[None]:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def mend_dvc(root: Path) -> None:
+def repair_rwlock(root: Path) -> None:
     """Put aside the list of files in use that a DVC left half written when it was killed: no other would start again.
 
     DVC writes that file in place. One that is about to be written is whole a moment later.

@@ -1,11 +1,11 @@
-"""Where a row errs: its accuracy class by class, the classes it takes for one another, the clips it got most wrong.
+"""Where a model errs: accuracy per class, confusion, and the misclassified clips of the highest loss.
 
-    metrics/<dataset>/<row>.classes.csv         class, clips, right, accuracy; label by label
-                      <row>.confusion.csv       actual, predicted; a line per clip, in the order of their ids
-                      <row>.views.csv           views, top1, top5; with one view of each clip, with two …
-                      <row>.looks/looks.json    the most confused pairs and the worst clips
-                                  confusion.svg the same as a picture
-                                  01.jpg …      eight frames of each of the worst clips, side by side
+    metrics/<dataset>/<model>.classes.csv          class, clips, right, accuracy; one line per label
+                      <model>.confusion.csv        actual, predicted; one line per clip, ordered by video_id
+                      <model>.views.csv            views, top1, top5; averaged over one view of each clip, over two …
+                      <model>.errors/errors.json   the most confused pairs and the worst clips
+                                     confusion.svg the confusion matrix as a picture
+                                     01.jpg …      a strip of frames of each worst clip
 
 Equal scores and clips give equal files.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import MachineFault, UserError
 from ..files.atomic import atomic_write
@@ -28,192 +29,267 @@ from ..files.csv_cells import plain_cell, safe_cell
 from ..files.json_files import read_json, write_json
 from ..kinetics.manifest import Clip
 
-PAIRS, WORST = 20, 12
-"""How many are kept of each."""
+MAX_PAIRS, MAX_WORST = 20, 12
+"""How many confused pairs and worst clips are kept."""
 
-FRAMES, HEIGHT = 8, 90
-"""Of a strip: frames side by side, pixels."""
+STRIP_FRAMES, STRIP_HEIGHT = 8, 90
+"""Frames side by side in a strip, and its height in pixels."""
 
 TABLES = ("classes", "confusion", "views")
 
-FORM = 2
-"""Of what is written: another one is made anew."""
+FORMAT_VERSION = 3
+"""Version of the files that `write_error_analysis` writes; it replaces files of other versions."""
+
+READABLE_VERSIONS = (2, FORMAT_VERSION)
+"""Version 2 is <model>.looks/looks.json, with the key `form` for `format_version` and `of` for `fingerprint`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Looks:
-    """What was written, read again."""
+class ConfusedPair:
+    actual: str
+    """Class name."""
+    predicted: str
+    """Class name."""
+    clips: int
+    """Clips of the class `actual` that were predicted as `predicted`."""
+    of: int
+    """All evaluated clips of the class `actual`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WorstClip:
+    """A misclassified clip."""
+
+    video_id: str
+    actual: str
+    """Class name."""
+    predicted: str
+    """Class name."""
+    probability: float
+    """Of the predicted class, 0 to 1."""
+    actual_probability: float
+    """Of the actual class, 0 to 1."""
+    loss: float
+    """Cross entropy, in nats."""
+    strip: str | None
+    """File name of the strip in the folder; None if the clip could not be read."""
+    fault: str
+    """Why there is no strip; empty if there is one."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ErrorAnalysis:
+    """What `write_error_analysis` wrote, read back."""
 
     classes: list[str]
-    """By label."""
+    """Class names by label."""
     counts: list[tuple[int, int]]
-    """Of each class: clips, and how many of them were right."""
-    matrix: np.ndarray
-    """int64 (classes, classes): clips by what they are and what they were taken for."""
-    pairs: list[dict[str, Any]]
-    """actual, predicted, clips, of; the most frequent first."""
-    worst: list[dict[str, Any]]
-    """video_id, actual, predicted, probability (of what it was taken for), actual_probability, loss, strip, fault."""
+    """Per class: evaluated clips, and correctly classified ones."""
+    matrix: npt.NDArray[np.int64]
+    """(classes, classes): number of clips by actual class (axis 0) and predicted class (axis 1)."""
+    pairs: list[ConfusedPair]
+    """The most frequent first."""
+    worst: list[WorstClip]
+    """The highest loss first."""
     by_views: list[tuple[int, float, float]]
-    """Number of views, top1, top5."""
+    """Number of views averaged, top1, top5 (0 to 1)."""
     folder: Path
-    """Where the strips lie."""
+    """Folder of the strips."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
-    """A test's scores, a line per clip."""
+class ClipScores:
+    """Class probabilities of the evaluated clips."""
 
     video_ids: Sequence[str]
-    labels: np.ndarray
-    """int64 (clips,)."""
-    probabilities: np.ndarray
-    """float64 (clips, classes)."""
+    labels: npt.NDArray[np.int64]
+    """(clips,)."""
+    probabilities: npt.NDArray[np.float64]
+    """(clips, classes)."""
     classes: Sequence[str]
+    """Class names by label."""
     by_views: Sequence[Mapping[str, float]] = ()
-    """views, top1, top5: accuracies by the number of views that are averaged."""
+    """Keys views, top1, top5: accuracies by the number of views averaged."""
 
 
-def write_looks(
-    scored: Callable[[], Scored], clips: Iterable[Clip], form: Path, metrics: Path, *, fingerprint: str
+def write_error_analysis(
+    scores: Callable[[], ClipScores], clips: Iterable[Clip], data_folder: Path, metrics: Path, *, fingerprint: str
 ) -> list[Path]:
-    """Look at a test's scores and write what is seen beside `metrics`, its row's <row>.json; gives the files.
+    """Analyse the scores of an evaluation, write the files beside `metrics` (<model>.json) and return their paths.
 
-    `clips` are the manifest's, and lie in `form`. Scores are not asked for if the files are of this very test already.
+    `clips` are those of the manifest in `data_folder`, from which the strips are read. If the files already belong to
+    the evaluation with this `fingerprint`, they are kept and `scores` is not called. A <model>.looks folder of an
+    older version is replaced.
     """
-    stem = metrics.with_suffix("")
-    folder = stem.with_name(f"{stem.name}.looks")
-    tables = [stem.with_name(f"{stem.name}.{kind}.csv") for kind in TABLES]
-    mark = {"form": FORM, "of": fingerprint}
-    if not (mark.items() <= read_json(folder / "looks.json").items() and all(path.is_file() for path in tables)):
-        test = _sorted(scored())
-        predicted = _predictions(test.probabilities)
-        _write_csv(tables[0], ["class", "clips", "right", "accuracy"], _by_class(test, predicted))
+    folder = _folder(metrics)
+    tables = _tables(metrics)
+    mark = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint}
+    is_current = mark.items() <= read_json(folder / "errors.json").items()
+    if not (is_current and all(path.is_file() for path in tables.values())):
+        ordered = _sorted(scores())
+        predicted = _predictions(ordered.probabilities)
+        _write_csv(tables["classes"], ["class", "clips", "right", "accuracy"], _class_lines(ordered, predicted))
         names = (
-            [test.classes[label], test.classes[guess]] for label, guess in zip(test.labels, predicted, strict=True)
+            [ordered.classes[label], ordered.classes[guess]]
+            for label, guess in zip(ordered.labels, predicted, strict=True)
         )
-        _write_csv(tables[1], ["actual", "predicted"], names)
-        by_views = [[line["views"], round(line["top1"], 6), round(line["top5"], 6)] for line in test.by_views]
-        _write_csv(tables[2], ["views", "top1", "top5"], by_views)
-        facts = mark | {"pairs": _pairs(test, predicted), "worst": _worst(test, predicted)}
+        _write_csv(tables["confusion"], ["actual", "predicted"], names)
+        by_views = [[line["views"], round(line["top1"], 6), round(line["top5"], 6)] for line in ordered.by_views]
+        _write_csv(tables["views"], ["views", "top1", "top5"], by_views)
         by_id = {clip.video_id: clip for clip in clips if clip.is_usable}
-        matrix = _matrix(len(test.classes), test.labels, predicted)
-        _write_folder(folder, facts, by_id, form, test.classes, matrix)
-    return [*tables, *sorted(folder.iterdir())]
+        _write_folder(folder, mark, ordered, predicted, lambda video_id: _strip(data_folder, by_id.get(video_id)))
+    shutil.rmtree(_old_folder(metrics), ignore_errors=True)
+    return [*tables.values(), *sorted(folder.iterdir())]
 
 
-def read_looks(metrics: Path) -> Looks | None:
-    """What `write_looks` wrote beside a row's <row>.json; None where it did not. Raises UserError for damaged files."""
-    stem = metrics.with_suffix("")
-    folder = stem.with_name(f"{stem.name}.looks")
-    if not (facts := read_json(folder / "looks.json")):
+def read_error_analysis(metrics: Path) -> ErrorAnalysis | None:
+    """The error analysis beside `metrics` (<model>.json), or None if there is none.
+
+    Reads the <model>.looks folder of older versions as well. Raises UserError for damaged files.
+    """
+    folder, name = _folder(metrics), "errors.json"
+    if not (folder / name).is_file() and (_old_folder(metrics) / "looks.json").is_file():
+        folder, name = _old_folder(metrics), "looks.json"
+    if not (content := read_json(folder / name)):
         return None
-    paths = {kind: stem.with_name(f"{stem.name}.{kind}.csv") for kind in TABLES}
+    remedy = f"delete them and run dvc repro evaluate@{metrics.stem}"
+    version = content.get("format_version", content.get("form"))
+    if version not in READABLE_VERSIONS:
+        raise UserError(
+            f"{folder / name}: format_version is {version!r}, expected one of {READABLE_VERSIONS}; the folder and the "
+            f"tables beside it come from another version of actionzoo: {remedy}"
+        )
     try:
-        lines = {kind: _read_csv(path) for kind, path in paths.items()}
+        lines = {kind: _read_csv(path) for kind, path in _tables(metrics).items()}
         classes = [line["class"] for line in lines["classes"]]
-        places = {name: label for label, name in enumerate(classes)}
-        pairs = [(places[line["actual"]], places[line["predicted"]]) for line in lines["confusion"]]
+        label_of = {class_name: label for label, class_name in enumerate(classes)}
+        pairs = [(label_of[line["actual"]], label_of[line["predicted"]]) for line in lines["confusion"]]
         actual, predicted = np.array(pairs, np.int64).reshape(-1, 2).T
-        return Looks(
+        return ErrorAnalysis(
             classes=classes,
             counts=[(int(line["clips"]), int(line["right"])) for line in lines["classes"]],
             matrix=_matrix(len(classes), actual, predicted),
-            pairs=facts["pairs"],
-            worst=facts["worst"],
+            pairs=[ConfusedPair(**pair) for pair in content["pairs"]],
+            worst=[WorstClip(**clip) for clip in content["worst"]],
             by_views=[(int(line["views"]), float(line["top1"]), float(line["top5"])) for line in lines["views"]],
             folder=folder,
         )
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
-            f"{stem}.looks, .classes.csv, .confusion.csv and .views.csv do not go together ({error!r}); delete them "
-            f"and run dvc repro evaluate@{stem.name}"
+            f"{folder} and {metrics.stem}.classes.csv, .confusion.csv and .views.csv beside it do not go together "
+            f"({error!r}); {remedy}"
         ) from None
 
 
-def _sorted(test: Scored) -> Scored:
-    """By id: files do not depend on the order in which clips were tested."""
-    order = sorted(range(len(test.video_ids)), key=test.video_ids.__getitem__)
-    ids = [test.video_ids[place] for place in order]
-    return Scored(ids, test.labels[order], test.probabilities[order], test.classes, test.by_views)
+def _folder(metrics: Path) -> Path:
+    return metrics.with_name(f"{metrics.stem}.errors")
 
 
-def _predictions(shares: np.ndarray) -> np.ndarray:
-    """Of equal scores the later class, as in top1 (engine.metrics)."""
-    return shares.shape[1] - 1 - shares[:, ::-1].argmax(axis=1)
+def _old_folder(metrics: Path) -> Path:
+    """The folder of format version 2."""
+    return metrics.with_name(f"{metrics.stem}.looks")
 
 
-def _by_class(test: Scored, predicted: np.ndarray) -> list[list[Any]]:
-    """A class without clips has no accuracy."""
-    classes, labels = test.classes, test.labels
-    of = np.bincount(labels, minlength=len(classes)).tolist()
-    right = np.bincount(labels[labels == predicted], minlength=len(classes)).tolist()
+def _tables(metrics: Path) -> dict[str, Path]:
+    return {kind: metrics.with_name(f"{metrics.stem}.{kind}.csv") for kind in TABLES}
+
+
+def _sorted(scores: ClipScores) -> ClipScores:
+    """Ordered by video_id, so that the files do not depend on the order of evaluation."""
+    order = sorted(range(len(scores.video_ids)), key=scores.video_ids.__getitem__)
+    video_ids = [scores.video_ids[index] for index in order]
+    return ClipScores(video_ids, scores.labels[order], scores.probabilities[order], scores.classes, scores.by_views)
+
+
+def _predictions(probabilities: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """The label of the highest probability; of equal ones the larger label, as in top1 (engine.metrics)."""
+    last: npt.NDArray[np.int64] = probabilities.shape[1] - 1 - probabilities[:, ::-1].argmax(axis=1)
+    return last
+
+
+def _class_lines(scores: ClipScores, predicted: npt.NDArray[np.int64]) -> list[list[str | int | float]]:
+    """Lines of classes.csv; the accuracy of a class without clips is empty."""
+    classes, labels = scores.classes, scores.labels
+    totals = np.bincount(labels, minlength=len(classes)).tolist()
+    rights = np.bincount(labels[labels == predicted], minlength=len(classes)).tolist()
     return [
-        [name, clips, good, round(good / clips, 6) if clips else ""]
-        for name, clips, good in zip(classes, of, right, strict=True)
+        [name, total, right, round(right / total, 6) if total else ""]
+        for name, total, right in zip(classes, totals, rights, strict=True)
     ]
 
 
-def _matrix(num_classes: int, labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+def _matrix(num_classes: int, labels: npt.NDArray[np.int64], predicted: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.bincount(labels * num_classes + predicted, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def _pairs(test: Scored, predicted: np.ndarray) -> list[dict[str, Any]]:
-    classes, labels = test.classes, test.labels
-    of = Counter(labels.tolist())
+def _pairs(scores: ClipScores, predicted: npt.NDArray[np.int64]) -> list[ConfusedPair]:
+    classes, labels = scores.classes, scores.labels
+    totals = Counter(labels.tolist())
     both = zip(labels.tolist(), predicted.tolist(), strict=True)
     wrong = Counter((label, guess) for label, guess in both if label != guess)
-    most = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:PAIRS]
+    most = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:MAX_PAIRS]
     return [
-        {"actual": classes[label], "predicted": classes[guess], "clips": count, "of": of[label]}
+        ConfusedPair(actual=classes[label], predicted=classes[guess], clips=count, of=totals[label])
         for (label, guess), count in most
     ]
 
 
-def _worst(test: Scored, predicted: np.ndarray) -> list[dict[str, Any]]:
-    """The wrong clips to whose class the network gave least: those of the highest loss."""
-    classes, labels, shares, places = test.classes, test.labels, test.probabilities, range(len(test.labels))
-    truth = shares[places, labels]
-    wrong = [place for place in places if labels[place] != predicted[place]]
-    return [
-        {
-            "video_id": test.video_ids[place],
-            "actual": classes[labels[place]],
-            "predicted": classes[predicted[place]],
-            "probability": round(float(shares[place, predicted[place]]), 6),
-            "actual_probability": round(float(truth[place]), 6),
-            "loss": round(float(-np.log(max(truth[place], 1e-12))), 4),
-        }
-        for place in sorted(wrong, key=lambda place: (truth[place], test.video_ids[place]))[:WORST]
-    ]
+def _worst(
+    scores: ClipScores, predicted: npt.NDArray[np.int64], strip: Callable[[str], bytes | str]
+) -> list[tuple[WorstClip, bytes]]:
+    """The misclassified clips of the highest loss, and their strips (empty where there is none)."""
+    classes, labels, probabilities = scores.classes, scores.labels, scores.probabilities
+    indices = range(len(labels))
+    actual = probabilities[indices, labels]
+    wrong = [index for index in indices if labels[index] != predicted[index]]
+    worst: list[tuple[WorstClip, bytes]] = []
+    for index in sorted(wrong, key=lambda index: (actual[index], scores.video_ids[index]))[:MAX_WORST]:
+        image = strip(scores.video_ids[index])
+        jpeg, fault = (image, "") if isinstance(image, bytes) else (b"", image)
+        clip = WorstClip(
+            video_id=scores.video_ids[index],
+            actual=classes[labels[index]],
+            predicted=classes[predicted[index]],
+            probability=round(float(probabilities[index, predicted[index]]), 6),
+            actual_probability=round(float(actual[index]), 6),
+            loss=round(float(-np.log(max(actual[index], 1e-12))), 4),
+            strip=f"{len(worst) + 1:02d}.jpg" if jpeg else None,
+            fault=fault,
+        )
+        worst.append((clip, jpeg))
+    return worst
 
 
 def _write_folder(
     folder: Path,
-    facts: dict[str, Any],
-    clips: Mapping[str, Clip],
-    form: Path,
-    classes: Sequence[str],
-    matrix: np.ndarray,
+    mark: Mapping[str, Any],
+    scores: ClipScores,
+    predicted: npt.NDArray[np.int64],
+    strip: Callable[[str], bytes | str],
 ) -> None:
+    """Replace the folder. `strip` returns a clip's strip as a JPEG, or why there is none."""
     from .charts import confusion_chart, standalone
 
     fresh = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    (fresh / "confusion.svg").write_text(standalone(confusion_chart(classes, matrix.tolist())), encoding="utf-8")
-    for number, line in enumerate(facts["worst"], start=1):
-        strip = _strip(form, clips.get(line["video_id"]))
-        line["strip"], line["fault"] = (None, strip) if isinstance(strip, str) else (f"{number:02d}.jpg", "")
-        if not isinstance(strip, str):
-            (fresh / line["strip"]).write_bytes(strip)
-    write_json(fresh / "looks.json", facts)
+    matrix = _matrix(len(scores.classes), scores.labels, predicted)
+    chart = standalone(confusion_chart(scores.classes, matrix.tolist()))
+    (fresh / "confusion.svg").write_text(chart, encoding="utf-8")
+    worst = _worst(scores, predicted, strip)
+    for clip, image in worst:
+        if clip.strip:
+            (fresh / clip.strip).write_bytes(image)
+    pairs = [dataclasses.asdict(pair) for pair in _pairs(scores, predicted)]
+    write_json(
+        fresh / "errors.json", {**mark, "pairs": pairs, "worst": [dataclasses.asdict(clip) for clip, _ in worst]}
+    )
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
 
 
-def _strip(form: Path, clip: Clip | None) -> bytes | str:
-    """A JPEG of frames from all over the clip, or why it cannot be had."""
+def _strip(data_folder: Path, clip: Clip | None) -> bytes | str:
+    """A JPEG of frames spread over the clip, or why there is none."""
     import cv2
 
     from ..clips.readers import Undecodable, open_clip, read
@@ -221,17 +297,17 @@ def _strip(form: Path, clip: Clip | None) -> bytes | str:
     if clip is None:
         return "it is no usable clip of the manifest any more"
     try:
-        reader = open_clip(form, clip)
-        wanted = ((np.arange(FRAMES) + 0.5) * reader.num_frames / FRAMES).astype(int)
-        frames = read(reader, wanted)
+        reader = open_clip(data_folder, clip)
+        frame_indices = ((np.arange(STRIP_FRAMES) + 0.5) * reader.num_frames / STRIP_FRAMES).astype(int)
+        frames = read(reader, frame_indices)
     except Undecodable as error:
         return str(error)
-    except MachineFault:  # says nothing about the clip
+    except MachineFault:  # not the clip's fault
         raise
     except Exception as error:
         return f"{clip.video_id}: {' '.join(str(error).split())[:200]}"
-    width = max(1, round(frames.shape[2] * HEIGHT / frames.shape[1]))
-    small = [cv2.resize(frame, (width, HEIGHT), interpolation=cv2.INTER_AREA) for frame in frames]
+    width = max(1, round(frames.shape[2] * STRIP_HEIGHT / frames.shape[1]))
+    small = [cv2.resize(frame, (width, STRIP_HEIGHT), interpolation=cv2.INTER_AREA) for frame in frames]
     _, data = cv2.imencode(".jpg", cv2.cvtColor(np.hstack(small), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])
     return data.tobytes()
 
@@ -241,7 +317,7 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return [{key: plain_cell(cell or "") for key, cell in line.items() if key} for line in csv.DictReader(file)]
 
 
-def _write_csv(path: Path, columns: list[str], lines: Iterable[Sequence[Any]]) -> None:
+def _write_csv(path: Path, columns: list[str], lines: Iterable[Sequence[str | int | float]]) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)  # names may hold anything
     writer.writerow(columns)

@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from .charts import bar, confusion_chart, curve_chart
-from .error_analysis import Looks
+from .error_analysis import ErrorAnalysis
 from .html import page_templates
 from .results import MARKS, Report, Result
 from .tables import TEXT, clip_lines, numbers, our_cells, percent, warnings, why_not_comparable
@@ -38,7 +38,7 @@ def write_page(report: Report, out: Path) -> None:
         notes=text["notes"],
         why_not_comparable=why_not_comparable,
         charts=_charts,
-        confusion=lambda looks: confusion_chart(looks.classes, looks.matrix.tolist()),
+        confusion=lambda errors: confusion_chart(errors.classes, errors.matrix.tolist()),
         views_chart=_views_chart,
         bar=bar,
         strip=_strip,
@@ -70,20 +70,20 @@ def _charts(result: Result) -> list[Any]:
     return [curve_chart("loss", points("loss")), curve_chart("top1 %", points("top1", 100), top=100)]
 
 
-def _views_chart(looks: Looks) -> Markup:
-    top1 = [(views, 100 * share) for views, share, _ in looks.by_views]
-    top5 = [(views, 100 * share) for views, _, share in looks.by_views]
+def _views_chart(errors: ErrorAnalysis) -> Markup:
+    top1 = [(views, 100 * share) for views, share, _ in errors.by_views]
+    top5 = [(views, 100 * share) for views, _, share in errors.by_views]
     return curve_chart("accuracy % by number of views", {"top5": top5, "top1": top1}, over="views", top=100)
 
 
-def _strip(looks: Looks, name: str) -> str:
+def _strip(errors: ErrorAnalysis, name: str) -> str:
     """A JPEG as an address that needs no file."""
     try:
-        return f"data:image/jpeg;base64,{base64.b64encode((looks.folder / name).read_bytes()).decode()}"
+        return f"data:image/jpeg;base64,{base64.b64encode((errors.folder / name).read_bytes()).decode()}"
     except FileNotFoundError as error:
-        row = looks.folder.stem
+        row = errors.folder.stem
         raise UserError(
-            f"{error.filename} is not there; delete {looks.folder} and run dvc repro evaluate@{row}"
+            f"{error.filename} is not there; delete {errors.folder} and run dvc repro evaluate@{row}"
         ) from None
 
 

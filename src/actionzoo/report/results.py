@@ -11,14 +11,14 @@ import math
 import os
 import urllib.parse
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..accuracy import wilson_interval
 from ..errors import UserError
 from ..job import newest_logs
-from .error_analysis import Looks, read_looks
+from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:
     from ..params import Params
@@ -70,8 +70,8 @@ class Result:
     files that are there."""
     marks: dict[str, tuple[str, ...]]
     """accuracy, speed, memory -> keys of MARKS that hold for that number."""
-    looks: Looks | None = None
-    """Where it errs, if the evaluation left word of it."""
+    errors: ErrorAnalysis | None = None
+    """None if the evaluation left no error analysis."""
 
     @property
     def has_run(self) -> bool:
@@ -222,8 +222,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "overrides": list(result.row.overrides),
                 "benchmark": result.benchmark,
                 "machine_was_busy": is_busy(result.benchmark),
-                "most_confused": result.looks.pairs if result.looks else [],
-                "worst_clips": result.looks.worst if result.looks else [],
+                "most_confused": [asdict(pair) for pair in result.errors.pairs] if result.errors else [],
+                "worst_clips": [asdict(clip) for clip in result.errors.worst] if result.errors else [],
                 "files": result.files,
             }
         )
@@ -269,7 +269,7 @@ def _result(row: Row, metrics_dir: Path, runs_dir: Path, dataset: str, out: Path
         curves=_read_curve(train_curve, "train", row.name) + _read_curve(val_curve, "val", row.name),
         files={kind: _address(path, out) for kind, path in files.items() if path.is_file()},
         marks=_marks(row, evaluation, dataset),
-        looks=None if evaluation is None else read_looks(metrics),
+        errors=None if evaluation is None else read_error_analysis(metrics),
     )
 
 

@@ -20,7 +20,7 @@ def write_run_links(params: Params, root: Path = Path(), *, server: str | None =
     `server` is where MLflow's pages will be; without it where `actionzoo ui` opens them.
     """
     out = params.folder("report", root)
-    rows = {row: RunFiles(root, params.name, row) for row in params.rows()}
+    rows = {row: RunFiles(root, params.name, row) for row in params.models()}
     md5s = {
         row: md5
         for row, files in rows.items()

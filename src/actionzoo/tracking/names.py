@@ -36,8 +36,8 @@ names, and its pages group by what stands before the slash."""
 RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "val_clips")
 """Keys of recipe.json that become a run's parameters; hashes and class names do not."""
 
-LOOKS = "looks"
-"""Folder of a run's files for what its test looks like: tables, pictures, strips of clips."""
+ERROR_ANALYSIS = "error_analysis"
+"""A run's artifact folder for its error analysis: tables, pictures, strips of clips."""
 
 TEST_STEP = 0
 """Evaluations have no course; all of them stand at this step, and the newest is the one that counts."""

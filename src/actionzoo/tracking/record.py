@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import UserError
 from ..files.hashes import md5_of
-from .names import LOOKS, TEST_STEP, Point, global_step, run_params, to_metrics
+from .names import ERROR_ANALYSIS, TEST_STEP, Point, global_step, run_params, to_metrics
 from .store import (
     POINTS_PER_BATCH,
     as_metrics,
@@ -64,10 +64,11 @@ def sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: st
     recipe, results = _read_json(folder / "recipe.json"), _read_json(metrics / f"{row}.json")
     md5 = md5_of(folder / checkpoint)
     names = (checkpoint, "latest.pth", "recipe.json", "result.json")
-    looks = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion", "views")]
-    looks += sorted((metrics / f"{row}.looks").glob("*"))
+    analysis = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion", "views")]
+    for ending in ("errors", "looks"):  # looks: written by older versions
+        analysis += sorted((metrics / f"{row}.{ending}").glob("*"))
     files = {path: "" for path in [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]}
-    files |= {path: LOOKS for path in looks}
+    files |= {path: ERROR_ANALYSIS for path in analysis}
 
     client, experiment_id, keeps_files = connect_or_explain(dataset, root)
     run_id = find_run_id(client, experiment_id, row, md5)

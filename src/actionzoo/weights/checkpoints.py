@@ -154,7 +154,7 @@ def _local(model: str, params: Params, root: Path) -> Path:
         if os.path.exists(path):
             raise UserError(f"{path} is no regular file; give a checkpoint")
         if not is_folder and "/" not in model and "." not in model:
-            params.check_row(model)
+            params.check_model(model)
         near = did_you_mean(model, params.recipes) if "/" not in model else ""
         raise UserError(
             f"{path} is not there{near}{'' if near else ';'} give a row, a checkpoint, a run's folder, or "

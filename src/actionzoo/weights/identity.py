@@ -96,7 +96,7 @@ def identify(
         model, viewing = network_of(record["recipe"] if "recipe" in record else meta["recipe"], file)
         _check_viewing(file, viewing)
         return Identity(file, row, model, viewing, classes, True, None, fresh_head)
-    params.check_row(row)
+    params.check_model(row)
     published = _published(file, meta, row, params)
     recipe = as_dict(params.recipes[row])
     if isinstance(meta.get("model"), dict):  # written by `actionzoo weights`

@@ -119,7 +119,7 @@ def import_weights(
     `tell` hears of the download: name, bytes here, bytes in all. Raises UserError.
     """
     params = params or load_params()
-    params.check_row(row)
+    params.check_model(row)
     recipe = params.recipes[row]
     if source is None:
         published = published_file(params, row)

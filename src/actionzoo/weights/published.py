@@ -47,7 +47,7 @@ def base_name(address: str) -> str:
 
 def published_files(params: Params, row: str) -> dict[str, PublishedFile]:
     """Every file published for `row`, by kind. Raises UserError for an unknown row."""
-    params.check_row(row)
+    params.check_model(row)
     recipe = params.recipes[row]
     files: dict[str, PublishedFile] = {}
     for kind, (address, top1, top5) in recipe.published.released.items():
