@@ -62,6 +62,7 @@ from actionzoo.kinetics.manifest import (
     read_manifest,
     write_manifest,
 )
+from actionzoo.kinetics.mirrors import FolderMirror, listed_parts
 from actionzoo.kinetics.part_records import PartClip, key_of, make_key, read_record, write_record
 from actionzoo.kinetics.published_list import choose, read_published
 from actionzoo.kinetics.shards import ShardWriter, index_path, read_index, read_member

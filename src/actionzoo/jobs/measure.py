@@ -23,7 +23,7 @@ from ..errors import UserError
 from ..files.json_files import read_json, write_json
 from ..job import Job
 from ..kinetics.labels import map_labels
-from ..kinetics.manifest import Clip, list_sha256
+from ..kinetics.manifest import StoredClip, list_sha256
 from ..kinetics.published_list import Chosen, choose, read_published
 from ..process.progress import progress
 from ..process.stage import sigterm_as_exit
@@ -106,7 +106,10 @@ def measure(job: Job, subject: Subject, request: Request, world: World) -> Outco
     but the first. Raises UserError.
     """
     chosen = _published_clips(job, request.split)
-    clips = list(chosen.clips) if chosen else usable_clips(job.manifest, request.split, job.manifest.path)
+    if chosen:
+        clips = [clip.stored() for clip in chosen.clips]
+    else:
+        clips = usable_clips(job.manifest, request.split, job.manifest.path)
     if chosen and world.is_first:
         print(chosen.text(), flush=True)
     fingerprint = job.views_fingerprint(subject.checkpoint_md5, request.split)
@@ -253,7 +256,7 @@ def _result(
 
 
 def _run_views(
-    job: Job, network: nn.Module, clips: Sequence[Clip], finished: FinishedClips, scratch: Path, world: World
+    job: Job, network: nn.Module, clips: Sequence[StoredClip], finished: FinishedClips, scratch: Path, world: World
 ) -> list[str]:
     """Compute this process's share of the view logits that are not saved yet.
 

@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..files.hashes import sha256_of
 from .annotations import read_annotations
 from .inventory import read_inventory
-from .labels import kinetics400, places
+from .labels import kinetics400, map_labels
 from .manifest import SPLITS, STATES, Clip, count_states, label_map
 
 
@@ -318,7 +318,7 @@ def _reasons(clips: Iterable[Clip]) -> list[tuple[str, str, int]]:
 def _is_kinetics400(classes: Sequence[str]) -> bool:
     known = kinetics400()
     try:
-        return len(classes) == len(known) and len(set(places(classes, known))) == len(known)
+        return len(classes) == len(known) and len(set(map_labels(classes, known))) == len(known)
     except UserError:
         return False
 

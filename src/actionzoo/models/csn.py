@@ -67,7 +67,7 @@ class Backbone(nn.Module):
         self.layer4 = _stage(blocks[3], 1024, 512, bottleneck, stride=2)
 
     def forward(self, clip: Tensor) -> Tensor:  # (N, 3, T, H, W)
-        x = self.maxpool(self.conv1(clip))  # (N, 64, T, H / 4, W / 4)
+        x: Tensor = self.maxpool(self.conv1(clip))  # (N, 64, T, H / 4, W / 4)
         x = self.layer1(x)  # (N, 256, T, H / 4, W / 4)
         x = self.layer2(x)  # (N, 512, T / 2, H / 8, W / 8)
         x = self.layer3(x)  # (N, 1024, T / 4, H / 16, W / 16)
@@ -86,7 +86,7 @@ class Backbone(nn.Module):
 
 
 def _stage(blocks: int, in_channels: int, width: int, bottleneck: Literal["ir", "ip"], *, stride: int) -> nn.Sequential:
-    """Build a stage of bottlenecks: 1x1x1, middle, 1x1x1. The first has the stride, over time, height and width alike."""
+    """Build a stage of bottlenecks: 1x1x1, middle, 1x1x1. The first has the stride, in all three dimensions."""
     out_channels = EXPANSION * width
     stage = nn.Sequential()
     for block in range(blocks):
@@ -107,7 +107,7 @@ def _stage(blocks: int, in_channels: int, width: int, bottleneck: Literal["ir", 
 
 
 def _middle(bottleneck: Literal["ir", "ip"], width: int, strides: tuple[int, int, int]) -> nn.Sequential:
-    """Build the replacement of a ResNet's 3x3x3 convolution (Fig. 2): a depthwise one, alone in ir; in ip behind a 1x1x1
+    """Build what replaces a ResNet's 3x3x3 convolution (Fig. 2): a depthwise one, alone in ir; in ip behind a 1x1x1
     convolution that preserves the interactions between channels."""
     depthwise = ConvNorm(width, width, (3, 3, 3), strides, groups=width, eps=EPS)
     match bottleneck:

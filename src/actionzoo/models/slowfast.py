@@ -50,7 +50,7 @@ class SlowFast(nn.Module):
         return logits
 
     def features(self, clip: Tensor) -> Tensor:
-        """Return the pooled vector before dropout and classifier, (N, 2304): 256 channels of Fast, then 2048 of Slow."""
+        """Return the vector before dropout and classifier, (N, 2304): 256 channels of Fast, then 2048 of Slow."""
         slow, fast = self.backbone(clip)
         return self.cls_head.pool(fast, slow)
 
