@@ -33,7 +33,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from actionzoo.kinetics.mirrors import FolderMirror, listed_parts
 from safetensors.torch import save
 
 from actionzoo.clips.quarantine import Quarantine

@@ -189,6 +189,7 @@ class Predictor:
                 try:
                     group: list[_Ready] = []
                     for piece, prepared in in_order(tasks, pool, ahead=jobs):
+                        assert prepared is not None  # each task is a function
                         group.append((piece, *self._views(piece, prepared)))
                         if sum(len(views) for _, views, _ in group if not isinstance(views, str)) >= most:
                             yield from self._predict_group(group, top)
