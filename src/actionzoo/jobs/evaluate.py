@@ -8,6 +8,7 @@ import os
 import shutil
 from pathlib import Path
 
+from ..accuracy import comparable_top1, compare
 from ..errors import UserError
 from ..files.hashes import md5_of
 from ..job import Job
@@ -107,9 +108,11 @@ def _record(job: Job, result: TestResult, analysis: list[Path]) -> None:
         },
     ) as record:
         line = metrics.counts() | {"mode": "test"}
-        if job.published and metrics.top1 is not None:
-            published = job.published.top1[0] / 100
-            line |= {"top1_published": published, "top1_gap": metrics.top1 - published}
+        comparison = compare(job.dataset, job.overrides, metrics, comparable_top1(job.published))
+        if comparison.published_top1 is not None:
+            line["top1_published"] = comparison.published_top1 / 100
+        if comparison.gap_points is not None:
+            line["top1_gap"] = comparison.gap_points / 100
         record.log(TEST_STEP, to_metrics(line))
         record.artifact(files.result)
         record.artifact(files.metrics())

@@ -11,18 +11,16 @@ import dataclasses
 import shutil
 from pathlib import Path
 
+from ..accuracy import judge
 from ..files.hashes import md5_of
 from ..job import Job
 from ..params import Params, digest
 from ..process.progress import progress
-from ..records import Metrics, ReproducedFile, Reproduction, TestResult
-from ..report.results import KINETICS400, PUBLISHED_CLIPS
+from ..records import ReproducedFile, Reproduction, TestResult
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
 from ..weights.published import CACHE, PublishedFile, fetch_published, published_files
-
-REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
 
 def reproduce(params: Params, model: str, root: Path = Path()) -> str:
@@ -44,34 +42,6 @@ def reproduce(params: Params, model: str, root: Path = Path()) -> str:
     return f"released: {model}: {'; '.join(verdicts)} ({path})"
 
 
-def judge(job: Job, metrics: Metrics, published_top1: float) -> tuple[str, str]:
-    """A verdict on a measured top-1, and its reason.
-
-    Reproduced: on all clips of the published list, the published number lies in the 95 % interval that the number of
-    clips leaves. Without the list, or with clips missing from it, the numbers do not compare; likewise where the data
-    set is not Kinetics-400 or its overrides change the recipe.
-    """
-    if job.dataset != KINETICS400:
-        return DIFFERENT_DATA, f"this is {job.dataset}"
-    if job.overrides:
-        return DIFFERENT_DATA, f"changed recipe: {', '.join(job.overrides)}"
-    if not metrics.published_list_sha256:
-        return DIFFERENT_DATA, (
-            f"{metrics.clips:,} clips, and not those of the published list: "
-            f"datasets.{job.dataset}.published_lists.val does not give it"
-        )
-    if metrics.num_listed != PUBLISHED_CLIPS:
-        return DIFFERENT_DATA, f"the list that is given has {metrics.num_listed:,} clips, published {PUBLISHED_CLIPS:,}"
-    if gone := metrics.num_listed - metrics.clips:
-        return DIFFERENT_DATA, f"{gone:,} of the {metrics.num_listed:,} listed clips are missing or did not decode"
-    low, high = (100 * bound for bound in metrics.interval())
-    why = f"{100 * metrics.accuracies['top1'] - published_top1:+.2f} points"
-    for count, what in ((metrics.other_frames, "another number of frames"), (metrics.other_label, "another label")):
-        if count:
-            why += f"; {count:,} clips have {what}"
-    return (REPRODUCED if low <= published_top1 <= high else NOT_REPRODUCED), why
-
-
 def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> ReproducedFile:
     with progress("bytes") as on_progress:
         file = fetch_published(published, job.root / CACHE, on_progress=on_progress)
@@ -81,7 +51,7 @@ def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> Repro
     fingerprint, result = job.evaluation_fingerprint(checkpoint_md5), TestResult.read_if_there(path)
     if result is None or result.fingerprint not in (fingerprint, _fingerprint_of_before(job, checkpoint_md5)):
         result = _measure(params, job, published, file, fingerprint, path)
-    verdict, why = judge(job, result.metrics, published.top1)
+    verdict, why = judge(job.dataset, job.overrides, result.metrics, published.top1)
     return ReproducedFile(
         metrics=result.metrics,
         published_top1=published.top1,

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..accuracy import PUBLISHED_CLIPS
 from ..files.atomic import atomic_write
 from ..kinetics.manifest import STATES, USABLE
-from .results import MARKS, PUBLISHED_CLIPS, Report, Result, as_json, is_busy, warnings_of
+from .results import MARKS, Report, Result, as_json, is_busy, warnings_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
