@@ -124,3 +124,11 @@ def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny
         1,
         1,
     )
+
+
+def test_a_model_of_ones_own_leaves_the_outputs_of_its_stage(params, tmp_path):
+    name = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+    mine = dataclasses.replace(params, recipes=params.recipes | {"mine": params.recipes[name]})
+    assert reproduce(mine, "mine", tmp_path).startswith("released: nothing was published for mine (")
+    assert json.loads((tmp_path / "released/metrics/demo/mine.json").read_text()) == {}
+    assert (tmp_path / "released/results/demo/mine").is_dir()

@@ -32,6 +32,9 @@ def reproduce(params: Params, model: str, root: Path = Path()) -> str:
     record = Reproduction(files={kind: _reproduce_file(params, job, file) for kind, file in files.items()})
     path = root / "released" / "metrics" / job.dataset / f"{model}.json"
     record.write(path)
+    if not files:
+        (root / "released" / "results" / job.dataset / model).mkdir(parents=True, exist_ok=True)  # an out of the stage
+        return f"released: nothing was published for {model} ({path})"
     verdicts = []
     for kind, file in record.files.items():
         low, high = (100 * bound for bound in file.metrics.interval())
