@@ -11,21 +11,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..accuracy import wilson_interval
+from ..accuracy import judge, wilson_interval
 from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import write_json
 from ..job import data_folder
 from ..kinetics.manifest import label_map, read_manifest
 from ..params import Params, digest
-from ..report.results import KINETICS400, PUBLISHED_CLIPS
+from ..records import Metrics
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
 from ..weights.published import CACHE, PublishedFile, fetch_published, published_files
 from .evaluate import FORM, find_label_places, list_fingerprint, read_head, run_test, write_result
-
-REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
 
 def evaluate_released(params: Params, row: str, root: Path = Path()) -> str:
@@ -51,34 +49,6 @@ def evaluate_released(params: Params, row: str, root: Path = Path()) -> str:
         for kind, made in metrics.items()
     ]
     return f"released: {row}: {'; '.join(said)} ({path})"
-
-
-def judge(params: Params, row: str, metrics: dict[str, Any], published_top1: float) -> tuple[str, str]:
-    """A verdict on a measured top-1, and its reason.
-
-    Reproduced: on the clips of the published list, all of them, the published number lies in the 95 % interval that
-    their number leaves. Without the list, or with clips missing from it, it is another question; likewise where the
-    data set is not Kinetics-400 or its overrides change the row.
-    """
-    if params.name != KINETICS400:
-        return DIFFERENT_DATA, f"this is {params.name}"
-    if overrides := params.overrides(row):
-        return DIFFERENT_DATA, f"changed recipe: {', '.join(overrides)}"
-    if not metrics.get("published_list_sha256"):
-        return DIFFERENT_DATA, (
-            f"{metrics['clips']:,} clips, and not those of the published list: "
-            f"datasets.{params.name}.published_lists.val does not give it"
-        )
-    if metrics["listed"] != PUBLISHED_CLIPS:
-        return DIFFERENT_DATA, f"the list that is given has {metrics['listed']:,} clips, published {PUBLISHED_CLIPS:,}"
-    if gone := metrics["listed"] - metrics["clips"]:
-        return DIFFERENT_DATA, f"{gone:,} of the {metrics['listed']:,} listed clips are missing or did not decode"
-    low, high = (100 * bound for bound in _interval(metrics["top1"], metrics["clips"]))
-    why = f"{100 * metrics['top1'] - published_top1:+.2f} points"
-    for key, what in (("other_frames", "another number of frames"), ("other_label", "another label")):
-        if count := metrics.get(key, 0):
-            why += f"; {count:,} clips have {what}"
-    return (REPRODUCED if low <= published_top1 <= high else NOT_REPRODUCED), why
 
 
 def _evaluate(
@@ -124,7 +94,7 @@ def _evaluate(
         shutil.rmtree(outcome.scratch)
         _record(params, row, kind, made, checkpoint_md5, path)
     metrics = made["metrics"]
-    verdict, why = judge(params, row, metrics, published.top1)
+    verdict, why = judge(params.name, params.overrides(row), Metrics.from_json(metrics, path), published.top1)
     bounds = {}
     for name in ("top1", "top5"):
         bounds[f"{name}_low"], bounds[f"{name}_high"] = _interval(metrics[name], metrics["clips"])

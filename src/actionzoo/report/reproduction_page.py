@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from ..accuracy import KINETICS400
 from ..files.atomic import atomic_write
 from ..files.json_files import read_json, write_json
 from ..params import Params
 from ..weights.published import published_files
 from .html import page_templates
-from .results import KINETICS400
 
 
 def write_released_report(params: Params, root: Path = Path()) -> str:
