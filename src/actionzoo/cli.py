@@ -342,11 +342,11 @@ def _params(args) -> None:
 def _table(args) -> None:
     from rich.console import Console
 
-    from .report.results import read_report, rows_of
+    from .report.results import model_entries, read_report
     from .report.tables import terminal_table
 
     params = load_params()
-    report = read_report(dataset=params.name, rows=rows_of(params), root=Path(), out=params.folder("report"))
+    report = read_report(dataset=params.name, entries=model_entries(params), root=Path(), out=params.folder("report"))
     Console().print(terminal_table(report))
 
 

@@ -185,7 +185,7 @@ def _fit(image: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def _html(overview: Overview, sheets: Sequence[_Sheet], album: _Album) -> str:
     jinja = page_templates()
-    jinja.filters |= {"thousands": lambda number: f"{number:,}", "gigabytes": lambda size: f"{size / 1e9:,.2f}"}
+    jinja.filters |= {"gigabytes": lambda size: f"{size / 1e9:,.2f}"}
     groups = [
         ("Videos with several clips in one split", overview.doubles),
         ("Equal bytes within one split", overview.same_bytes),
