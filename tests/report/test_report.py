@@ -204,7 +204,7 @@ def test_changed_recipes_are_marked_and_listed(project):
     )
     assert report.models[0].comparison.gap_points is None
     for text in (Page(project.read("zoo.html")).text, project.read("zoo.md")):
-        assert "1 of 2 models ran with a changed recipe (see Changed recipes); 1 have not run yet" in text
+        assert "1 of 2 models ran with a changed recipe (see Changed recipes); not run yet: 1." in text
         assert "schedule.epochs: 256 -> 10\ntest.num_clips: 10 -> 2" in text
 
 
@@ -222,7 +222,7 @@ def test_only_rows_that_ran_are_counted_among_those_with_a_changed_recipe(projec
     project.evaluated("evaluated")
     project.write("metrics/demo/trained.train.csv", TRAIN_CURVE)
     report = project.build(*(row(name, **changed) for name in ("evaluated", "trained", "a", "b", "c")))
-    assert "2 of 5 models ran with a changed recipe (see Changed recipes); 3 have not run yet" in project.read("zoo.md")
+    assert "2 of 5 models ran with a changed recipe (see Changed recipes); not run yet: 3." in project.read("zoo.md")
     assert "5 个模型中有 2 个使用修改过的配方运行（见下文），3 个尚未运行" in project.read("zoo.zh.md")
     assert "2 of 5 models ran" in " ".join(shown(report, 200).split())
     project.build(row("evaluated"), row("trained"), row("a", **changed))
@@ -235,7 +235,8 @@ def test_few_clips_are_told_beside_changed_recipes(project):
     project.build(row("few"), row("changed", overrides=["a: 1 -> 2"]), dataset="kinetics400")
     text = project.read("zoo.md")
     assert (
-        "1 of 2 models ran with a changed recipe" in text and "1 of 2 models were evaluated on fewer than 90 %" in text
+        "1 of 2 models ran with a changed recipe" in text
+        and "Evaluated on fewer than 90 % of the 19,796 published validation clips: 1 of 2 models" in text
     )
 
 
@@ -269,7 +270,9 @@ def test_a_part_of_the_validation_set_is_marked(project):
     project.evaluated("row", "kinetics400", clips=994)
     report = project.build(row(), dataset="kinetics400")
     assert report.models[0].comparison.gap_points is None
-    assert "1 of 1 models were evaluated on fewer than 90 % of the 19,796" in project.read("zoo.md")
+    assert "Evaluated on fewer than 90 % of the 19,796 published validation clips: 1 of 1 models" in project.read(
+        "zoo.md"
+    )
 
 
 def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):

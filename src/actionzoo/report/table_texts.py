@@ -52,12 +52,11 @@ TEXTS: Mapping[Language, Texts] = {
                 "results of the recipes they are named after."
             ),
             "overridden_some": (
-                "{count} of {models} models ran with a changed recipe (see Changed recipes); {waiting} have not run "
-                "yet. Numbers by a changed recipe are not results of the recipe they are named after."
+                "{count} of {models} models ran with a changed recipe (see Changed recipes); not run yet: {waiting}. "
+                "Numbers by a changed recipe are not results of the recipe they are named after."
             ),
             "partial": (
-                "{count} of {models} models were evaluated on fewer than 90 % of the {clips} published validation "
-                "clips."
+                "Evaluated on fewer than 90 % of the {clips} published validation clips: {count} of {models} models."
             ),
             "busy": (
                 "The machine was busy while the speed of {count} of {models} models was measured (see their cells). "
@@ -92,7 +91,7 @@ TEXTS: Mapping[Language, Texts] = {
             "Ours: accuracy over the evaluated clips. The interval (Wilson, 95 %) follows from their number alone; "
             "another seed moves the result as well.",
             "Inference time: one device, one video at a time with all its views, the network alone, as published; "
-            "beside it with decoding, cutting of views and transfer. Both are medians of alternating measurements, "
+            "beside it with decoding, sampling of views and transfer. Both are medians of alternating measurements, "
             "with quartiles in brackets.",
             "gpu_mem: during training, on one GPU with the recipe's videos_per_gpu, as published; beside it during "
             "evaluation. Without a GPU, the resident memory of a process.",
