@@ -380,7 +380,7 @@ def _data_report(args) -> None:
         raise UserError(f"{data} has none of {', '.join(FORMS)} yet; run `dvc repro resize@256`, or another of them")
     with progress("clips") as tell:
         overview = write_data_report(
-            data, form, out, pictures=max(0, args.pictures), jobs=params.runtime.num_jobs, progress=tell
+            data, form, out, pictures=max(0, args.pictures), jobs=params.runtime.num_jobs, on_progress=tell
         )
     print(f"{summary(overview)}\n{out / 'data.html'}")
 

@@ -499,7 +499,7 @@ def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
     page = Page(erring.read("zoo.html"))
     assert ["0", "<up>", "3", "1", "33.3", ""] in page.rows and ["1", "down", "4", "1", "25.0", ""] in page.rows
     assert ["down", "<up>", "3", "4"] in page.rows and ["<up>", "down", "2", "3"] in page.rows
-    assert "clip5, loss 3.00" in page.text and "it is no usable clip of the manifest any more" in page.text
+    assert "clip5, loss 3.00" in page.text and "the manifest has no usable clip of this id any more" in page.text
     assert f'src="data:image/jpeg;base64,{base64.b64encode(b"a picture").decode()}"' in erring.read("zoo.html")
     assert erring.read("zoo.html").count('class="confusion"') == 1
     assert '<polyline class="top1" points="34.0,124.5 350.0,91.0"/>' in erring.read("zoo.html")

@@ -295,7 +295,7 @@ def _strip(data_folder: Path, clip: Clip | None) -> bytes | str:
     from ..clips.readers import Undecodable, open_clip, read
 
     if clip is None:
-        return "it is no usable clip of the manifest any more"
+        return "the manifest has no usable clip of this id any more"
     try:
         reader = open_clip(data_folder, clip)
         frame_indices = ((np.arange(STRIP_FRAMES) + 0.5) * reader.num_frames / STRIP_FRAMES).astype(int)
