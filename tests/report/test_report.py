@@ -14,7 +14,7 @@ from actionzoo.params import load_params
 from actionzoo.recipe import Published
 from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
-from actionzoo.report.results import STATES, ModelEntry, model_entries, read_report
+from actionzoo.report.results import ModelEntry, model_entries, read_report
 from actionzoo.report.tables import terminal_table, write_tables
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -511,11 +511,6 @@ def test_a_strip_that_is_gone_is_named_with_the_next_step(erring):
     (erring.folder / "metrics/demo/row.errors/01.jpg").unlink()
     with pytest.raises(UserError, match=r"01\.jpg is missing; delete .*row\.errors and run dvc repro evaluate@row"):
         erring.build(row())
-
-
-def test_states_are_those_of_the_manifest():
-    manifest = pytest.importorskip("actionzoo.kinetics.manifest")
-    assert manifest.STATES == STATES
 
 
 def test_same_files_give_the_same_bytes_wherever_the_project_lies(project, tmp_path):

@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from ..params import Params
     from ..recipe import Published
 
-STATES = ("ok", "replaced", "short", "missing", "corrupt", "unlisted")
-"""States of the clips in a manifest; the first three are usable, all but the last are listed in the annotation."""
-
 ClipStates = Mapping[str, Mapping[str, Mapping[str, int]]]
 """Prepared data (videos_256) -> split -> state -> number of clips."""
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..accuracy import PUBLISHED_CLIPS, Reason
-from .results import STATES, WarningKey
+from ..kinetics.manifest import STATES
+from .results import WarningKey
 
 Language = Literal["en", "zh"]
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Literal
 
 from ..accuracy import Reason
 from ..files.atomic import atomic_write
+from ..kinetics.manifest import STATES, USABLE
 from ..records import Metrics
 from .remarks import remark
-from .results import MARKS, STATES, ModelEntry, ModelResults, ZooReport, as_json, warnings_of
+from .results import MARKS, ModelEntry, ModelResults, ZooReport, as_json, warnings_of
 from .table_texts import TEXTS, Language, Texts
 
 if TYPE_CHECKING:
@@ -196,7 +197,7 @@ def clip_lines(report: ZooReport) -> list[list[str]]:
     for prepared, splits in report.clip_states.items():
         for split, counts in splits.items():
             listed = sum(count for state, count in counts.items() if state != "unlisted")
-            usable = sum(counts.get(state, 0) for state in STATES[:3])
+            usable = sum(counts.get(state, 0) for state in USABLE)
             numbers = (listed, usable, *(counts.get(state, 0) for state in STATES))
             lines.append([prepared, split, *(f"{number:,}" for number in numbers)])
     return lines
