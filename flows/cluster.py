@@ -1,7 +1,7 @@
-"""A Dask cluster for the stages that can use one: one that is there, or one on this machine while the flow runs.
+"""A Dask cluster for the stages that can use one: an existing one, or one on this machine while the flow runs.
 
-Prefect's runner for Dask hosts or joins the cluster. The flow's own tasks stay threads beside it: each holds device
-locks and a child process of this machine. It is their stages that send parts to the workers.
+Prefect's Dask task runner hosts or joins the cluster. The flow's own tasks remain threads of this process, because each
+holds device locks and a child process of this machine. Their stages send parts to the workers.
 """
 
 import logging
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
@@ -25,10 +26,10 @@ _ADDRESS = re.compile(r"(?:([a-z]+)://)?([\w.-]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5
 
 @contextmanager
 def joined(dask: str | None) -> Iterator[dict[str, str]]:
-    """Environment variables by which a stage finds the cluster; none if `dask` is empty.
+    """Environment variables with which a stage finds the cluster; none if `dask` is empty.
 
-    `dask` is the address of a scheduler, or `local`: then workers on all cores of this machine live until the block
-    ends. They and their scheduler listen on loopback, show no pages, and obey only who has the key that is made here.
+    `dask` is the address of a scheduler, or `local`: workers on all cores of this machine until the block ends. These
+    workers and their scheduler listen on loopback, serve no pages, and accept only clients with the key made here.
     Raises UserError if no scheduler answers.
     """
     if not dask:
@@ -37,9 +38,8 @@ def joined(dask: str | None) -> Iterator[dict[str, str]]:
         with _workers_here() as variables:
             yield variables
     else:
-        check_address(dask)
         _check_that_something_listens(dask)
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
         try:
             with DaskTaskRunner(address=dask, client_kwargs={"timeout": CONNECT_SECONDS}) as runner:
@@ -50,48 +50,56 @@ def joined(dask: str | None) -> Iterator[dict[str, str]]:
 
 
 def check_address(dask: str | None) -> None:
-    """Raises UserError if `dask` is neither an address as Dask writes them nor `local` nor empty.
+    """Raise UserError if `dask` is not empty, not `local`, and not an address as Dask writes it.
 
-    Such an address holds no password. What may hold one is refused before Prefect keeps it as a parameter of the flow.
+    A valid address holds no password. Text that may hold one is refused before Prefect stores it as a flow parameter.
     """
-    if dask and dask != LOCAL and not _ADDRESS.fullmatch(dask):
+    if dask and dask != LOCAL:
+        _split_address(dask)
+
+
+def _split_address(dask: str) -> tuple[str | None, str, int]:
+    """(scheme, host, port). Raises UserError."""
+    if not (match := _ADDRESS.fullmatch(dask)):
         shown = "no address" if "@" in dask and "://" not in dask else without_secrets(dask)
         raise UserError(
             f"dask is {shown}{did_you_mean(dask, [LOCAL])}; write the address that `dask scheduler` prints, as in "
             f"tcp://10.0.0.1:8786, or `{LOCAL}` for workers on this machine"
         )
+    scheme, host, port = match.groups()
+    return scheme, host, int(port)
 
 
 def _check_that_something_listens(dask: str) -> None:
-    """Ask first without Dask: its client, once it has failed, speaks up again when the program ends."""
-    scheme, host, port = _ADDRESS.fullmatch(dask).groups()
+    """Try a plain connection first: Dask's client, once it has failed, prints more errors when the program ends."""
+    scheme, host, port = _split_address(dask)
     if scheme in (None, "tcp", "tls"):
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            socket.create_connection((host.strip("[]"), port), timeout=CONNECT_SECONDS).close()
         except (OSError, OverflowError, UnicodeError) as error:
             raise _no_scheduler(dask, error) from None
 
 
 def _no_scheduler(dask: str, error: Exception) -> UserError:
     return UserError(
-        f"no Dask scheduler answers at {dask} ({error}); start one with `dask scheduler`, and give the address that it "
+        f"no Dask scheduler answers at {dask} ({error}); start one with `dask scheduler` and give the address that it "
         f"prints, as in tcp://10.0.0.1:8786, or `{LOCAL}` for workers on this machine"
     )
 
 
 def stage_path() -> str:
-    """PATH for stages and workers: programs of this environment first."""
+    """PATH for stages and workers, with the programs of this environment first."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
-def dask_setup(_) -> None:
-    """For Dask to call in a worker on this machine: Ctrl-C reaches it too, and it is the flow that decides."""
+def dask_setup(_worker: object) -> None:
+    """Dask calls this in each worker on this machine. Ctrl-C reaches the workers too, but the flow ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @contextmanager
 def _dask_settings(settings: dict[str, object]) -> Iterator[None]:
-    """Dask's settings, for the block alone; the defaults of what is imported meanwhile outlive it."""
+    """Set Dask's settings for the block only; defaults that an import adds meanwhile stay."""
     import dask
 
     try:
@@ -103,19 +111,19 @@ def _dask_settings(settings: dict[str, object]) -> Iterator[None]:
 
 @contextmanager
 def _workers_here() -> Iterator[dict[str, str]]:
-    # Read when distributed is imported, here and by the workers: what concerns the user, the stages say.
-    quiet = {
+    # Read when distributed is imported, here and in the workers: the stages report what concerns the user.
+    quiet: dict[str, object] = {
         "logging.distributed": "critical",
         "distributed.nanny.pre-spawn-environ.DASK_LOGGING__DISTRIBUTED": "critical",
     }
-    no_pages = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
+    no_pages: dict[str, object] = {"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}
     with _dask_settings(quiet | no_pages):
         from distributed.security import Security
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
 
-        logging.getLogger("prefect.task_runner.dask").setLevel(logging.WARNING)  # it praises a dashboard
-        # Whoever may talk to a worker can run anything as its user, and loopback is open to all users of the machine.
-        security = Security.temporary()
+        logging.getLogger("prefect.task_runner.dask").setLevel(logging.WARNING)  # it advertises a dashboard
+        # A client of a worker can run any code as its user, and loopback is open to all users of the machine.
+        security: Any = Security.temporary()  # type: ignore[no-untyped-call]
         keys = security.get_tls_config_for_role("client")
         options = {
             "host": "127.0.0.1",

@@ -1,7 +1,7 @@
-"""The DVC graph as the scheduler needs it: which stage needs which, and how many GPUs each asks for."""
+"""The DVC graph for the scheduler: which stages each stage needs, and how many GPUs it asks for."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,22 +12,24 @@ from actionzoo.names import NAME_RULE, is_name
 
 @dataclass(frozen=True)
 class Stage:
+    """A stage of dvc.yaml."""
+
     name: str
-    """As dvc repro takes it: `train@slowfast_r50_8x8`."""
+    """As `dvc repro` takes it: `train@slowfast_r50_8x8`."""
     gpus: int
-    """`meta.gpus` in dvc.yaml; 0 where it says nothing."""
+    """`meta.gpus` in dvc.yaml; 0 if not set."""
     needs: tuple[str, ...]
     """Names of the stages whose outputs it reads."""
 
 
 def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]:
-    """Root of the DVC repository around the working directory, and its stages, each after those that it needs.
+    """The root of the DVC repository around the working directory, and its stages, each after those that it needs.
 
-    With targets (stage names, or names of whole groups: `train` for every `train@...`), only these and what they need.
-    Raises UserError for a target that is not there, for a dvc.yaml that DVC cannot read, and for a recipe whose name a
-    shell would take for more than a word.
+    With targets (names of stages, or of groups: `train` is every `train@...`), only these and the stages they need.
+    Raises UserError for a target that does not exist, for a dvc.yaml that DVC cannot read, and for a recipe whose name
+    is not safe as a word of a shell command.
     """
-    from dvc.exceptions import DvcException  # 0.2 s, and a helper process has no need of it
+    from dvc.exceptions import DvcException  # takes 0.2 s, and helper processes do without
     from dvc.repo import Repo
 
     try:
@@ -42,10 +44,10 @@ def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]
     except DvcException as error:
         raise UserError(without_secrets(f"DVC cannot read its graph here: {error}")) from error
 
-    for name in order:  # the key of a recipe is a word of the stage's command
+    for name in order:  # the key of a recipe becomes a word of the stage's shell command
         key = name.partition("@")[2]
         if key and not is_name(key):
-            raise UserError(f"dvc.yaml has the stage {name[:120]!r}; a key of params.yaml has {NAME_RULE}")
+            raise UserError(f"dvc.yaml has the stage {name[:120]!r}; a key of params.yaml has {NAME_RULE}: rename it")
     wanted = order if not targets else [name for target in targets for name in _expand(target, order)]
     stages: dict[str, Stage] = {}
 
@@ -67,11 +69,11 @@ def _expand(target: str, names: list[str]) -> list[str]:
         return group
     known = [*names, *dict.fromkeys(name.partition("@")[0] for name in names if "@" in name)]
     near = difflib.get_close_matches(target, known, n=3, cutoff=0.5) or [name for name in known if target in name][:3]
-    hint = f"did you mean {' or '.join(near)}?" if near else "`dvc stage list` names all."
+    hint = f"did you mean {' or '.join(near)}?" if near else "`dvc stage list` lists all stages."
     raise UserError(f"dvc.yaml has no stage {target}; {hint}")
 
 
-def _gpus(name: str, meta: dict | None) -> int:
+def _gpus(name: str, meta: Mapping[str, object] | None) -> int:
     gpus = (meta or {}).get("gpus", 0)
     if isinstance(gpus, int) and not isinstance(gpus, bool) and gpus >= 0:
         return gpus

@@ -1,26 +1,27 @@
 """Prefect's server behind a check of the Host and Origin headers. flows/server.py starts it:
 
-    python -m flows.guarded --port 4200
+    python -m flows.guarded --port 4200 --fd 3
 
-Prefect checks the key of a request. It does not check its Host header, so a page on a foreign name that resolves to
-127.0.0.1 (DNS rebinding) would count as one of ours. It also executes requests of a foreign Origin, though browsers
-then hide the answer from the page. Here both are refused, for websockets too. Settings and key are in the environment.
+Prefect checks the key of a request but not its Host header, so a page on a foreign name that resolves to 127.0.0.1
+(DNS rebinding) would count as the server's own. It also executes requests with a foreign Origin, though browsers then
+hide the answer from the page. This module refuses both, for websockets too. Settings and key come from the environment.
 """
 
 import argparse
+import socket
 from collections.abc import Iterable
 
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from flows.server import HOST, own_origins
+from flows.server import own_origins
 
 FRAMES = [(b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'")]
-"""No foreign page may show ours in a frame, to have its buttons clicked unseen."""
+"""Headers that keep foreign pages from showing ours in a frame (clickjacking)."""
 
 
 class OwnPagesOnly:
-    """ASGI middleware: passes requests whose Host is ours and whose Origin, if there is one, is ours."""
+    """ASGI middleware: passes a request on if its Host, and its Origin if it has one, are the server's own."""
 
     def __init__(self, app: ASGIApp, origins: Iterable[str]):
         self.app = app
@@ -37,14 +38,15 @@ class OwnPagesOnly:
                 message = {**message, "headers": [*message.get("headers", ()), *FRAMES]}
             await send(message)
 
-        if not (fault := self._fault(scope["headers"])):
+        if not (refusal := self._refusal(scope["headers"])):
             await self.app(scope, receive, unframed)
         elif scope["type"] == "http":
-            await PlainTextResponse(fault, status_code=403)(scope, receive, unframed)
+            await PlainTextResponse(refusal, status_code=403)(scope, receive, unframed)
         else:
-            await send({"type": "websocket.close", "code": 1008, "reason": fault})
+            await send({"type": "websocket.close", "code": 1008, "reason": refusal})
 
-    def _fault(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    def _refusal(self, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+        """Why the request is refused; None if it is not."""
         sent = [(name.lower(), value.strip().lower()) for name, value in headers]
         hosts = {value for name, value in sent if name == b"host"}
         if len(hosts) != 1 or not hosts <= self.hosts:
@@ -57,7 +59,8 @@ class OwnPagesOnly:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m flows.guarded", description="For flows.local and flows.pipeline.")
     parser.add_argument("--port", type=int, required=True)
-    port = parser.parse_args().port
+    parser.add_argument("--fd", type=int, required=True, help="descriptor of a socket that is bound to the port")
+    arguments = parser.parse_args()
 
     import uvicorn
     from prefect.server.api.server import create_app
@@ -65,15 +68,14 @@ def main() -> None:
 
     server = get_current_settings().server
     if server.api.auth_string is None or not server.api.auth_string.get_secret_value():
-        raise SystemExit("PREFECT_SERVER_API_AUTH_STRING is not set: without a key this server is not started")
-    uvicorn.run(
-        OwnPagesOnly(create_app(final=True), own_origins(port)),
-        host=HOST,
-        port=port,
+        raise SystemExit("PREFECT_SERVER_API_AUTH_STRING is not set; this server does not start without a key")
+    config = uvicorn.Config(
+        OwnPagesOnly(create_app(final=True), own_origins(arguments.port)),
         proxy_headers=False,
         timeout_keep_alive=server.api.keepalive_timeout,
         log_level=server.logging_level.lower(),
     )
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=arguments.fd)])
 
 
 if __name__ == "__main__":

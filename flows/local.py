@@ -1,16 +1,15 @@
-"""Prefect on this machine, in one command: server, work pool, deployments, worker. Ctrl-C stops all of it.
+"""Prefect on this machine in one command: server, work pool, deployments, worker. Ctrl-C stops them all.
 
-    python -m flows.local                        then, in another terminal, what it prints
+    python -m flows.local                        then type what it prints in another terminal
     python -m flows.local --port 4201            when 4200 is taken
 
-Everything listens on 127.0.0.1 only, and what Prefect writes is in .prefect/ of this checkout (or in PREFECT_HOME).
-The server answers only requests with its key. The key is in .prefect/key, for the page; `prefect` commands typed in the
-checkout take it from prefect.toml. If a Prefect server already answers on the port, and PREFECT_API_AUTH_STRING holds
-its key, that server is used, and left running at the end. See docs/prefect.md.
+The server listens on 127.0.0.1 only, and Prefect's files are in .prefect/ of this checkout (or in PREFECT_HOME). The
+server answers only requests with its key: type the key in .prefect/key on its page; `prefect` commands typed in the
+checkout read it from prefect.toml. If a Prefect server already answers on the port, and PREFECT_API_AUTH_STRING holds
+its key, that server is used and left running at the end. See docs/prefect.md.
 """
 
 import argparse
-import fcntl
 import os
 import shlex
 import shutil
@@ -24,7 +23,8 @@ from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
-from flows import process
+from actionzoo.files.locks import try_lock
+from actionzoo.process.supervisor import GRACE_SECONDS, end, supervised
 from flows.keys import KEY_FILE, key_file, new_key, settings_file
 from flows.server import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers
 
@@ -35,8 +35,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m flows.local",
-        description="Start a Prefect server, make the work pool and the deployments of prefect.yaml, and run a worker, "
-        "all on this machine. Ctrl-C stops them.",
+        description="Start a Prefect server, create the work pool and the deployments of prefect.yaml, and run a "
+        "worker, all on this machine. Ctrl-C stops them.",
         epilog="example: python -m flows.local --port 4201",
     )
     parser.add_argument("--port", type=_port, default=4200, metavar="N", help="port of the server (%(default)s)")
@@ -59,26 +59,27 @@ def _port(text: str) -> int:
 
 
 def _serve(port: int, running: ExitStack) -> str:
-    """Run until something ends by itself; gives the sentence that says what. Stopped in the opposite order."""
+    """Run until the worker or the server ends by itself; returns a message that names it. `running` stops what was
+    started, last first."""
     running.enter_context(_only_one(port))
     users_key = os.environ.get("PREFECT_API_AUTH_STRING")
-    is_theirs = _is_theirs(port, users_key)
-    key = users_key if is_theirs else new_key()
+    uses_existing = _is_usable(port, users_key)
+    key = users_key if uses_existing and users_key else new_key()
     os.environ |= client_settings(port, key)
-    from flows import runs  # prefect reads the environment when it is imported: not before it is complete
+    from flows import runs  # imports prefect, which reads the environment: not before it is complete
     from flows.pool import make_pool
 
     server = None
-    if is_theirs:
+    if uses_existing:
         print(f"using the Prefect server that runs on port {port}", flush=True)
-        to_type = ""
+        prefix = ""
     else:
         path = running.enter_context(key_file(Path(os.environ["PREFECT_HOME"]), key))
         shown = f"cat {shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))}"
-        to_type = "" if running.enter_context(settings_file(ROOT, key)) else f'PREFECT_API_AUTH_STRING="$({shown})" '
+        prefix = "" if running.enter_context(settings_file(ROOT, key)) else f'PREFECT_API_AUTH_STRING="$({shown})" '
         print(f"starting a Prefect server on port {port}", flush=True)
         server = running.enter_context(local_server(port, key, with_ui=True))
-        runs.bury(POOL)
+        runs.mark_crashed(POOL)
     make_pool(POOL)
     _prefect("--no-prompt", "deploy", "--all")
     print(f"\nPrefect is at http://{HOST}:{port}; Ctrl-C stops it.", flush=True)
@@ -86,17 +87,22 @@ def _serve(port: int, running: ExitStack) -> str:
         print(f"The page asks for a key, which this shows: {shown}")
     print(
         f"In another terminal, in {ROOT}:\n\n"
-        f"    {to_type}PREFECT_API_URL={api_url(port)} {_prefect_command()} deployment run 'zoo/row' --watch\n",
+        f"    {prefix}PREFECT_API_URL={api_url(port)} {_prefect_command()} deployment run 'zoo/row' --watch\n",
         flush=True,
     )
     worker = subprocess.Popen(
-        process.kept([*_PREFECT, "worker", "start", "--pool", POOL, "--type", "process"], process.GRACE_SECONDS + 10),
+        supervised([*_PREFECT, "worker", "start", "--pool", POOL, "--type", "process"], GRACE_SECONDS + 10),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
-        start_new_session=True,  # Ctrl-C in the terminal is for us: the worker goes first, while its server lives
+        start_new_session=True,  # Ctrl-C reaches only this process, which stops the worker before the server
     )
-    running.callback(process.end, worker)
-    running.callback(lambda: who_answers(port, key) is Answer.OURS and runs.cancel(POOL, worker))
+    running.callback(end, worker)
+
+    def cancel_runs() -> None:
+        if who_answers(port, key) is Answer.OURS:
+            runs.cancel(POOL, worker)
+
+    running.callback(cancel_runs)
     while worker.poll() is None:
         if server and server.poll() is not None:
             return f"the Prefect server ended by itself; see {os.environ['PREFECT_HOME']}/server.log"
@@ -104,18 +110,18 @@ def _serve(port: int, running: ExitStack) -> str:
     return "the worker ended by itself; its last lines are above"
 
 
-def _is_theirs(port: int, key: str | None) -> bool:
-    """Whether a server that the user runs is to be used; False if one is to be started.
+def _is_usable(port: int, key: str | None) -> bool:
+    """Whether a server that the user runs answers on the port; False if a server has to be started.
 
-    Raises UserError if a server answers that asks for no key, or for another than `key`.
+    Raises UserError if a server answers that needs no key, or refuses `key`.
     """
-    deadline = time.monotonic() + process.GRACE_SECONDS + 5
+    deadline = time.monotonic() + GRACE_SECONDS + 5
     was_killed = (Path(os.environ["PREFECT_HOME"]) / KEY_FILE).exists()
     while True:
         answer = who_answers(port, key)
         if answer is not Answer.LOCKED or not was_killed or time.monotonic() > deadline:
             break
-        time.sleep(0.2)  # flows.local was killed, and its server is about to end
+        time.sleep(0.2)  # flows.local was killed, and its server is still shutting down
     match answer:
         case Answer.NONE:
             return False
@@ -125,7 +131,7 @@ def _is_theirs(port: int, key: str | None) -> bool:
             raise UserError(
                 f"the Prefect server on port {port} asks for no key, so any web page and any user of this machine "
                 f"could run commands through a worker of it. Stop it and start this again, or choose another port, as "
-                f"in --port {free_port()}; docs/prefect.md tells how to give a server of your own a key."
+                f"in --port {free_port()}; docs/prefect.md describes how to give a server of your own a key."
             )
         case Answer.LOCKED:
             raise UserError(
@@ -139,15 +145,13 @@ def _is_theirs(port: int, key: str | None) -> bool:
 
 @contextmanager
 def _only_one(port: int) -> Iterator[None]:
-    """Two on one data base would take each other's runs for dead."""
+    """Raise UserError if flows.local already runs on this PREFECT_HOME: each would mark the other's runs as crashed."""
     path = Path(os.environ["PREFECT_HOME"]) / "local.lock"
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(lock):
             lock.seek(0)
-            raise UserError(f"flows.local already runs for {path.parent}, on port {lock.read()}; use that.") from None
+            raise UserError(f"flows.local already runs for {path.parent}, on port {lock.read()}; use that one.")
         lock.truncate(0)
         lock.write(str(port))
         lock.flush()
@@ -164,15 +168,15 @@ def _prefect(*arguments: str) -> None:
 
 
 def _prefect_command() -> str:
-    """What to type for `prefect`: the bare word where PATH leads to the one beside our interpreter."""
+    """What to type for `prefect`: the bare word if PATH finds the program beside our interpreter, else its path."""
     ours = Path(sys.executable).with_name("prefect")
     return "prefect" if shutil.which("prefect") == str(ours) else shlex.quote(str(ours))
 
 
-def _leave(number: int, _) -> None:
+def _leave(number: int, _frame: object) -> None:
     for repeated in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(repeated, signal.SIG_IGN)  # once is enough: what we started must be stopped in order
-    print("\nstopping: what runs, the worker, the server", flush=True)
+        signal.signal(repeated, signal.SIG_IGN)  # a second signal must not interrupt the orderly stop
+    print("\nstopping the runs, the worker and the server", flush=True)
     sys.exit(0 if number == signal.SIGINT else 128 + number)
 
 

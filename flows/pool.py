@@ -1,7 +1,7 @@
-"""The work pool of our worker. Its flow runs choose parameters of the flow, and nothing about the process.
+"""The worker's pool. A flow run may choose parameters of its flow, but nothing of its process.
 
-By default, a process pool of Prefect takes the command, environment and folder of the process from each flow run.
-The template in work_pool.json has no variables, and no `env` either: Prefect would merge a run's `env` into it.
+By default, a process pool of Prefect takes command, environment and folder of the process from each flow run. The
+template in work_pool.json has no variables, and no `env` either: Prefect would merge the `env` of a run into it.
 """
 
 import json
@@ -15,7 +15,7 @@ TEMPLATE = Path(__file__).with_name("work_pool.json")
 
 
 def make_pool(name: str) -> None:
-    """Make the pool, or give the one that is there our template: an older release made it with Prefect's own."""
+    """Create the pool, or replace the template of an existing one: older releases created it with Prefect's own."""
     template = json.loads(TEMPLATE.read_text())
     with get_client(sync_client=True) as client:
         try:

@@ -1,4 +1,4 @@
-"""The flow runs of a worker on this machine, as its Prefect server has them."""
+"""The flow runs of this machine's worker, as its Prefect server lists them."""
 
 import subprocess
 import time
@@ -15,33 +15,34 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.states import Cancelling, Crashed
 
-from flows import process
+from actionzoo.process.supervisor import GRACE_SECONDS, descendants
 
 
-def bury(pool: str) -> None:
-    """Mark all that runs in a pool as crashed: for a server that has just been started, and has no worker yet.
+def mark_crashed(pool: str) -> None:
+    """Mark all active runs of a pool as crashed. For a server that has just started and has no worker yet.
 
-    What a power cut ended would stand as running for ever, and the next run would wait for it.
+    A run that a power cut ended would stay "running" forever, and the next run would wait for it.
     """
     with get_client(sync_client=True) as client:
         for run in _active(client, pool):
-            client.set_flow_run_state(run.id, Crashed(message="its worker is gone"), force=True)
+            client.set_flow_run_state(run.id, Crashed(message="its worker has died"), force=True)
 
 
-def cancel(pool: str, worker: subprocess.Popen) -> None:
-    """Cancel what a worker runs, and wait for that: told to stop, a worker kills its runs and does not say so."""
-    deadline = time.monotonic() + process.GRACE_SECONDS + 10
+def cancel(pool: str, worker: subprocess.Popen[bytes]) -> None:
+    """Cancel the runs of a worker and wait until they have ended: a worker that is stopped kills its runs, but does not
+    report that to the server."""
+    deadline = time.monotonic() + GRACE_SECONDS + 10
     ours: set[UUID] = set()
     with get_client(sync_client=True) as client:
         while worker.poll() is None and time.monotonic() < deadline:
-            pids = {str(pid) for pid in process.descendants(worker.pid)}
-            # Its process gone, a run is of the worker still, which has yet to report the end.
+            pids = {str(pid) for pid in descendants(worker.pid)}
+            # a run whose process has ended still belongs to the worker, which has yet to report the end
             runs = [run for run in _active(client, pool) if run.infrastructure_pid in pids or run.id in ours]
             if not runs:
                 return
             ours |= {run.id for run in runs}
             for run in runs:
-                if not run.state.is_cancelling():
+                if run.state is None or not run.state.is_cancelling():
                     client.set_flow_run_state(run.id, Cancelling(message="its worker is being stopped"))
             time.sleep(0.5)
 

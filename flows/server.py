@@ -1,10 +1,11 @@
-"""A Prefect server on this machine, for its user alone, as long as it is needed.
+"""A Prefect server on this machine, for its user only, for as long as it is needed.
 
-It listens on loopback, answers only requests that carry its key (flows/keys.py), and refuses those of foreign pages
+It listens on loopback, answers only requests that carry its key (flows/keys.py), and refuses requests of foreign pages
 (flows/guarded.py).
 
-Prefect can start a temporary server by itself. That one is in our process group, so Ctrl-C ends it first and the flow
-then spends minutes knocking at its door; and it outlives a flow that is killed. Ours stands apart, and goes with us.
+Prefect can start a temporary server itself. That one is in the flow's process group, so Ctrl-C ends it first and the
+flow then retries for minutes; and it outlives a flow that is killed. This one has a session of its own and a supervisor
+that ends it with the flow.
 """
 
 import http.client
@@ -24,37 +25,39 @@ from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
-from flows import process
+from actionzoo.process.supervisor import end, supervised
 
 HOST = "127.0.0.1"
-START_SECONDS = 180.0  # it makes its data base first; 10 s is usual
+START_SECONDS = 180.0  # the first start creates a database; 10 s is usual
 
 
 class Answer(Enum):
+    """How a port answers."""
+
     NONE = "no healthy Prefect server answers"
-    OPEN = "a Prefect server answers that asks for no key"
-    LOCKED = "a Prefect server answers that wants another key"
-    OURS = "a Prefect server answers, and our key opens it"
+    OPEN = "a Prefect server that needs no key"
+    LOCKED = "a Prefect server that refuses our key"
+    OURS = "a Prefect server that accepts our key"
 
 
 @contextmanager
-def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.Popen]:
-    """Start a server on `port`, wait until it answers, stop it at the end. What it says is in PREFECT_HOME/server.log.
-
-    Raises UserError if the port is taken or the server does not come up.
+def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a server on `port`, wait until it answers, and stop it when the block ends. Its log is
+    PREFECT_HOME/server.log. Raises UserError if the port is taken or the server does not start.
     """
-    if is_taken(port):
-        raise UserError(f"port {port} on {HOST} is taken; choose another with --port, as in --port {free_port()}.")
     log = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect")) / "server.log"
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with log.open("w") as output:
+    # bound here: while the server is starting, which takes seconds, no other program can get the port
+    with _bind(port) as bound, log.open("w") as output:
+        fd = bound.fileno()
         server = subprocess.Popen(
-            process.kept([sys.executable, "-m", "flows.guarded", "--port", str(port)]),
+            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port), "--fd", str(fd)]),
+            pass_fds=[fd],
             env={**os.environ, **client_settings(port, key), **_server_settings(port, key, with_ui)},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C in the terminal is for us: the server goes last
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the server last
         )
     try:
         deadline = time.monotonic() + START_SECONDS
@@ -66,16 +69,16 @@ def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.P
             time.sleep(0.1)
         yield server
     finally:
-        process.end(server)
+        end(server)
 
 
 def client_settings(port: int, key: str) -> dict[str, str]:
-    """Environment variables by which Prefect's programs find a server of this machine and open it."""
+    """Environment variables with which Prefect's programs use the server of this machine."""
     return {"PREFECT_API_URL": api_url(port), "PREFECT_API_AUTH_STRING": key}
 
 
 def _server_settings(port: int, key: str, with_ui: bool) -> dict[str, str]:
-    """Environment variables of the server: ours, whatever the user has set for others."""
+    """Environment variables of the server; they override what the user has set for other servers."""
     root = str(Path(__file__).resolve().parent.parent)
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),  # where flows.guarded is
@@ -93,26 +96,26 @@ def api_url(port: int) -> str:
 
 
 def own_origins(port: int) -> tuple[str, ...]:
-    """Where the server's pages are opened from, as browsers write it in the Origin header."""
+    """The origins of the server's own pages, as browsers write them in the Origin header."""
     suffix = "" if port == 80 else f":{port}"
     return f"http://{HOST}{suffix}", f"http://localhost{suffix}"
 
 
 def who_answers(port: int, key: str | None = None) -> Answer:
-    """What a port holds. The key is shown only to a server that asks for one."""
+    """Ask what listens on a port. The key is sent only to a server that demands one."""
     try:
-        if _asked(port, "health") is not True:
+        if _get(port, "health") is not True:
             return Answer.NONE
-        if isinstance(_asked(port, "admin/version"), str):
+        if isinstance(_get(port, "admin/version"), str):
             return Answer.OPEN
-        return Answer.OURS if key and isinstance(_asked(port, "admin/version", key), str) else Answer.LOCKED
+        return Answer.OURS if key and isinstance(_get(port, "admin/version", key), str) else Answer.LOCKED
     except (OSError, ValueError, http.client.HTTPException):
         return Answer.NONE
 
 
-def _asked(port: int, path: str, key: str | None = None) -> object:
-    """What the API answers, None if it wants a key."""
-    # Straight to loopback: a proxy of the environment has no business here.
+def _get(port: int, path: str, key: str | None = None) -> object:
+    """The API's answer, parsed; None if it demands a key."""
+    # directly to loopback, not through a proxy that the environment names
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     headers = {"Authorization": f"Basic {b64encode(key.encode()).decode()}"} if key else {}
     try:
@@ -125,17 +128,23 @@ def _asked(port: int, path: str, key: str | None = None) -> object:
         raise
 
 
-def is_taken(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: a port just left is free
-        try:
-            probe.bind((HOST, port))
-        except OSError:
-            return True
-    return False
+def _bind(port: int) -> socket.socket:
+    """A socket that is bound to the port and does not listen yet. Raises UserError if the port is taken."""
+    bound = socket.socket()
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the port of a server that has just ended is free
+        bound.bind((HOST, port))
+    except OSError:
+        bound.close()
+        raise UserError(
+            f"port {port} on {HOST} is taken; choose another with --port, as in --port {free_port()}."
+        ) from None
+    return bound
 
 
 def free_port() -> int:
+    """A port that no program listens on at this moment."""
     with socket.socket() as probe:
         probe.bind((HOST, 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

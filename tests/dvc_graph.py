@@ -4,9 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+
+from tests.processes import wait_for
 
 SLOW_STAGE = """
 import os, sys, time
@@ -39,20 +39,6 @@ def start_dvc(folder: Path, *words: str, **more: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "dvc", *(words or ("repro",))]
     with (folder / "dvc.log").open("w") as log:
         return subprocess.Popen(command, cwd=folder, env=environment(**more), stdout=log, stderr=log)
-
-
-def wait_for(is_so: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def written(path: Path) -> int:

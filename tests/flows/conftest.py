@@ -1,5 +1,9 @@
-"""Small DVC repositories made on the spot, one Prefect server for all tests, and a way to see what was left running."""
+"""Small DVC repositories, one Prefect server for all tests of a worker, and the processes that a test leaves.
 
+Nothing is shared with other workers of pytest-xdist or with the user: ports and PREFECT_HOME are a session's own.
+"""
+
+import functools
 import os
 import shutil
 import subprocess
@@ -14,7 +18,9 @@ import httpx
 import pytest
 
 from flows.keys import new_key
-from flows.server import client_settings, free_port, local_server
+from flows.server import client_settings, local_server
+from tests import processes
+from tests.ports import reserved_port
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
@@ -22,28 +28,41 @@ ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Ours, less any Prefect settings, with a PREFECT_HOME of its own and a mark that every child inherits."""
-    ours = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    ours.pop("CUDA_VISIBLE_DEVICES", None)
-    return ours | {
+    """This environment without Prefect's settings, with a PREFECT_HOME of its own and a mark that children inherit."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    own.pop("CUDA_VISIBLE_DEVICES", None)
+    return own | {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
-        "ACTIONZOO_TEST_MARK": uuid.uuid4().hex,
+        processes.MARK: uuid.uuid4().hex,
     }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_prefect_home(environment: dict[str, str]) -> Iterator[None]:
+    """For what the tests import of Prefect themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", environment["PREFECT_HOME"])
+        yield
 
 
 @pytest.fixture(scope="session")
 def with_server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """The environment, with a Prefect server to report to."""
-    port, key = free_port(), new_key()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PREFECT_HOME", environment["PREFECT_HOME"])
-        with local_server(port, key, with_ui=False):
-            yield environment | client_settings(port, key)
+    key = new_key()
+    with reserved_port() as port, local_server(port, key, with_ui=False):
+        yield environment | client_settings(port, key)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """A port for a server of this test."""
+    with reserved_port() as number:
+        yield number
 
 
 class _Patient(httpx.HTTPTransport):
-    """Asks again after 503, with which a server answers while SQLite is locked. Prefect's own clients do so too."""
+    """Repeats requests that are answered with 503, as while SQLite is locked. Prefect's own clients do so too."""
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         for _ in range(20):
@@ -62,8 +81,8 @@ def api() -> Iterator[Callable[[dict[str, str]], httpx.Client]]:
 
     def connect(environment: dict[str, str]) -> httpx.Client:
         auth = tuple(environment["PREFECT_API_AUTH_STRING"].split(":"))
-        settings = {"base_url": environment["PREFECT_API_URL"], "auth": auth, "timeout": 60}
-        clients.append(httpx.Client(transport=_Patient(), **settings))
+        base = environment["PREFECT_API_URL"]
+        clients.append(httpx.Client(transport=_Patient(), base_url=base, auth=auth, timeout=60))
         return clients[-1]
 
     yield connect
@@ -72,8 +91,15 @@ def api() -> Iterator[Callable[[dict[str, str]], httpx.Client]]:
 
 
 @pytest.fixture
+def http() -> Iterator[httpx.Client]:
+    """A client without a key."""
+    with httpx.Client(transport=_Patient(), timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
 def make_repository(tmp_path: Path) -> Callable[[str], Path]:
-    """Give it the text of a dvc.yaml; gives the folder of a DVC repository with it and a file in.txt."""
+    """A function: text of a dvc.yaml -> the folder of a new DVC repository with it and a file in.txt."""
 
     def make(dvc_yaml: str, folder: str = "repository") -> Path:
         repository = tmp_path / folder
@@ -90,7 +116,7 @@ def make_repository(tmp_path: Path) -> Callable[[str], Path]:
 
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen]]:
-    """subprocess.Popen, and nothing it started outlives the test, however the test ends."""
+    """subprocess.Popen; all that it starts is ended with the test."""
     started: list[subprocess.Popen] = []
 
     def popen(*arguments, **options) -> subprocess.Popen:
@@ -105,42 +131,18 @@ def start() -> Iterator[Callable[..., subprocess.Popen]]:
 
 @pytest.fixture
 def left_running(environment: dict[str, str]) -> Callable[..., list[str]]:
-    """Command lines of the processes that the tests have started, once there are none or some seconds have passed;
-    those excepted that hold `apart_from`."""
-
-    def look(seconds: float = 5.0, apart_from: str = "flows.guarded") -> list[str]:
-        mark = f"ACTIONZOO_TEST_MARK={environment['ACTIONZOO_TEST_MARK']}".encode()
-        deadline = time.monotonic() + seconds
-        while True:
-            found = []
-            for process in Path("/proc").glob("[0-9]*"):
-                try:
-                    if mark in (process / "environ").read_bytes():
-                        found.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
-                except OSError:  # it ended meanwhile, or is not ours
-                    continue
-            found = [command for command in found if command and apart_from not in command]
-            if not found or time.monotonic() > deadline:
-                return found
-            time.sleep(0.1)
-
-    return look
+    """See `tests.processes.left_running`."""
+    return functools.partial(processes.left_running, environment)
 
 
 @pytest.fixture
 def wait_for() -> Callable[..., None]:
-    def wait(condition: Callable[[], object], seconds: float = 60.0) -> None:
-        deadline = time.monotonic() + seconds
-        while not condition():
-            assert time.monotonic() < deadline, f"nothing happened in {seconds} s"
-            time.sleep(0.05)
-
-    return wait
+    return processes.wait_for
 
 
 @pytest.fixture
 def project(make_repository):
-    """A project in small: our flows and our prefect.yaml over a graph with one row."""
+    """A small project: the real flows and prefect.yaml over a graph with one model."""
     repository = make_repository(
         f"""
         stages:
@@ -167,14 +169,14 @@ def project(make_repository):
 
 @pytest.fixture
 def own_environment(environment):
-    """Nothing set for Prefect, and flows found where the command is given, as for a user."""
+    """No settings for Prefect, and flows are imported from the working directory, as for a user."""
     own = {name: value for name, value in environment.items() if name != "PREFECT_HOME"}
     return own | {"PYTHONPATH": str(ROOT / "src")}
 
 
 @pytest.fixture
 def serve(project, own_environment, start, wait_for, tmp_path):
-    """`python -m flows.local` on a port; gives it, with the file of its output, once its worker is there."""
+    """A function: starts `python -m flows.local` on a port; returns it and its log once its worker has started."""
 
     def run(port: int) -> tuple[subprocess.Popen, Path]:
         log = tmp_path / "local.log"
@@ -186,7 +188,7 @@ def serve(project, own_environment, start, wait_for, tmp_path):
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
-        wait_for(lambda: "started!" in log.read_text() or local.poll() is not None, 120)
+        wait_for(lambda: "started!" in log.read_text() or local.poll() is not None, 300)
         assert local.poll() is None, log.read_text()
         return local, log
 
@@ -195,14 +197,14 @@ def serve(project, own_environment, start, wait_for, tmp_path):
 
 @pytest.fixture
 def order(project, own_environment, tmp_path):
-    """Type the line that flows.local has printed, in the project's folder, for one of the deployments."""
+    """A function: runs the line that flows.local has printed, in the project's folder, for one of the deployments."""
 
     def run(log: Path, deployment: str, *options: str) -> subprocess.CompletedProcess:
         home = {"PREFECT_HOME": str(tmp_path / "home of the other terminal")}
         line = next(line for line in log.read_text().splitlines() if "deployment run" in line)
         line = line.replace("zoo/row", deployment).replace(" --watch", f" {' '.join(options)}")
         return subprocess.run(
-            line, shell=True, cwd=project, env=own_environment | home, capture_output=True, text=True, timeout=120
+            line, shell=True, cwd=project, env=own_environment | home, capture_output=True, text=True, timeout=300
         )
 
     return run
@@ -210,5 +212,5 @@ def order(project, own_environment, tmp_path):
 
 @pytest.fixture
 def key_of() -> Callable[[Path], str]:
-    """The key of the server that flows.local runs in a project, as a user reads it."""
+    """A function: project -> the key of the server that flows.local runs for it, as a user reads it."""
     return lambda project: (project / ".prefect" / "key").read_text().strip()

@@ -13,7 +13,8 @@ import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from flows.keys import new_key
-from flows.server import client_settings, free_port, local_server, own_origins
+from flows.server import client_settings, local_server, own_origins
+from tests.ports import reserved_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -44,7 +45,7 @@ class Browser:
     def opened(self, address: str) -> None:
         self.call("Page.navigate", url=address)
 
-    def wait_for(self, script: str, seconds: float = 60.0) -> None:
+    def wait_for(self, script: str, seconds: float = 120.0) -> None:
         deadline = time.monotonic() + seconds
         while self.value(script) is not True:
             assert time.monotonic() < deadline, f"{script} is not so: {self.value('document.body.innerText')}"
@@ -78,8 +79,8 @@ def browser(tmp_path) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory) -> Iterator[dict[str, str]]:
     """A server with its pages; gives the environment of its clients."""
-    port, key = free_port(), new_key()
-    with pytest.MonkeyPatch.context() as patch:
+    key = new_key()
+    with pytest.MonkeyPatch.context() as patch, reserved_port() as port:
         patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
         with local_server(port, key, with_ui=True):
             yield client_settings(port, key)

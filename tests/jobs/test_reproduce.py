@@ -10,8 +10,8 @@ import torch
 
 from actionzoo.engine.checkpoint import save_checkpoint
 from actionzoo.errors import UserError
-from actionzoo.jobs.reproduce import evaluate_released
-from actionzoo.kinetics.labels import kinetics400, places
+from actionzoo.jobs.reproduce import reproduce
+from actionzoo.kinetics.labels import kinetics400, map_labels
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import PublishedLists, load_params
 from actionzoo.zoo import build_model
@@ -33,7 +33,7 @@ def kinetics(params):
 
 
 def test_each_published_file_has_its_number(params):
-    published = {row: recipe.published.released for row, recipe in params.recipes.items()}
+    published = {model: entry.released for model, entry in params.published.items()}
     assert {kind: found[1:] for kind, found in published[ROW].items()} == {
         "ckpt": (82.76, 95.68),
         "infer_ckpt": (82.6, 95.3),
@@ -51,12 +51,12 @@ def test_the_label_map_is_that_of_the_published_weights():
 
 def test_classes_are_found_however_they_are_spelt():
     known = kinetics400()
-    assert [known[i] for i in places(["massaging_persons_head", "hurling (sport)"], known)] == [
+    assert [known[i] for i in map_labels(["massaging_persons_head", "hurling (sport)"], known)] == [
         "massaging person's head",
         "hurling (sport)",
     ]
     with pytest.raises(UserError, match=r"1 of 2 classes .* 'walking a snail'"):
-        places(["yoga", "walking a snail"], known)
+        map_labels(["yoga", "walking a snail"], known)
 
 
 def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny_project):
@@ -77,15 +77,14 @@ def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny
     torch.manual_seed(0)
     save_checkpoint(site / "file.pth", {"state_dict": build_model(params.recipes[row].model, 400).state_dict()})
     with serve(site) as url:
-        recipe = params.recipes[row]
-        published = dataclasses.replace(recipe.published, ckpt=f"{url}/file.pth")
+        published = dataclasses.replace(params.published[row], ckpt=f"{url}/file.pth")
         lists = {"val": PublishedLists(list=f"{url}/list.txt", label_map=f"{url}/map.txt")}
         here = dataclasses.replace(
             tiny_params(),
             dataset=dataclasses.replace(params.dataset, published_lists=lists),
-            recipes=params.recipes | {row: dataclasses.replace(recipe, published=published)},
+            published={**params.published, row: published},
         )
-        said = evaluate_released(here, row, root)
+        said = reproduce(here, row, root)
     assert "different data" in said
     made = json.loads((root / f"released/results/demo/{row}/ckpt.json").read_text())
     assert list(made["clips"]) == [clip.video_id for clip in kept]

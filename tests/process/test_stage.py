@@ -1,4 +1,4 @@
-"""What is left when a process is killed."""
+"""The frame of commands: the end with DVC, and errors as sentences."""
 
 import os
 import shlex
@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from actionzoo.process.stage import repair_rwlock
-from flows import process as keeper
-from tests.dvc_graph import environment, is_running, kill, start_dvc, wait_for, write_graph, written
+from actionzoo.process.supervisor import supervised
+from tests.dvc_graph import environment, kill, start_dvc, write_graph, written
+from tests.processes import is_running, wait_for
 
 
 def test_a_list_of_files_in_use_that_was_cut_off_is_put_aside(tmp_path):
@@ -62,16 +63,18 @@ LIBRARY = "from dvc.repo import Repo\nwith Repo() as repo: repo.reproduce()"
 
 
 @pytest.mark.parametrize(
-    ("words", "kept"),
+    ("words", "is_supervised"),
     [(("-m", "dvc", "repro"), False), (("-m", "dvc", "repro"), True), (("-c", LIBRARY), False)],
-    ids=["by hand", "under a keeper of the flow", "as a library"],
+    ids=["by hand", "under a supervisor of the flow", "as a library"],
 )
-def test_a_stage_whose_dvc_lives_is_done(words, kept, tmp_path):
+def test_a_stage_whose_dvc_lives_is_done(words, is_supervised, tmp_path):
     write_graph(tmp_path, COMMANDS["a shell between"])
     for name in ("go", "finish"):
         (tmp_path / name).touch()
     command = [sys.executable, *words]
-    done = subprocess.run(keeper.kept(command) if kept else command, cwd=tmp_path, env=environment(), check=False)
+    done = subprocess.run(
+        supervised(command) if is_supervised else command, cwd=tmp_path, env=environment(), check=False
+    )
     assert done.returncode == 0 and (tmp_path / "out").read_text() == "made"
 
 
@@ -107,11 +110,11 @@ FAULTS = {
     "open('absent')": "No such file or directory at absent",
     "os.mkdir('file')": "File exists at file",
     "print([open('file') for _ in iter(int, 1)])": "Too many open files at file; raise the limit",
-    "raise OSError(errno.EIO, os.strerror(errno.EIO), 'disk')": "Input/output error at disk; see to the machine",
-    "raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))": "Resource temporarily unavailable; see to the machine",
+    "raise OSError(errno.EIO, os.strerror(errno.EIO), 'disk')": "Input/output error at disk; check the machine",
+    "raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))": "Resource temporarily unavailable; check the machine",
     "open('latin', encoding='utf-8').read()": "no utf-8 (at byte 3: e9); save it as UTF-8",
     "open('out', 'w', encoding='ascii').write('\\u4e2d')": "cannot be written as ascii",
-    "subprocess.Popen('true', stdin=-1).stdin.write(b'a' * 10**7)": "a program that was to read this has ended",
+    "subprocess.Popen('true', stdin=-1).stdin.write(b'a' * 10**7)": "the program that reads this has ended",
 }
 
 

@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import json
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.params import load_params
-from actionzoo.recipe import Published
+from actionzoo.recipe import Note, Published
 from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
 from actionzoo.report.results import ModelEntry, model_entries, read_report
@@ -33,7 +34,7 @@ PUBLISHED = {
     "infer_ckpt": None,
     "log": None,
     "json": "https://example.org/row.log.json",
-    "note": "",
+    "note": Note(),
 }
 
 
@@ -256,14 +257,20 @@ def test_the_difference_is_to_the_corrected_number_and_both_are_shown(project):
     assert cells[5] == "74.34/73.95" and cells[6].startswith("74.15 +0.20 ")
 
 
-def test_a_model_of_ones_own_has_empty_published_columns(project):
-    project.evaluated("own", "kinetics400", clips=19_404)
-    report = project.build(ModelEntry(name="own", family="csn", short_side=256, published=None), dataset="kinetics400")
-    cells = Page(project.read("zoo.html")).row("own")
-    assert cells[2:6] == ["", "", "", ""] and cells[6].startswith("81.25 80.7–81.8")
+def test_a_model_of_ones_own_is_shown_without_published_numbers(project):
+    params = load_params(PROJECT / "params.yaml")
+    recipe = next(iter(params.recipes.values()))
+    (mine,) = model_entries(dataclasses.replace(params, recipes={"mine": recipe}, published={}))
+    mine = dataclasses.replace(mine, overrides=())
+    project.evaluated("mine", dataset="kinetics400", clips=19_796, listed=19_796, missing=0)
+    report = project.build(mine, dataset="kinetics400")
+    (line,) = [line for line in markdown_rows(project.read("zoo.md")) if "mine" in line[0]]
+    assert [line[column] for column in (2, 3, 4, 5, 7, 9, 11)] == [""] * 7 and line[6].startswith("**81.25")
+    assert Page(project.read("zoo.html")).row("mine")[5] == ""
     assert "not comparable (nothing published)" in project.read("zoo.html")
-    assert json.loads(project.read("zoo.json"))["rows"][0]["published"] is None
-    assert "own 81.25 (80.7–81.8) nothing published" in " ".join(shown(report, 200).replace("│", " ").split())
+    (entry,) = json.loads(project.read("zoo.json"))["rows"]
+    assert (entry["published"], entry["top1_gap_points"], entry["is_comparable"]) == (None, None, False)
+    assert "nothing published" in shown(report, 40) and "published ," not in shown(report, 40)
 
 
 def test_a_part_of_the_validation_set_is_marked(project):
@@ -278,7 +285,10 @@ def test_a_part_of_the_validation_set_is_marked(project):
 def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
     name = "<script>alert('x')</script> & \"r|w\" *_[a](b)"
     nasty = row(
-        name.replace("/", ""), backbone="<b>|bold|", note="5 < 6 & `code` | **not bold**", overrides=["<i>: 1 -> 2"]
+        name.replace("/", ""),
+        backbone="<b>|bold|",
+        note=Note(en="5 < 6 & `code` | **not bold**"),
+        overrides=["<i>: 1 -> 2"],
     )
     project.build(nasty, dataset="<demo>")
     page = Page(project.read("zoo.html"))
@@ -677,7 +687,7 @@ def test_remarks_are_chinese_in_the_chinese_table(project):
     rows = model_entries(load_params(PROJECT / "params.yaml"))
     project.build(*rows)
     remarks = project.read("zoo.zh.md").split("## 备注")[1].split("##")[0]
-    noted = [row.name for row in rows if row.published.note]
+    noted = [row.name for row in rows if row.published.note.zh]
     lines = [line for line in remarks.splitlines() if line.startswith("- ")]
     assert len(lines) == len(noted) > 0
     for line in lines:

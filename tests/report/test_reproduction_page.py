@@ -20,7 +20,7 @@ def kinetics(params) -> Params:
 
 def test_the_table_names_every_published_file_and_what_is_not_run(kinetics, tmp_path):
     line = write_reproduction_page(kinetics, tmp_path)
-    files = sum(len(recipe.published.released) for recipe in kinetics.recipes.values())
+    files = sum(len(entry.released) for entry in kinetics.published.values())
     assert f"0 of {files} published files evaluated" in line
     table = (tmp_path / "released/report/kinetics400/released.md").read_text()
     assert table.count("not run yet") == files and all(f"`{row}`" in table for row in kinetics.models())

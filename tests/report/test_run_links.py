@@ -1,6 +1,7 @@
 """Links that change from run to run, in runs.js beside the page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     run = tmp_path / "runs/demo" / ROW
     run.mkdir(parents=True)
     checkpoint = FileRecord(md5="b" * 32, size=10)
@@ -76,4 +78,4 @@ def test_a_store_that_does_not_answer_stops_nothing(project, monkeypatch, caplog
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     path = write_run_links(load_params(), project)
     assert set(links(path)[ROW]) == {"log", "json"}
-    assert "could not look for runs in MLflow at http://127.0.0.1:9" in caplog.text
+    assert "could not search MLflow at http://127.0.0.1:9" in caplog.text

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
 from actionzoo.tracking import live
 from actionzoo.tracking.live import recorded_run
@@ -68,9 +67,9 @@ def test_store_lies_in_the_project_wherever_the_command_runs(root, monkeypatch):
     assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
 
 
-def test_dvc_says_which_folder_is_the_project(root, tmp_path, monkeypatch):
+def test_the_store_lies_beside_params_yaml_where_the_dvc_repository_is_larger(root, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
 
 
 def test_environment_names_another_store(root, monkeypatch):
@@ -78,10 +77,9 @@ def test_environment_names_another_store(root, monkeypatch):
     assert tracking_uri() == "http://example.org:5000"
 
 
-def test_outside_of_a_project_the_message_says_what_is_missing(tmp_path, root, monkeypatch):
+def test_outside_of_a_project_the_store_is_that_of_the_checkout(tmp_path, root, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no params\.yaml in .* or above"):
-        tracking_uri()
+    assert tracking_uri() == f"sqlite:///{Path(__file__).resolve().parents[2]}/mlflow.db"
 
 
 def test_importing_tracking_does_not_import_mlflow():
@@ -327,12 +325,12 @@ def test_values_wait_until_the_store_is_back(root, client, monkeypatch, caplog):
         away.execute("ALTER TABLE metrics RENAME TO elsewhere")
         active.log(1, {"train/loss": 1.0})
         deadline = time.monotonic() + 20
-        while "did not take values" not in caplog.text and time.monotonic() < deadline:
+        while "did not accept values" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.05)
         away.execute("ALTER TABLE elsewhere RENAME TO metrics")
         away.close()
         active.log(2, {"train/loss": 0.5})
-    assert caplog.text.count("did not take values") == 1
+    assert caplog.text.count("did not accept values") == 1
     assert history(client, active.id, "train/loss") == [(1, 1.0), (2, 0.5)]
 
 
@@ -395,7 +393,8 @@ def write_run(root, row="row", dataset="demo"):
     }
     for name, lines in logs.items():
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "recipe.json").write_text(json.dumps({"recipe": {"optim": {"lr": 0.1}}, "fingerprint": "f0"}))
+    record = {"row": row, "dataset": dataset, "recipe": {"optim": {"lr": 0.1}}, "batch": 8, "lr": 0.05, "files": {}}
+    (folder / "recipe.json").write_text(json.dumps(record))
     (folder / "latest.pth").write_bytes(b"weights of the last epoch")
     (folder / "best.pth").write_bytes(row.encode() * (1 << 20))
     metrics = root / "metrics" / dataset / f"{row}.json"
@@ -415,7 +414,12 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     assert history(client, done.run_id, "memory_mb") == [(6, 6203.0)]
     assert history(client, done.run_id, "test/top1:10x3") == [(TEST_STEP, 0.8)]
     assert found.info.status == "FINISHED" and found.info.run_name == "row"
-    assert found.data.params == {"recipe.optim.lr": "0.1"}
+    assert {
+        "dataset": "demo",
+        "recipe.optim.lr": "0.1",
+        "batch": "8",
+        "lr": "0.05",
+    }.items() <= found.data.params.items()
     assert found.data.tags["checkpoint.md5"] == md5_of(folder / "best.pth")
     files = ["20260101_120000.log.json", "20260102_120000.log.json", "best.pth", "latest.pth", "recipe.json"]
     assert sorted(item.path for item in client.list_artifacts(done.run_id)) == files
@@ -467,7 +471,7 @@ def test_sync_says_which_folder_it_could_not_read_and_why(root):
     done = {entry.row: entry for entry in sync(root)}
     assert done["fine"].action == "recorded"
     assert "best.pth is not there" in done["unfinished"].reason
-    assert f"{broken}, line 2 is no JSON" in done["broken"].reason
+    assert f"{broken}, line 2, is no JSON object" in done["broken"].reason
     assert "iters_per_epoch" in done["stepless"].reason
 
 

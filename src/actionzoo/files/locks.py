@@ -5,6 +5,7 @@ import fcntl
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from ..errors import UserError
 
@@ -20,12 +21,28 @@ def locked(path: Path, busy: str | None = None, waiting: str | None = None) -> I
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             if busy is not None:
-                raise UserError(busy) from None
+                raise UserError(busy)
             if waiting is not None:
                 _log.warning(waiting)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Take the exclusive lock on an open file; False if another process, or another open of the file, holds it.
+
+    It is released when the last descriptor of this open file is closed: a child process that inherits one keeps it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def unlock(file: IO[Any]) -> None:
+    """Release the lock at once, also if a child process has inherited the descriptor; then close the file."""
+    fcntl.flock(file, fcntl.LOCK_UN)
+    file.close()

@@ -1,1 +1,1 @@
-"""How a command runs: its end, its signals, its progress."""
+"""How a command runs: its errors, its signals, its descendants, its progress."""

@@ -1,4 +1,4 @@
-"""The processes above this one, as /proc tells them: whether the DVC that started a stage still lives. Linux."""
+"""The ancestors of this process, read from /proc: whether the DVC that started a stage is still alive. Linux only."""
 
 import os
 import select
@@ -8,31 +8,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _POLL_SECONDS = 0.5
-"""Between two looks, where the kernel does not report a process' end by itself (before Linux 5.3)."""
+"""Between two checks, where the kernel cannot report the end of a process (before Linux 5.3)."""
 
 
 @dataclass(frozen=True)
 class Process:
+    """An entry of /proc."""
+
     pid: int
     parent: int
     group: int
     started: int
-    """Clock ticks since boot: with the pid, it names one process for good."""
+    """Start time in clock ticks since boot. Pids are reused; a pid with its start time is not."""
 
 
 def dvc_above(stage: str) -> Process | None:
-    """The DVC that started the stage of that name, which this process is or belongs to; None if it is gone.
+    """The DVC process that started the stage `stage`, to which this process belongs; None if it has ended.
 
-    DVC gives the stage's name to all that runs below it, as DVC_STAGE: shells, torchrun and its copies. So it is the
-    first process above whose DVC_STAGE is another one. That of a stage whose DVC was killed is no DVC, but whoever
-    takes in orphans.
+    DVC sets DVC_STAGE for all its descendants: shells, torchrun and its workers. So DVC is the nearest ancestor that
+    lacks this value. If DVC was killed, that ancestor is the process that adopted the orphans, and not a DVC.
     """
     below = _read(os.getpid())
     for process in _above():
         if _is_dvc(process.pid):
             return process
         if f"DVC_STAGE={stage}" not in _words(process.pid, "environ"):
-            # a script may use DVC as a library: then it is Python, and of the stage's process group
+            # a script that uses DVC as a library is a Python process in the process group of the stage
             is_script = process.pid != 1 and below is not None and process.group == below.group
             return process if is_script and _program(process.pid).startswith(("python", "pypy")) else None
         below = process
@@ -40,17 +41,17 @@ def dvc_above(stage: str) -> Process | None:
 
 
 def wait_for_end(process: Process) -> None:
-    """Return when it has ended."""
+    """Return when the process has ended."""
     try:
         end = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
-    except (AttributeError, OSError):  # an old kernel, or one that does not let us
+    except (AttributeError, OSError):  # not in this kernel, or not permitted
         while _lives(process):
             time.sleep(_POLL_SECONDS)
         return
     try:
-        if _lives(process):  # else its number is another's by now
+        if _lives(process):  # else another process has its pid by now
             poll = select.poll()
             poll.register(end, select.POLLIN)
             poll.poll()
@@ -59,7 +60,7 @@ def wait_for_end(process: Process) -> None:
 
 
 def _above() -> Iterator[Process]:
-    """Parent, its parent, and so on."""
+    """The parent, its parent, and so on."""
     process = _read(os.getpid())
     while process is not None and process.parent > 0:
         process = _read(process.parent)
@@ -68,11 +69,12 @@ def _above() -> Iterator[Process]:
 
 
 def _read(pid: int) -> Process | None:
+    """None for a process that does not exist or is a zombie."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    state, parent, group, *rest = text.rpartition(")")[2].split()  # the name before it may hold anything
+    state, parent, group, *rest = text.rpartition(")")[2].split()  # the name in parentheses may hold anything
     return None if state in "ZX" else Process(pid, int(parent), int(group), int(rest[16]))
 
 
@@ -82,7 +84,7 @@ def _lives(process: Process) -> bool:
 
 
 def _is_dvc(pid: int) -> bool:
-    """`dvc`, `python -m dvc` and the like; no shell and no keeper that was told to start it."""
+    """Whether it is `dvc`, `python -m dvc` or the like; False for a shell or a supervisor with dvc in its arguments."""
     program, words = _program(pid), _words(pid, "cmdline")
     if program.startswith("dvc"):  # the binary package
         return True
@@ -97,7 +99,7 @@ def _is_dvc(pid: int) -> bool:
 
 
 def _program(pid: int) -> str:
-    """Name of the file that runs; empty if we may not know."""
+    """Name of the program file; empty if it cannot be read."""
     try:
         return Path(os.readlink(f"/proc/{pid}/exe")).name
     except OSError:
@@ -105,7 +107,7 @@ def _program(pid: int) -> str:
 
 
 def _words(pid: int, file: str) -> list[str]:
-    """The command line's or the environment's; none if we may not know."""
+    """The entries of /proc/<pid>/cmdline or environ; none if it cannot be read."""
     try:
         return Path(f"/proc/{pid}/{file}").read_bytes().decode(errors="replace").rstrip("\0").split("\0")
     except OSError:

@@ -1,11 +1,9 @@
-"""What a process of ours promises to whoever started it: plain words, a clean end, no orphans."""
+"""The frame of every command: errors in plain sentences, a clean end on signals, no orphans."""
 
 import contextlib
-import ctypes
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import select
 import signal
@@ -19,12 +17,16 @@ from typing import NoReturn
 from ..errors import MACHINE_ERRNOS, UserError, machine_fault
 from ..files.addresses import without_secrets
 from .ancestors import dvc_above, wait_for_end
+from .supervisor import die_with_parent
 
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """The frame of every command: tells what a user can mend in a sentence, status 1; under DVC it dies with DVC."""
-    if of_dvc := os.environ.get("DVC_STAGE"):  # not when started by hand: a training may outlive its terminal
+    """Run the block as the command `name`: errors that a user can fix are printed as one sentence, with exit status 1.
+
+    Started by DVC, the process ends when DVC ends.
+    """
+    if of_dvc := os.environ.get("DVC_STAGE"):  # started by hand, a training may outlive its terminal
         _end_with_dvc(name, of_dvc)
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter("%(levelname)s: %(message)s"))
@@ -32,17 +34,17 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
         if sys.stdout:
-            sys.stdout.flush()  # a full disk or a reader that is gone shows here, and not after the last line of ours
+            sys.stdout.flush()  # a full disk or a closed pipe must show here, not when Python exits
     except SystemExit:
         _flush()
         raise
     except KeyboardInterrupt:
         _flush()
         with contextlib.suppress(OSError):
-            print(f"{name}: interrupted; run the same command again to go on", file=sys.stderr)
+            print(f"{name}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # `actionzoo rows | head -1`: it has what it wants
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # as in `actionzoo rows | head -1`
             _flush()
             sys.exit(128 + signal.SIGPIPE)
         if (sentence := _sentence(error)) is None:
@@ -57,51 +59,50 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit (`ulimit -n 4096`) and run the same command again",
     errno.ENFILE: "close other programs and run the same command again",
     errno.ENAMETOOLONG: "use a shorter name",
-    errno.ENOTDIR: "a file stands where a folder is needed; name another place or move that file",
+    errno.ENOTDIR: "a file stands where a folder is needed; name another path or move that file",
     errno.EISDIR: "a folder stands where a file is needed; name a file",
-    errno.ELOOP: "symbolic links lead in a circle; mend them",
-    errno.ENOENT: "check the name, or make what it names first",
-    errno.EEXIST: "something is there already; move it away or name another place",
-    errno.ENOTEMPTY: "it is not empty; is another process at work there?",
-    errno.EINVAL: "the system does not take that name or value",
-    errno.EPIPE: "a program that was to read this has ended; run the same command again",
+    errno.ELOOP: "symbolic links form a circle; correct them",
+    errno.ENOENT: "check the name, or create the file first",
+    errno.EEXIST: "the path exists already; move it away or name another path",
+    errno.ENOTEMPTY: "the folder is not empty; check whether another process uses it",
+    errno.EINVAL: "the system does not accept that name or value; choose another",
+    errno.EPIPE: "the program that reads this has ended; run the same command again",
 }
-"""errno -> what to do; with those of the machine, all that become a sentence."""
+"""errno -> the remedy. These errors and MACHINE_ERRNOS are printed as a sentence; others keep their traceback."""
 
 
 def _sentence(error: Exception) -> str | None:
-    """What a user can mend, in words; None for what must be a mistake of ours."""
+    """The message for an error that a user can fix; None for an error that must be a bug."""
     match error:
         case UserError():
             return str(error)
-        case OSError(errno=int()) if error.errno in _REMEDIES or error.errno in MACHINE_ERRNOS:
+        case OSError(errno=int(number)) if number in _REMEDIES or number in MACHINE_ERRNOS:
             place = f" at {os.fsdecode(error.filename)}" if isinstance(error.filename, str | bytes) else ""
-            return f"{error.strerror}{place}; {_remedy(error.errno)}"
+            return f"{error.strerror}{place}; {_remedy(number)}"
         case RecursionError():
-            return "the input is nested too deeply to be read; look at the files that were named"
+            return "the input is nested too deeply to be read; check the files that the command names"
         case UnicodeDecodeError():
             found = error.object[error.start : error.start + 4].hex(" ")
             return (
-                f"a file that should be text has bytes that are no {error.encoding} (at byte {error.start}: {found}); "
-                "save it as UTF-8"
+                f"a text file has bytes that are no {error.encoding} (at byte {error.start}: {found}); save it as UTF-8"
             )
         case UnicodeEncodeError():
             shown = ascii(error.object[error.start : error.end][:8])
-            return f"{shown} cannot be written as {error.encoding}; set PYTHONUTF8=1, or rename what has it in its name"
+            return f"{shown} cannot be written as {error.encoding}; set PYTHONUTF8=1, or rename the file with that name"
     fault = machine_fault(error)
     return None if fault is None else str(fault)
 
 
 def _remedy(number: int) -> str:
     if number in _NO_ROOM:
-        return "free some space and run the same command again; what is finished stays"
+        return "free some space and run the same command again; finished work is kept"
     if number in _NOT_OURS:
         return "make it writable and run the same command again"
-    return _REMEDIES.get(number, "see to the machine and run the same command again; what is finished stays")
+    return _REMEDIES.get(number, "check the machine and run the same command again; finished work is kept")
 
 
 def _reader_is_gone() -> bool:
-    """Whether nobody reads our output any more, as opposed to a pipe of our own."""
+    """Whether the reader of stdout or stderr has closed it; False if the broken pipe is one that we opened."""
     poll = select.poll()
     for number in (1, 2):
         poll.register(number, 0)
@@ -109,7 +110,7 @@ def _reader_is_gone() -> bool:
 
 
 def _flush() -> None:
-    """Write what is still to be printed, or drop it where that cannot be, lest Python complains at its end."""
+    """Write buffered output, or discard it if it cannot be written: Python would complain about it when it exits."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()
@@ -120,9 +121,10 @@ def _flush() -> None:
 
 @contextlib.contextmanager
 def sigterm_as_exit() -> Iterator[None]:
-    """Let SIGTERM unwind the stack, so that what is open is closed; leaves alone whoever handles the signal already."""
+    """Let SIGTERM raise SystemExit within the block, so that open files and runs are closed. A handler that is already
+    set stays."""
     is_ours = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    is_ours = is_ours and threading.current_thread() is threading.main_thread()  # no other may set handlers
+    is_ours = is_ours and threading.current_thread() is threading.main_thread()  # other threads may not set handlers
 
     def leave(number: int, _frame: object) -> None:
         raise SystemExit(128 + number)
@@ -137,9 +139,8 @@ def sigterm_as_exit() -> Iterator[None]:
 
 
 def repair_rwlock(root: Path) -> None:
-    """Put aside the list of files in use that a DVC left half written when it was killed: no other would start again.
-
-    DVC writes that file in place. One that is about to be written is whole a moment later.
+    """Move .dvc/tmp/rwlock to rwlock.damaged if it is no JSON: DVC writes it in place, and refuses to start after a
+    kill has cut it off. A file that is being written is valid a moment later, so it is read several times.
     """
     path = root / ".dvc" / "tmp" / "rwlock"
     for _ in range(4):
@@ -154,23 +155,9 @@ def repair_rwlock(root: Path) -> None:
         os.replace(path, path.with_name("rwlock.damaged"))
 
 
-def die_with_parent() -> None:
-    """Ask Linux to end this process when its parent dies, so that a killed pipeline leaves nothing running.
-
-    Elsewhere it does nothing.
-    """
-    if not sys.platform.startswith("linux"):
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM, 0, 0, 0)
-    parent = multiprocessing.parent_process()
-    if parent is not None and not parent.is_alive():  # it died before we asked
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
 def _end_with_dvc(name: str, of_dvc: str) -> None:
-    """Leave at once if the DVC that started this stage is gone already, as when it was killed during our imports;
-    else get SIGTERM when it ends. The kernel tells of our parent, a thread tells of a DVC with a shell between."""
+    """Exit at once if the DVC that started this stage has ended, perhaps during the imports; else send this process
+    SIGTERM when it ends. The kernel watches the parent; a thread watches a DVC that has a shell in between."""
     if not sys.platform.startswith("linux"):
         return
     die_with_parent()
@@ -182,20 +169,22 @@ def _end_with_dvc(name: str, of_dvc: str) -> None:
             "without DVC, unset the environment variable DVC_STAGE",
         )
 
-    def follow() -> None:
+    def watch() -> None:
         wait_for_end(dvc)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=follow, name="end-with-dvc", daemon=True).start()
+    threading.Thread(target=watch, name="end-with-dvc", daemon=True).start()
 
 
 class _Formatter(logging.Formatter):
+    """Hides passwords in addresses."""
+
     def format(self, record: logging.LogRecord) -> str:
         return without_secrets(super().format(record))
 
 
 def _leave(name: str, message: str) -> NoReturn:
-    with contextlib.suppress(OSError):  # who listened may be gone
+    with contextlib.suppress(OSError):  # the terminal may be closed
         print(without_secrets(f"{name}: error: {message}"), file=sys.stderr, flush=True)
     _flush()
     sys.exit(1)

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,12 +16,10 @@ import numpy.typing as npt
 from ..clips.readers import Undecodable, open_clip, read
 from ..errors import MachineFault
 from ..kinetics.manifest import Clip
+from ..process.progress import Progress
 
 Image = npt.NDArray[np.uint8]
 """RGB, (height, width, 3)."""
-
-OnProgress = Callable[[str, int, int], None]
-"""Called with a description, the number done, and the total."""
 
 FRAME_WIDTH, FRAME_HEIGHT, CAPTION_HEIGHT, SHEET_COLUMNS = 160, 120, 26, 4
 """Sizes of a class's sheet: pixels of a frame and of the caption below it, frames side by side."""
@@ -63,7 +61,7 @@ def choose_clips(clips: Sequence[Clip], num_classes: int, per_class: int) -> lis
 
 
 def draw_sheets(
-    chosen: Sequence[Sequence[Clip]], data_folder: Path, out: Path, *, jobs: int, on_progress: OnProgress | None
+    chosen: Sequence[Sequence[Clip]], data_folder: Path, out: Path, *, jobs: int, on_progress: Progress | None
 ) -> list[Sheet]:
     """Write out/class_<label>.jpg for each class with clips, and out/classes.jpg, the overview.
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from ..files.atomic import atomic_write
 from ..kinetics.manifest import STATES, export_lists, read_manifest
 from ..kinetics.overview import SHOWN, Overview, as_json, difference, survey
+from ..process.progress import Progress
 from .class_pictures import (
     THUMBNAIL_HEIGHT,
     THUMBNAIL_WIDTH,
-    OnProgress,
     Sheet,
     choose_clips,
     draw_sheets,
@@ -30,7 +30,7 @@ from .html import page_templates
 
 
 def write_data_report(
-    data: Path, form: str, out: Path, *, pictures: int = 12, jobs: int = 1, on_progress: OnProgress | None = None
+    data: Path, form: str, out: Path, *, pictures: int = 12, jobs: int = 1, on_progress: Progress | None = None
 ) -> Overview:
     """Survey data/<dataset>/<form>, write the page and its files below `out`, and return the survey.
 

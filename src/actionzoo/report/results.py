@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..accuracy import KINETICS400, PUBLISHED_CLIPS, Comparison, Reason, comparable_top1, compare
 from ..errors import UserError
-from ..job import newest_logs
-from ..records import Benchmark, Metrics
+from ..records import Benchmark, Metrics, newest_logs
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:
@@ -144,7 +143,7 @@ def model_entries(params: "Params") -> list[ModelEntry]:
             name=name,
             family=recipe.model.family,
             short_side=recipe.clips.short_side,
-            published=recipe.published,
+            published=params.published.get(name),
             overrides=tuple(params.overrides(name)),
         )
         for name, recipe in params.recipes.items()
@@ -190,7 +189,6 @@ _PUBLISHED_KEYS = (
     "infer_ckpt",
     "log",
     "json",
-    "note",
 )
 
 
@@ -233,7 +231,8 @@ def _published_as_json(published: "Published | None") -> dict[str, Any] | None:
         return None
     texts = {f"{name}_text": "/".join(map(str, getattr(published, name))) for name in ("top1", "top5")}
     others = {key: getattr(published, key) for key in _PUBLISHED_KEYS}
-    return {"top1": list(published.top1), "top5": list(published.top5)} | texts | others
+    numbers = {"top1": list(published.top1), "top5": list(published.top5)}
+    return numbers | texts | others | {"note": published.note.en}
 
 
 def _rounded_interval(metrics: Metrics | None, name: str) -> list[float] | None:

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
-from ..job import RunFiles, newest_logs
 from ..params import Params
-from ..records import RunRecord
+from ..records import RunFiles, RunRecord, newest_logs
 from ..tracking.store import run_pages
 
 

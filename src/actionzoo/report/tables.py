@@ -16,7 +16,6 @@ from ..accuracy import Reason
 from ..files.atomic import atomic_write
 from ..kinetics.manifest import STATES, USABLE
 from ..records import Metrics
-from .remarks import remark
 from .results import MARKS, ModelEntry, ModelResults, ZooReport, as_json, warnings_of
 from .table_texts import TEXTS, Language, Texts
 
@@ -161,7 +160,7 @@ def published_cells(entry: ModelEntry) -> PublishedCells:
         top5="/".join(map(str, published.top5)),
         inference=published.inference,
         gpu_mem="x" if published.gpu_mem_mb is None else str(published.gpu_mem_mb),
-        note={"en": remark(published.note, "en"), "zh": remark(published.note, "zh")},
+        note={"en": published.note.text("en"), "zh": published.note.text("zh")},
         links={
             column: tuple((name, address) for name, address in files[column].items() if address)
             for column in ("ckpt", "log", "json")

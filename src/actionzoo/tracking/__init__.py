@@ -1,1 +1,1 @@
-"""The record in MLflow: a copy for looking at. The truth lies in the run folders."""
+"""The record in MLflow: a copy to look at. The run folders hold the truth."""

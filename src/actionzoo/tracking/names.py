@@ -1,7 +1,7 @@
-"""What a run's parameters and metrics are called in MLflow."""
+"""The names of parameters, metrics and artifact folders in MLflow."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
 METRIC_NAMES = {
     "train": {
@@ -29,9 +29,9 @@ METRIC_NAMES = {
         "top1_gap": "test/top1_gap",
     },
 }
-"""Mode of a line -> its key -> the name in MLflow. `train` and `val` are lines of log.json, `test` is
-metrics/<dataset>/<row>.json, and its names say of which views an accuracy is: test/top1:10x3. MLflow knows no @ in
-names, and its pages group by what stands before the slash."""
+"""Mode of a line -> its key -> the name in MLflow. `train` and `val` are lines of log.json. `test` is
+metrics/<dataset>/<model>.json, and its names include the views: test/top1:10x3. MLflow does not allow @ in names, and
+its pages group metrics by the part before the slash."""
 
 RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "val_clips")
 """Keys of recipe.json that become a run's parameters; hashes and class names do not."""
@@ -40,30 +40,47 @@ ERROR_ANALYSIS = "error_analysis"
 """A run's artifact folder for its error analysis: tables, pictures, strips of clips."""
 
 TEST_STEP = 0
-"""Evaluations have no course; all of them stand at this step, and the newest is the one that counts."""
-
-Point = tuple[str, int, float, int]
-"""Metric's name, step, value, milliseconds since 1970."""
+"""The step of all evaluations of a run; the newest value counts."""
 
 
-def to_metrics(line: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of one line, named as in MLflow. Keys that are no metrics, and lines of no known mode, give none."""
-    names = METRIC_NAMES.get(line.get("mode", ""), {})
+class Point(NamedTuple):
+    """One value of a metric."""
+
+    name: str
+    """As in MLflow: train/loss."""
+    step: int
+    value: float
+    milliseconds: int
+    """Since 1970."""
+
+
+def to_metrics(line: Mapping[str, object]) -> dict[str, float]:
+    """The metrics of one line by their names in MLflow.
+
+    Keys that are no metrics and values that are no numbers are left out; a line of an unknown mode has no metrics.
+    """
+    names = METRIC_NAMES.get(str(line.get("mode", "")), {})
     protocol = line.get("protocol", "unknown")
     return {
         names[key].format(protocol=protocol): float(value)
         for key, value in line.items()
-        if key in names and value is not None
+        if key in names and isinstance(value, int | float)
     }
 
 
-def run_params(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recipe.json, or of what will be one, is recorded as parameters."""
-    return {key: recipe[key] for key in RUN_PARAMS if key in recipe}
+def run_params(record: Mapping[str, object]) -> dict[str, object]:
+    """The parameters of a run in MLflow, from the content of a recipe.json."""
+    return {key: record[key] for key in RUN_PARAMS if key in record}
 
 
-def global_step(line: Mapping[str, Any], iters_per_epoch: int) -> int:
-    """Where a line of log.json stands: steps since the start of training. Validation stands at its epoch's end."""
-    if line["mode"] == "val":
-        return line["epoch"] * iters_per_epoch
-    return (line["epoch"] - 1) * iters_per_epoch + line["iter"]
+def global_step(line: Mapping[str, object], iters_per_epoch: int) -> int:
+    """The step of a line of log.json, counted from the start of the training; for validation, the end of its epoch.
+
+    Raises ValueError for a line without epoch or iter.
+    """
+    epoch, iteration = line.get("epoch"), line.get("iter")
+    if line.get("mode") == "val":
+        iteration = iters_per_epoch
+    if not isinstance(epoch, int) or not isinstance(iteration, int):
+        raise ValueError("it has no epoch or no iter")
+    return (epoch - 1) * iters_per_epoch + iteration

@@ -1,18 +1,19 @@
-"""A run folder into MLflow: after a clone, a checkout, or with a lost store."""
+"""Records run folders in MLflow: after a clone, after a checkout, or when the store was lost."""
 
 import contextlib
 import dataclasses
 import datetime
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..files.hashes import md5_of
+from ..files.json_files import json_lines
+from ..records import Metrics, RunRecord
 from .names import ERROR_ANALYSIS, TEST_STEP, Point, global_step, run_params, to_metrics
 from .store import (
     POINTS_PER_BATCH,
+    Store,
     as_metrics,
     connect_or_explain,
     find_run_id,
@@ -22,6 +23,8 @@ from .store import (
     relink_file,
 )
 
+_ERROR_ANALYSIS_ENDINGS = ("errors", "looks")  # looks: written by older versions
+
 
 @dataclasses.dataclass(frozen=True)
 class Synced:
@@ -30,143 +33,140 @@ class Synced:
     dataset: str
     row: str
     action: str
-    """recorded: a new run; completed: something was added to a run; unchanged; skipped."""
+    """recorded: a new run; completed: values or files were added to a run; unchanged; skipped."""
     points: int = 0
+    """Values that were sent."""
     run_id: str | None = None
+    """None if the folder was skipped."""
     reason: str = ""
+    """Why it was skipped."""
 
 
 def sync(root: Path, *, dataset: str | None = None, checkpoint: str = "best.pth") -> list[Synced]:
-    """Fill MLflow from the folders runs/<dataset>/<row>/ and metrics/<dataset>/<row>.json below `root`.
+    """Record the folders runs/<dataset>/<model>/ and files metrics/<dataset>/<model>.json below `root` in MLflow.
 
-    For runs that were made elsewhere, restored from DVC's cache, or recorded while the store was away. A folder whose
-    `checkpoint` no run has becomes a run; a run that lacks values or files gets them. A second call changes nothing.
-    Raises UserError where the store cannot be opened.
+    For runs that were made elsewhere, restored from DVC's cache, or made while the store was unreachable. If no run has
+    the folder's `checkpoint`, a run is created; a run that lacks values or files gets them. A second call changes
+    nothing. A folder that cannot be recorded is skipped with a reason.
     """
     done = []
     for folder in sorted(path for path in (root / "runs").glob("*/*") if path.is_dir()):
-        data, row = folder.parent.name, folder.name
-        if dataset not in (None, data):
+        if dataset not in (None, folder.parent.name):
             continue
         try:
-            done.append(sync_folder(root, folder, data, row, checkpoint))
+            done.append(sync_folder(folder, checkpoint))
         except UserError as error:
-            done.append(Synced(data, row, "skipped", reason=str(error)))
+            done.append(Synced(folder.parent.name, folder.name, "skipped", reason=str(error)))
     return done
 
 
-def sync_folder(root: Path, folder: Path, dataset: str, row: str, checkpoint: str) -> Synced:
+def sync_folder(folder: Path, checkpoint: str = "best.pth") -> Synced:
+    """`sync` for one folder, <project>/runs/<dataset>/<model>. Raises UserError."""
+    root, dataset, model = folder.parents[2], folder.parent.name, folder.name
     if not (folder / checkpoint).is_file():
-        return Synced(dataset, row, "skipped", reason=f"{folder / checkpoint} is not there")
+        return Synced(dataset, model, "skipped", reason=f"{folder / checkpoint} is not there")
     logs = sorted(folder.glob("*.log.json"))
     points = _points_of_logs(logs)
-    metrics = root / "metrics" / dataset
-    recipe, results = _read_json(folder / "recipe.json"), _read_json(metrics / f"{row}.json")
+    results = root / "metrics" / dataset / f"{model}.json"
+    record, metrics = RunRecord.read_if_there(folder / "recipe.json"), Metrics.read_if_there(results)
     md5 = md5_of(folder / checkpoint)
-    names = (checkpoint, "latest.pth", "recipe.json", "result.json")
-    analysis = [metrics / f"{row}.{kind}.csv" for kind in ("classes", "confusion", "views")]
-    for ending in ("errors", "looks"):  # looks: written by older versions
-        analysis += sorted((metrics / f"{row}.{ending}").glob("*"))
-    files = {path: "" for path in [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]}
-    files |= {path: ERROR_ANALYSIS for path in analysis}
+    files = _files(folder, results, logs, checkpoint)
 
-    client, experiment_id, keeps_files = connect_or_explain(dataset, root)
-    run_id = find_run_id(client, experiment_id, row, md5)
+    store = connect_or_explain(dataset, root)
+    client = store.client
+    run_id = find_run_id(store, model, md5)
     is_new = run_id is None
-    if is_new:
-        started, ended = _course(folder, logs, checkpoint)
-        tags = {"recipe": row, "phase": "train", "checkpoint.md5": md5, "train.recorded_by": "sync"}
-        run_id = client.create_run(experiment_id, started, tags, row).info.run_id
-        log_params(client, run_id, run_params(recipe))
-    info = client.get_run(run_id)
-    sent = _send_missing(client, run_id, info.data.metrics, points, to_metrics({"mode": "test", **results}))
+    began, ended = _times(folder, logs, checkpoint)
+    if run_id is None:
+        tags = {"recipe": model, "phase": "train", "checkpoint.md5": md5, "train.recorded_by": "sync"}
+        created: str = client.create_run(store.experiment_id, began, tags, model).info.run_id
+        run_id = created
+        log_params(client, run_id, run_params(record.as_json()) if record else {})
+    run = client.get_run(run_id)
+    accuracies = to_metrics({"mode": "test"} | metrics.counts()) if metrics else {}
+    sent = _send_missing(store, run_id, run.data.metrics, points, accuracies)
 
-    kept = _kept(client, run_id)
-    missing = [path for path in files if path.is_file() and path.name not in kept] if keeps_files else []
-    for path in missing:
-        keep_file(client, run_id, info.info.artifact_uri, path, files[path])
-    if keeps_files:
+    missing: list[Path] = []
+    if store.keeps_files:
+        artifacts: str = run.info.artifact_uri
+        kept = _artifact_names(store, run_id)
+        missing = [path for path in files if path.is_file() and path.name not in kept]
+        for path in missing:
+            keep_file(client, run_id, artifacts, path, files[path])
         for name in (checkpoint, "latest.pth"):
-            relink_file(info.info.artifact_uri, folder / name)
+            relink_file(artifacts, folder / name)
     if is_new:
         client.set_terminated(run_id, "FINISHED", ended)
     action = "recorded" if is_new else "completed" if sent or missing else "unchanged"
-    return Synced(dataset, row, action, sent, run_id)
+    return Synced(dataset, model, action, sent, run_id)
+
+
+def _files(folder: Path, results: Path, logs: Iterable[Path], checkpoint: str) -> dict[Path, str]:
+    """The files of a run and of its evaluation, which need not exist -> their artifact folder."""
+    names = (checkpoint, "latest.pth", "recipe.json", "result.json")
+    of_run = [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]
+    analysis = [results.with_name(f"{folder.name}.{kind}.csv") for kind in ("classes", "confusion", "views")]
+    for ending in _ERROR_ANALYSIS_ENDINGS:
+        analysis += sorted(results.with_name(f"{folder.name}.{ending}").glob("*"))
+    return dict.fromkeys(of_run, "") | dict.fromkeys(analysis, ERROR_ANALYSIS)
 
 
 def _send_missing(
-    client: Any, run_id: str, latest: Mapping[str, float], points: Iterable[Point], results: Mapping[str, float]
+    store: Store,
+    run_id: str,
+    latest: Mapping[str, float],
+    points: Sequence[Point],
+    accuracies: Mapping[str, float],
 ) -> int:
-    """Send the points whose name and step the run lacks, and results that are not the run's latest. How many."""
-    points = list(points)
+    """Send the points that the run lacks (by name and step) and the accuracies that differ from its latest values.
+    Returns how many were sent."""
     known = {
         (name, metric.step)
-        for name in {name for name, *_ in points} & latest.keys()
-        for metric in client.get_metric_history(run_id, name)
+        for name in {point.name for point in points} & latest.keys()
+        for metric in store.client.get_metric_history(run_id, name)
     }
     now = milliseconds()
-    new = [point for point in points if point[:2] not in known]
-    new += [(name, TEST_STEP, value, now) for name, value in results.items() if latest.get(name) != value]
+    new = [point for point in points if (point.name, point.step) not in known]
+    new += [Point(name, TEST_STEP, value, now) for name, value in accuracies.items() if latest.get(name) != value]
     for start in range(0, len(new), POINTS_PER_BATCH):
-        client.log_batch(run_id, metrics=as_metrics(new[start : start + POINTS_PER_BATCH]))
+        store.client.log_batch(run_id, metrics=as_metrics(new[start : start + POINTS_PER_BATCH]))
     return len(new)
 
 
-def _kept(client: Any, run_id: str, folder: str | None = None) -> set[str]:
-    """Names of the files that the run has, in whichever folder."""
-    names = set()
-    for item in client.list_artifacts(run_id, folder):
-        names |= _kept(client, run_id, item.path) if item.is_dir else {Path(item.path).name}
+def _artifact_names(store: Store, run_id: str, folder: str | None = None) -> set[str]:
+    """Base names of all artifacts of the run: older versions put some into other folders."""
+    names: set[str] = set()
+    for item in store.client.list_artifacts(run_id, folder):
+        names |= _artifact_names(store, run_id, item.path) if item.is_dir else {Path(item.path).name}
     return names
 
 
-def _points_of_logs(paths: list[Path]) -> list[Point]:
-    """Every value of the logs, in the order of name and step. A training that was interrupted has several logs; where
-    they overlap, the later one counts."""
+def _points_of_logs(paths: Iterable[Path]) -> list[Point]:
+    """All values of the logs, ordered by name and step. An interrupted training has several logs; where they overlap,
+    the later one counts."""
     values: dict[tuple[str, int], tuple[float, int]] = {}
     for path in paths:
         iters_per_epoch = None
         written = int(path.stat().st_mtime * 1000)
-        for number, line in _json_lines(path):
+        for number, line in json_lines(path, "correct or delete the line"):
             iters_per_epoch = line.get("iters_per_epoch", iters_per_epoch)
             if not (metrics := to_metrics(line)):
                 continue
             if not iters_per_epoch:
                 raise UserError(
-                    f"{path}, line {number}: no line before it says iters_per_epoch, so its step is unknown; "
-                    "add the key to the first line"
+                    f"{path}, line {number}: no line before it has iters_per_epoch, so its step is unknown; add the "
+                    "key to the first line"
                 )
-            step = global_step(line, iters_per_epoch)
+            try:
+                step = global_step(line, iters_per_epoch)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}; correct or delete the line") from None
             values |= {(name, step): (value, written) for name, value in metrics.items()}
-    return [(name, step, *values[name, step]) for name, step in sorted(values)]
+    return [Point(name, step, *values[name, step]) for name, step in sorted(values)]
 
 
-def _json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The file's objects with their line numbers. A last line that a kill cut off is left out."""
-    lines = path.read_text(encoding="utf-8").split("\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == len(lines):
-                return
-            raise UserError(f"{path}, line {number} is no JSON ({error.msg}); mend or delete the line") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The file's object; an empty one where there is no file."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is no JSON ({error.msg}); make it anew") from None
-
-
-def _course(folder: Path, logs: list[Path], checkpoint: str) -> tuple[int, int]:
-    """When a training began, by its first log's name, and ended, by its checkpoint; milliseconds since 1970."""
+def _times(folder: Path, logs: Sequence[Path], checkpoint: str) -> tuple[int, int]:
+    """When a training began (by the name of its first log) and ended (by its checkpoint), in ms since 1970."""
     ended = int((folder / checkpoint).stat().st_mtime * 1000)
     with contextlib.suppress(ValueError, IndexError):
         began = datetime.datetime.strptime(logs[0].name.split(".")[0], "%Y%m%d_%H%M%S")

@@ -1,4 +1,4 @@
-"""Models in MLflow's registry."""
+"""Registered models in MLflow: weights files under a name and a version."""
 
 import contextlib
 import os
@@ -23,29 +23,31 @@ from .store import (
 
 
 def register(run: Path, file: Path, *, name: str, alias: str | None = None, tags: Mapping[str, object]) -> str:
-    """Make `file`, weights of the folder `run`, a version of the registered model `name`; gives models:/NAME/VERSION.
+    """Make `file` a version of the registered model `name` and return its address, models:/NAME/VERSION.
 
-    The file is kept with the run's record in MLflow, which is made or completed first. A file that is a version already
-    stays that one. `alias` is a name that one version has at a time. Raises UserError.
+    `run` is the folder of the run whose weights `file` holds. The run is recorded in MLflow first, and its artifacts
+    get the file. Registering the same file again returns its existing version. `alias`: a movable label, e.g. champion.
+    Raises UserError.
     """
     folder = run.resolve()
-    root, dataset = folder.parents[2], folder.parent.name
-    done = sync_folder(root, folder, dataset, folder.name, "best.pth")
+    root = folder.parents[2]
+    done = sync_folder(folder)
     if done.run_id is None:
         raise UserError(f"{run} cannot be registered: {done.reason}")
-    client, _, keeps_files = connect_or_explain(dataset, root)
-    if not keeps_files:
+    store = connect_or_explain(done.dataset, root)
+    client = store.client
+    if not store.keeps_files:
         raise UserError(
-            f"MLflow at {shown_uri(root)} was made in another folder and keeps its files there; remove it and the "
-            "folder mlruns, then `actionzoo sync`, and register anew"
+            f"MLflow at {shown_uri(root)} was created in another folder and keeps its files there; remove it and the "
+            "folder mlruns, run `actionzoo sync`, and register again"
         )
     from mlflow.exceptions import MlflowException
 
-    kept = f"registered-{md5_of(file)[:8]}"  # a folder for it alone, as MLflow wants
+    kept = f"registered-{md5_of(file)[:8]}"  # MLflow expects a folder for each version
     try:
-        artifacts = client.get_run(done.run_id).info.artifact_uri
+        artifacts: str = client.get_run(done.run_id).info.artifact_uri
         keep_file(client, done.run_id, artifacts, file, kept)
-        with contextlib.suppress(MlflowException):  # it is there
+        with contextlib.suppress(MlflowException):  # it exists
             client.create_registered_model(name)
         source = f"{artifacts.rstrip('/')}/{kept}"
         versions = client.search_model_versions(f"name = '{name}'") if "'" not in name else []
@@ -56,19 +58,21 @@ def register(run: Path, file: Path, *, name: str, alias: str | None = None, tags
         if alias:
             client.set_registered_model_alias(name, alias, version)
     except MlflowException as error:
-        raise UserError(f"MLflow does not take {name}{f'@{alias}' if alias else ''}: {one_line(error)}") from None
+        raise UserError(f"MLflow does not accept {name}{f'@{alias}' if alias else ''}: {one_line(error)}") from None
     return f"models:/{name}/{version}"
 
 
 def fetch_registered(address: str, cache: Path, root: Path) -> Path:
-    """The weights of a version that `register` made, models:/NAME/VERSION or models:/NAME@ALIAS: the store's own file
-    where it lies on this machine, else a copy in `cache`. Raises UserError."""
+    """The weights file of a registered version, models:/NAME/VERSION or models:/NAME@ALIAS.
+
+    Returns the store's own file if it is on this machine, else a copy in `cache`. Raises UserError.
+    """
     if not (parts := re.fullmatch(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))", address)):
-        raise UserError(f"{address} is no model of MLflow's; write models:/NAME/VERSION or models:/NAME@ALIAS")
+        raise UserError(f"{address} is no registered model; write models:/NAME/VERSION or models:/NAME@ALIAS")
     name, number, alias = parts.groups()
     uri = tracking_uri(root)
     if (database := database_of(uri)) is not None and not database.exists():
-        raise UserError(f"{database} is not there, so nothing is registered; `actionzoo register RUN` does that")
+        raise UserError(f"{database} is not there, so no model is registered; run `actionzoo register RUN` first")
     mlflow = load_mlflow()
     try:
         client = mlflow.MlflowClient(uri)
@@ -77,13 +81,11 @@ def fetch_registered(address: str, cache: Path, root: Path) -> Path:
         listed = mlflow.artifacts.list_artifacts(artifact_uri=source, tracking_uri=uri)
         paths = [found.path for found in listed if found.path.endswith((".safetensors", ".pth"))]
         if len(paths) != 1:
-            raise UserError(
-                f"{address} has {len(paths)} weights files in {source}; `actionzoo register` makes versions with one"
-            )
+            raise UserError(f"{address} has {len(paths)} weights files in {source}, not one; register it again")
         file = Path(paths[0]).name
         if (place := local_folder(source)) is not None:
             return place / file
-        if not (cache / file).is_file():  # its name has its hash, which is checked when it is read
+        if not (cache / file).is_file():  # its name holds its hash, which is checked when it is read
             cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=cache, prefix=".registered-") as folder:
                 mlflow.artifacts.download_artifacts(f"{source.rstrip('/')}/{file}", dst_path=folder, tracking_uri=uri)
@@ -92,4 +94,4 @@ def fetch_registered(address: str, cache: Path, root: Path) -> Path:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{address} cannot be had from MLflow at {shown_uri(root)}: {one_line(error)}") from None
+        raise UserError(f"{address} cannot be fetched from MLflow at {shown_uri(root)}: {one_line(error)}") from None

@@ -1,6 +1,9 @@
-"""The MLflow store: where it is, how it is opened, how files and values get into it."""
+"""The MLflow store: where it is, how it is opened, and how files and values are written to it."""
+
+from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -12,36 +15,56 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files.addresses import without_secrets
 from ..files.hashes import md5_of
 from ..files.links import link_or_copy
 from ..files.locks import locked
+from ..params import find_project
 from .names import Point
 
+if TYPE_CHECKING:  # mlflow takes a second to import, and a command that records nothing does without
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Metric, Run
+
 UI_ADDRESS = "http://127.0.0.1:5000"
-"""Where `ui_command` opens MLflow's pages, if no other port is named."""
+"""The address of MLflow's pages that `ui_command` starts, on its default port."""
 
 POINTS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # limits of MLflow's log_batch
 
-_PARAM_LENGTH = 6000  # characters; ditto
+_PARAM_LENGTH = 6000  # characters; a limit of MLflow
 
 _LINK_FROM_BYTES = 1 << 20
+"""Files from this size on are hard links in a store on this machine."""
 
 logger = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A store that is open, and an experiment in it."""
+
+    client: MlflowClient
+    experiment_id: str
+    keeps_files: bool
+    """False for a store that was copied from another folder: MLflow would put files into the original."""
+
+
 def tracking_uri(root: Path | None = None) -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in the project's folder; never one that depends on where a command runs."""
+    """MLFLOW_TRACKING_URI, else mlflow.db in the project's folder, from whichever folder the command runs.
+
+    Raises UserError outside of a project.
+    """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    return f"sqlite:///{(root or _project_root()).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{(root or find_project()).resolve() / 'mlflow.db'}"
 
 
 def ui_command(root: Path | None = None, port: int = 5000) -> str:
-    """The command line that shows what was recorded, to be typed in the project's folder."""
+    """The command line that opens MLflow's pages; to be typed in the project's folder."""
     uri = tracking_uri(root)
     if urllib.parse.urlparse(uri).scheme in ("http", "https"):
         return shlex.join([_in_project(Path(sys.executable), root), "-m", "webbrowser", "-t", without_secrets(uri)])
@@ -50,34 +73,33 @@ def ui_command(root: Path | None = None, port: int = 5000) -> str:
     program = [_in_project(Path(sys.executable), root), "-m", "mlflow"]
     if (mlflow := Path(sys.executable).with_name("mlflow")).exists():
         program = [_in_project(mlflow, root)]
-    # without the job runner the server is 2 processes and not 10
+    # without the job runner, the server has 2 processes instead of 10
     settings = "MLFLOW_DISABLE_TELEMETRY=true MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false"
     if without_secrets(uri) == uri:
         store = ["--backend-store-uri", uri]
-    else:  # arguments are seen by all users of a machine, and the environment by one's own processes
+    else:  # all users of a machine can read arguments, but not the environment
         store = []
         settings += ' MLFLOW_BACKEND_STORE_URI="$MLFLOW_TRACKING_URI"'
     options = [*store, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     return f"{settings} {shlex.join([*program, 'server', *options])}"
 
 
-def find_run(experiment: str, recipe: str, checkpoint_md5: str) -> str | None:
-    """Id of the newest run of that row that made that checkpoint; None if there is none, or no store to ask."""
+def find_run(experiment: str, model: str, checkpoint_md5: str) -> str | None:
+    """Id of the newest run of the model that made the checkpoint; None if there is none, or if the store fails."""
     try:
-        client, experiment_id, _ = connect(experiment)
-        return find_run_id(client, experiment_id, recipe, checkpoint_md5)
+        return find_run_id(connect(experiment), model, checkpoint_md5)
     except Exception as error:
-        logger.warning("tracking: could not look for %s in MLflow at %s (%s)", recipe, shown_uri(), one_line(error))
+        logger.warning("tracking: could not search MLflow at %s for %s (%s)", shown_uri(), model, one_line(error))
         return None
 
 
 def run_pages(
     experiment: str, checkpoints: Mapping[str, str], root: Path | None = None, server: str | None = None
 ) -> dict[str, str]:
-    """Recipe -> address of MLflow's page on the newest run that made the checkpoint of that md5, as far as there are.
+    """Model -> address of the MLflow page of the newest run that made its checkpoint, for models that have one.
 
-    `server` is where the pages are; without it the store, if that is a server, else where `ui_command` opens them.
-    Nothing is made: without a store there are none.
+    `checkpoints`: model -> md5 of its checkpoint. `server`: address of the pages; default: the store, if it is a
+    server, else UI_ADDRESS. Creates nothing: without a store the answer is empty.
     """
     uri = tracking_uri(root)
     if server is None:
@@ -85,24 +107,24 @@ def run_pages(
     if ((database := database_of(uri)) is not None and not database.exists()) or not checkpoints:
         return {}
     try:
-        client, experiment_id, _ = connect(experiment, root)
-        found = {recipe: find_run_id(client, experiment_id, recipe, md5) for recipe, md5 in checkpoints.items()}
+        store = connect(experiment, root)
+        found = {model: find_run_id(store, model, md5) for model, md5 in checkpoints.items()}
     except Exception as error:
-        logger.warning("tracking: could not look for runs in MLflow at %s (%s)", shown_uri(root), one_line(error))
+        logger.warning("tracking: could not search MLflow at %s for runs (%s)", shown_uri(root), one_line(error))
         return {}
-    base = f"{without_secrets(server).rstrip('/')}/#/experiments/{experiment_id}/runs"
-    return {recipe: f"{base}/{id}" for recipe, id in found.items() if id is not None}
+    base = f"{without_secrets(server).rstrip('/')}/#/experiments/{store.experiment_id}/runs"
+    return {model: f"{base}/{id}" for model, id in found.items() if id is not None}
 
 
-def connect(experiment: str, root: Path | None = None) -> tuple[Any, str, bool]:
-    """A client, the experiment's id, and whether files can be kept. Makes what is not there yet."""
+def connect(experiment: str, root: Path | None = None) -> Store:
+    """Open the store and the experiment; both are created if need be. Raises MLflow's and the system's errors."""
     uri = tracking_uri(root)
     mlflow = load_mlflow()
     database = database_of(uri)
     if database is None:
         client = mlflow.MlflowClient(uri)
-        return client, _experiment(client, experiment, None).experiment_id, True
-    # Two processes that open a new sqlite store at once ruin it for good.
+        return Store(client, _experiment(client, experiment, None).experiment_id, keeps_files=True)
+    # two processes that create an sqlite store at once would damage it for good
     database.parent.mkdir(parents=True, exist_ok=True)
     with locked(database.with_name(f"{database.name}.lock")):
         if not database.exists():
@@ -111,21 +133,21 @@ def connect(experiment: str, root: Path | None = None) -> tuple[Any, str, bool]:
         found = _experiment(client, experiment, database.parent)
     home = found.tags.get("actionzoo.folder", str(database.parent))
     if home != str(database.parent):
-        # MLflow keeps absolute paths: files of a copied project would land in the original
+        # MLflow stores absolute paths: files of a copied project would go into the original
         logger.warning(
-            "tracking: %s was made in %s, and MLflow looks for files there. Values are recorded, files are not; "
-            "remove it and the folder mlruns, then `actionzoo sync` makes both anew from the run folders.",
+            "tracking: %s was created in %s, and MLflow stores files there. Values are recorded, files are not; "
+            "remove it and the folder mlruns, then run `actionzoo sync`, which rebuilds both from the run folders.",
             database,
             home,
         )
-    return client, found.experiment_id, home == str(database.parent)
+    return Store(client, found.experiment_id, keeps_files=home == str(database.parent))
 
 
-def load_mlflow() -> Any:
-    """The package, quiet and not too patient."""
+def load_mlflow() -> ModuleType:
+    """Import mlflow with its telemetry and its messages off, and with short timeouts."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    # MLflow's own patience, 7 attempts of 2 minutes, would hold a training's end for a quarter of an hour
+    # MLflow's default, 7 attempts of 2 minutes, would delay the end of a training by a quarter of an hour
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     import mlflow
@@ -133,7 +155,8 @@ def load_mlflow() -> Any:
     return mlflow
 
 
-def connect_or_explain(experiment: str, root: Path) -> tuple[Any, str, bool]:
+def connect_or_explain(experiment: str, root: Path) -> Store:
+    """The same, but raises UserError."""
     try:
         return connect(experiment, root)
     except UserError:
@@ -146,7 +169,7 @@ def connect_or_explain(experiment: str, root: Path) -> tuple[Any, str, bool]:
 
 
 def _make_store(database: Path) -> None:
-    """A new store, which bears its name once it is complete: killed half-way, MLflow could never open it again."""
+    """Create a store under another name and rename it when it is complete: MLflow can never open an incomplete one."""
     import mlflow
 
     partial = database.with_name(f"{database.name}.partial")
@@ -156,8 +179,8 @@ def _make_store(database: Path) -> None:
     os.replace(partial, database)
 
 
-def _experiment(client: Any, name: str, folder: Path | None) -> Any:
-    """The experiment, made if it is not there; with a store of ours in `folder`, files go to folder/mlruns/<name>."""
+def _experiment(client: MlflowClient, name: str, folder: Path | None) -> Experiment:
+    """The experiment, created if need be. Files of the project's own store, in `folder`, go to folder/mlruns/<name>."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -168,38 +191,44 @@ def _experiment(client: Any, name: str, folder: Path | None) -> Any:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            return client.get_experiment_by_name(name)  # a server's other client was faster
+            found = client.get_experiment_by_name(name)  # another client of the server has created it
+            if found is None:
+                raise
+            return found
         return client.get_experiment(id)
     if found.lifecycle_stage == "deleted":
-        logger.warning("tracking: experiment %s was deleted in MLflow; it is restored, with the runs it had", name)
+        logger.warning("tracking: experiment %s was deleted in MLflow; it is restored with its runs", name)
         client.restore_experiment(found.experiment_id)
     return found
 
 
-def known_run(client: Any, experiment_id: str, run_id: str) -> Any | None:
+def known_run(store: Store, run_id: str) -> Run | None:
+    """The run with that id; None if the experiment has no such run, or if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
-        found = client.get_run(run_id)
+        found = store.client.get_run(run_id)
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
         raise
-    is_ours = found.info.experiment_id == experiment_id and found.info.lifecycle_stage == "active"
+    is_ours = found.info.experiment_id == store.experiment_id and found.info.lifecycle_stage == "active"
     return found if is_ours else None
 
 
-def find_run_id(client: Any, experiment_id: str, recipe: str, md5: str) -> str | None:
+def find_run_id(store: Store, model: str, md5: str) -> str | None:
+    """Id of the newest run of the model that made the checkpoint of that md5."""
     if not re.fullmatch(r"[0-9a-f]{32}", md5):
         raise ValueError(f"{md5!r} is no md5")
-    # the row is compared here: its name may hold what MLflow's filter language cannot quote
-    found = client.search_runs(
-        [experiment_id], f"tags.`checkpoint.md5` = '{md5}'", order_by=["attributes.start_time DESC"]
+    # the model is compared here: its name may hold characters that MLflow's filter language cannot quote
+    found = store.client.search_runs(
+        [store.experiment_id], f"tags.`checkpoint.md5` = '{md5}'", order_by=["attributes.start_time DESC"]
     )
-    return next((run.info.run_id for run in found if run.data.tags.get("recipe") == recipe), None)
+    return next((run.info.run_id for run in found if run.data.tags.get("recipe") == model), None)
 
 
-def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
+def log_params(client: MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
+    """Record parameters, nested ones by names with dots."""
     from mlflow.entities import Param
 
     flat = [Param(key, value) for key, value in _flatten(params)]
@@ -207,7 +236,7 @@ def log_params(client: Any, run_id: str, params: Mapping[str, Any]) -> None:
         client.log_batch(run_id, params=flat[start : start + _PARAMS_PER_BATCH])
 
 
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
     """{'optim': {'lr': 0.1}}  ->  ('optim.lr', '0.1')"""
     for key, value in params.items():
         if isinstance(value, Mapping):
@@ -217,14 +246,15 @@ def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", text[:_PARAM_LENGTH]
 
 
-def as_metrics(points: Iterable[Point]) -> list[Any]:
+def as_metrics(points: Iterable[Point]) -> list[Metric]:
+    """Points as MLflow's type."""
     from mlflow.entities import Metric
 
-    return [Metric(name, value, timestamp, step) for name, step, value, timestamp in points]
+    return [Metric(point.name, point.value, point.milliseconds, point.step) for point in points]
 
 
-def keep_file(client: Any, run_id: str, artifacts: str, source: Path, folder: str = "") -> None:
-    """Put a file among the run's artifacts, which lie at the address `artifacts`; whole or not at all."""
+def keep_file(client: MlflowClient, run_id: str, artifacts: str, source: Path, folder: str = "") -> None:
+    """Add a file to the artifacts of a run, whole or not at all. `artifacts`: their address; `folder`: one below it."""
     if (place := local_folder(artifacts)) is None:
         client.log_artifact(run_id, str(source), folder or None)
         return
@@ -232,11 +262,11 @@ def keep_file(client: Any, run_id: str, artifacts: str, source: Path, folder: st
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and target.samefile(source):
         return
-    link_or_copy(source, target, link_from_bytes=_LINK_FROM_BYTES)  # a link to latest.pth keeps the file, not the link
+    link_or_copy(source, target, link_from_bytes=_LINK_FROM_BYTES)
 
 
 def relink_file(artifacts: str, source: Path) -> None:
-    """Replace the kept file of that name by a hard link to `source`, if both have the same content."""
+    """Replace the artifact of that name by a hard link to `source`, if both have the same content."""
     if (place := local_folder(artifacts)) is None or not source.is_file():
         return
     source, target = source.resolve(), place / source.name
@@ -249,51 +279,45 @@ def relink_file(artifacts: str, source: Path) -> None:
         return
     partial = target.with_name(f".{target.name}.partial")
     partial.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a file system without links
+    with contextlib.suppress(OSError):  # a file system without hard links
         os.link(source, partial)
         os.replace(partial, target)
 
 
 def database_of(uri: str) -> Path | None:
-    """The file of a sqlite address; None for every other."""
+    """The file of an sqlite address; None for other addresses."""
     if not (match := re.fullmatch(r"sqlite(?:\+\w+)?:///([^?]+)(?:\?.*)?", uri)) or match[1] == ":memory:":
         return None
     return Path(match[1]).resolve()
 
 
 def local_folder(uri: str) -> Path | None:
+    """The folder of an artifact address on this machine; None for other addresses."""
     parts = urllib.parse.urlparse(uri)
     if parts.scheme == "file":
         return Path(urllib.request.url2pathname(parts.path))
     return Path(uri) if not parts.scheme else None
 
 
-def _project_root() -> Path:
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").is_file():
-            return folder
-    raise UserError(f"no params.yaml in {here} or above; run inside the project's folder, or set MLFLOW_TRACKING_URI")
-
-
 def _in_project(path: Path, root: Path | None) -> str:
-    """Relative to the project's folder where it lies inside."""
+    """The path, relative to the project's folder if it is inside."""
     with contextlib.suppress(ValueError, UserError):
-        return str(path.relative_to((root or _project_root()).resolve()))
+        return str(path.relative_to((root or find_project()).resolve()))
     return str(path)
 
 
 def shown_uri(root: Path | None = None) -> str:
+    """The address of the store for messages, without passwords."""
     with contextlib.suppress(UserError):
         return without_secrets(tracking_uri(root))
     return "an unknown place"
 
 
 def one_line(error: BaseException) -> str:
+    """An error for messages: one line, without passwords, at most 300 characters."""
     return without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
 
 
 def milliseconds() -> int:
+    """Since 1970."""
     return int(time.time() * 1000)
