@@ -8,7 +8,7 @@ from actionzoo.accuracy import (
     with_interval,
     with_protocol,
 )
-from actionzoo.recipe import Percentage, Published
+from actionzoo.recipe import Note, Percentage, Published
 from actionzoo.records import Metrics
 
 
@@ -35,7 +35,7 @@ def test_the_interval_is_that_of_the_clips_evaluated():
 def published(*top1: str, **files: str) -> Published:
     texts = dict(config="a", gpus="8", backbone="ResNet50", pretrained="None", inference="x")
     others = dict(gpu_mem_mb=None, ckpt_model={}, ckpt=None, infer_ckpt=None, log=None, json=None)
-    return Published(**texts, **others | files, top1=top1, top5=top1)
+    return Published(**texts, **others | files, top1=top1, top5=top1, note=Note())
 
 
 def measured(top1: float | None = 0.8276, clips: int = 19_796, **others) -> Metrics:

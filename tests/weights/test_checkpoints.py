@@ -33,7 +33,7 @@ def root(params, tmp_path_factory) -> Path:
     torch.manual_seed(1)
     write_run(params, files, build_model(recipe.model, len(CLASSES)), CLASSES)
     files.metrics().parent.mkdir(parents=True)
-    files.metrics().write_text(json.dumps({"top1": 0.5, "epoch": 3}))
+    files.metrics().write_text(json.dumps({"top1": 0.5, "clips": 8, "epoch": 3}))
     yield root
     shutil.rmtree(root)
 

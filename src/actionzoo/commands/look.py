@@ -111,7 +111,7 @@ def _link_report_to_runs(server: str) -> None:
 
     params = load_params()
     if (params.folder("report") / "zoo.html").is_file():
-        write_run_links(params, server=server)
+        write_run_links(params, params.root, server=server)
 
 
 @command(epilog="example: actionzoo sync")

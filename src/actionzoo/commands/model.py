@@ -99,6 +99,7 @@ def predict(
         num_clips=clips,
         num_crops=None if crops is None else int(crops),
         device=device,
+        root=params.root,
     )
     print(predictor.trained.text(), file=sys.stderr)
     predict_all(predictor, videos, top=top, window_seconds=window, stride_seconds=stride, as_json=json, draw=draw)
@@ -128,7 +129,8 @@ def export(
     check_target(to, out)
     params = load_params()
     of_model = None if model is None else resolve(params, model)
-    trained = open_trained(resolve_checkpoint(params, network), params=params, model=of_model, classes=classes)
+    source = resolve_checkpoint(params, network)
+    trained = open_trained(source, params=params, model=of_model, classes=classes, root=params.root)
 
     from ..predict.export import export_model
 

@@ -100,7 +100,7 @@ def train(
         params = params.changed(name, schedule={"val_interval": params.recipe(name).schedule.epochs})
     params = params.changed(name, seed=seed)
     launch_torchrun(params.runtime)
-    job = Job.of(params, name, work_dir=work_dir or Path("work_dirs") / name)
+    job = Job.of(params, name, params.root, work_dir or Path("work_dirs") / name)
     if summary := train_job(job, resume=resume):
         print(summary)
 
@@ -184,7 +184,7 @@ def evaluate(
         is_plain=plain,
         views=views,
     )
-    summary = evaluate_checkpoint(params, name, resolve_checkpoint(params, checkpoint), wanted)
+    summary = evaluate_checkpoint(params, name, resolve_checkpoint(params, checkpoint), wanted, params.root)
     if summary:
         print(summary)
 
