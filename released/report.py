@@ -4,13 +4,13 @@ import argparse
 
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
-from actionzoo.report.reproduction_page import write_released_report
+from actionzoo.report.reproduction_page import write_reproduction_page
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, epilog="example: python released/report.py").parse_args()
     with stage("released"):
-        print(write_released_report(load_params()))
+        print(write_reproduction_page(load_params()))
 
 
 if __name__ == "__main__":

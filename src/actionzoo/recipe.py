@@ -289,24 +289,6 @@ class Published:
         return {kind: (address, self.top1[which[kind]], self.top5[which[kind]]) for kind, address in there.items()}
 
 
-NOTHING_PUBLISHED = Published(
-    config="",
-    gpus="",
-    backbone="",
-    pretrained="",
-    top1=(),
-    top5=(),
-    inference="",
-    gpu_mem_mb=None,
-    ckpt=None,
-    ckpt_model={},
-    infer_ckpt=None,
-    log=None,
-    json=None,
-)
-"""Stands in tables for a model of one's own."""
-
-
 def as_dict(section: Any) -> dict[str, Any]:
     """A recipe, or a section of one, as plain dicts and lists, in the order of its fields."""
     plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(section)))

@@ -14,7 +14,6 @@ from actionzoo.jobs.reproduce import reproduce
 from actionzoo.kinetics.labels import kinetics400, map_labels
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import PublishedLists, load_params
-from actionzoo.report.reproduction_page import write_released_report
 from actionzoo.zoo import build_model
 from tests.tiny_network import tiny_params, val_clips
 
@@ -28,11 +27,6 @@ def params(monkeypatch):
     return load_params(PROJECT / "params.yaml")
 
 
-@pytest.fixture
-def kinetics(params):
-    return dataclasses.replace(params, name="kinetics400", dataset=params.datasets["kinetics400"])
-
-
 def test_each_published_file_has_its_number(params):
     published = {model: entry.released for model, entry in params.published.items()}
     assert {kind: found[1:] for kind, found in published[ROW].items()} == {
@@ -42,28 +36,6 @@ def test_each_published_file_has_its_number(params):
     corrected = published["slowfast_r50_video_4x16x1_256e_kinetics400_rgb"]
     assert [found[1:] for found in corrected.values()] == [(73.95, 91.5)]
     assert all(published.values())
-
-
-def test_the_table_names_every_published_file_and_what_is_not_run(kinetics, tmp_path):
-    line = write_released_report(kinetics, tmp_path)
-    files = sum(len(entry.released) for entry in kinetics.published.values())
-    assert f"0 of {files} published files tested" in line
-    table = (tmp_path / "released/report/kinetics400/released.md").read_text()
-    assert table.count("not run yet") == files and all(f"`{row}`" in table for row in kinetics.models())
-    first = table
-    write_released_report(kinetics, tmp_path)
-    assert (tmp_path / "released/report/kinetics400/released.md").read_text() == first
-
-
-def test_published_numbers_keep_their_text(kinetics, tmp_path):
-    write_released_report(kinetics, tmp_path)
-    out = tmp_path / "released/report/kinetics400"
-    for name in ("released.md", "released.html"):
-        text = (out / name).read_text()
-        assert "77.90" in text and "93.20" in text and "93.0" in text and "92.80" not in text
-    files = json.loads((out / "released.json").read_text())["files"]
-    (r101,) = [line for line in files if line["row"] == "slowfast_r101_8x8x1_256e_kinetics400_rgb"]
-    assert (r101["published_top1"], r101["published_top1_text"]) == (77.9, "77.90")
 
 
 def test_the_label_map_is_that_of_the_published_weights():

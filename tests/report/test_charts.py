@@ -16,7 +16,7 @@ def test_few_classes_have_names_and_numbers():
     texts = [element.text for element in root.iter("text")]
     assert {"<up> (0)", "down (1)", "3", "1", "4"} <= set(texts) and texts.count("0") == 1  # the label of a column
     titles = [element.text for element in root.iter("title")]
-    assert "<up> taken for down: 1 of 4" in titles
+    assert "<up> predicted as down: 1 of 4" in titles
 
 
 def test_many_classes_have_a_pixel_each_stronger_the_more_clips():

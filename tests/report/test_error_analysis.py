@@ -207,3 +207,16 @@ def test_files_of_a_newer_version_are_refused(metrics):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 9}))
     with pytest.raises(UserError, match=r"errors\.json: format_version is 9.*dvc repro evaluate@row"):
         read_error_analysis(metrics)
+
+
+@pytest.mark.parametrize(
+    "change", [{"strip": "../../secret.jpg"}, {"strip": 3}, {"loss": "much"}, {"loss": float("nan")}, {"actual": None}]
+)
+def test_a_worst_clip_with_other_values_than_were_written_is_refused(metrics, change):
+    analyse(FIVE, [], metrics.parent, metrics)
+    path = metrics.with_name("row.errors") / "errors.json"
+    content = json.loads(path.read_text())
+    content["worst"][0] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"row\.errors and row.*do not go together"):
+        read_error_analysis(metrics)

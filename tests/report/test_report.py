@@ -15,7 +15,7 @@ from actionzoo.params import load_params
 from actionzoo.recipe import Note, Published
 from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
-from actionzoo.report.results import Row, read_report, rows_of
+from actionzoo.report.results import ModelEntry, model_entries, read_report
 from actionzoo.report.tables import terminal_table, write_tables
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ PUBLISHED = {
 
 
 def row(name="row", family="slowfast", overrides=(), **published):
-    return Row(
+    return ModelEntry(
         name=name,
         family=family,
         short_side=256,
@@ -71,7 +71,7 @@ class Project:
 
     def build(self, *rows, dataset="demo", out="report", **more):
         self.out = self.folder / out / dataset
-        report = read_report(dataset=dataset, rows=rows, root=self.folder, out=self.out, **more)
+        report = read_report(dataset=dataset, entries=rows, root=self.folder, out=self.out, **more)
         write_tables(report, self.out)
         write_page(report, self.out)
         return report
@@ -139,14 +139,14 @@ def markdown_rows(text):
 def test_a_row_that_ran_stands_beside_the_published_and_one_that_did_not_stays_visible(project):
     project.evaluated("ran")
     report = project.build(row("ran"), row("waits", top1=(76.94,)))
-    assert [result.row.name for result in report.evaluated] == ["ran"]
+    assert [model.entry.name for model in report.evaluated] == ["ran"]
     page = Page(project.read("zoo.html"))
     assert page.row("ran")[:9] == [
         *("ran", "short side 256", "8x4", "ResNet50", "None"),
         *("82.76/82.6", "81.25 demo 57.0–93.4 16 of 18 clips", "95.68/95.3", "100.00 demo 80.6–100.0"),
     ]
     assert page.row("waits")[5:7] == ["76.94", "not run yet"]
-    assert "1 of 2 rows evaluated" in page.text
+    assert "1 of 2 models evaluated" in page.text
 
 
 def test_columns_are_those_of_the_published_tables_with_ours_beside(project):
@@ -189,7 +189,7 @@ def test_families_have_their_own_tables_in_the_order_of_the_rows(project):
 def test_another_data_set_is_marked_and_shows_no_difference(project):
     project.evaluated("row")
     report = project.build(row())
-    assert report.results[0].gap is None
+    assert report.models[0].comparison.gap_points is None
     assert "This is not Kinetics-400" in Page(project.read("zoo.html")).text
     assert "> **⚠ This is not Kinetics-400" in project.read("zoo.md")
     assert "> **⚠ 这不是 Kinetics-400" in project.read("zoo.zh.md")
@@ -203,17 +203,17 @@ def test_changed_recipes_are_marked_and_listed(project):
         row("as published"),
         dataset="kinetics400",
     )
-    assert report.results[0].gap is None
+    assert report.models[0].comparison.gap_points is None
     for text in (Page(project.read("zoo.html")).text, project.read("zoo.md")):
-        assert "1 of 2 rows ran with a changed recipe (see Changed recipes); 1 did not run yet" in text
+        assert "1 of 2 models ran with a changed recipe (see Changed recipes); not run yet: 1." in text
         assert "schedule.epochs: 256 -> 10\ntest.num_clips: 10 -> 2" in text
 
 
 def test_where_no_row_ran_the_tables_say_so_and_speak_of_no_changed_recipe_that_ran(project):
     project.build(row("one", overrides=["a: 1 -> 2"]), row("two", overrides=["a: 1 -> 2"]))
     for text in (Page(project.read("zoo.html")).text, project.read("zoo.md")):
-        assert "Nothing ran yet: none of the 2 rows" in text and "ran with a changed recipe" not in text
-    assert "尚未运行任何一行" in project.read("zoo.zh.md") and "修改过的配方运行" not in project.read("zoo.zh.md")
+        assert "Nothing has run yet: none of the 2 models" in text and "ran with a changed recipe" not in text
+    assert "尚未运行任何模型" in project.read("zoo.zh.md") and "修改过的配方运行" not in project.read("zoo.zh.md")
     assert not any(line["is_comparable"] for line in json.loads(project.read("zoo.json"))["rows"])
     assert 'class="badge"' not in project.read("zoo.html")
 
@@ -223,11 +223,11 @@ def test_only_rows_that_ran_are_counted_among_those_with_a_changed_recipe(projec
     project.evaluated("evaluated")
     project.write("metrics/demo/trained.train.csv", TRAIN_CURVE)
     report = project.build(*(row(name, **changed) for name in ("evaluated", "trained", "a", "b", "c")))
-    assert "2 of 5 rows ran with a changed recipe (see Changed recipes); 3 did not run yet" in project.read("zoo.md")
-    assert "5 行中有 2 行使用了修改过的配方运行（见下文），3 行尚未运行" in project.read("zoo.zh.md")
-    assert "2 of 5 rows ran" in " ".join(shown(report, 200).split())
+    assert "2 of 5 models ran with a changed recipe (see Changed recipes); not run yet: 3." in project.read("zoo.md")
+    assert "5 个模型中有 2 个使用修改过的配方运行（见下文），3 个尚未运行" in project.read("zoo.zh.md")
+    assert "2 of 5 models ran" in " ".join(shown(report, 200).split())
     project.build(row("evaluated"), row("trained"), row("a", **changed))
-    assert "ran with a changed recipe" not in project.read("zoo.md") and "Nothing ran" not in project.read("zoo.md")
+    assert "ran with a changed recipe" not in project.read("zoo.md") and "Nothing has run" not in project.read("zoo.md")
 
 
 def test_few_clips_are_told_beside_changed_recipes(project):
@@ -235,22 +235,51 @@ def test_few_clips_are_told_beside_changed_recipes(project):
     project.evaluated("changed", "kinetics400", clips=19_404)
     project.build(row("few"), row("changed", overrides=["a: 1 -> 2"]), dataset="kinetics400")
     text = project.read("zoo.md")
-    assert "1 of 2 rows ran with a changed recipe" in text and "1 evaluated rows saw fewer than 90 %" in text
+    assert (
+        "1 of 2 models ran with a changed recipe" in text
+        and "Evaluated on fewer than 90 % of the 19,796 published validation clips: 1 of 2 models" in text
+    )
 
 
 def test_on_kinetics_400_as_published_the_difference_is_shown_and_nothing_is_marked(project):
     project.evaluated("row", "kinetics400", top1=0.83, clips=19_404)
-    report = project.build(row(), dataset="kinetics400")
-    assert report.results[0].gap == pytest.approx(0.40)
-    assert Page(project.read("zoo.html")).row("row")[6].startswith("83.00 +0.40 82.5–83.5")
+    imported = "https://example.org/vmz.pth"  # which has the second of the published numbers
+    report = project.build(row(infer_ckpt=imported), dataset="kinetics400")
+    assert report.models[0].comparison.gap_points == pytest.approx(0.24)
+    assert Page(project.read("zoo.html")).row("row")[6].startswith("83.00 +0.24 82.5–83.5")
     assert "⚠" not in project.read("zoo.html") + project.read("zoo.md") + project.read("zoo.zh.md")
+
+
+def test_the_difference_is_to_the_corrected_number_and_both_are_shown(project):
+    project.evaluated("row", "kinetics400", top1=0.7415, clips=19_404)
+    project.build(row(top1=("74.34", "73.95")), dataset="kinetics400")
+    cells = Page(project.read("zoo.html")).row("row")
+    assert cells[5] == "74.34/73.95" and cells[6].startswith("74.15 +0.20 ")
+
+
+def test_a_model_of_ones_own_is_shown_without_published_numbers(project):
+    params = load_params(PROJECT / "params.yaml")
+    recipe = next(iter(params.recipes.values()))
+    (mine,) = model_entries(dataclasses.replace(params, recipes={"mine": recipe}, published={}))
+    mine = dataclasses.replace(mine, overrides=())
+    project.evaluated("mine", dataset="kinetics400", clips=19_796, listed=19_796, missing=0)
+    report = project.build(mine, dataset="kinetics400")
+    (line,) = [line for line in markdown_rows(project.read("zoo.md")) if "mine" in line[0]]
+    assert [line[column] for column in (2, 3, 4, 5, 7, 9, 11)] == [""] * 7 and line[6].startswith("**81.25")
+    assert Page(project.read("zoo.html")).row("mine")[5] == ""
+    assert "not comparable (nothing published)" in project.read("zoo.html")
+    (entry,) = json.loads(project.read("zoo.json"))["rows"]
+    assert (entry["published"], entry["top1_gap_points"], entry["is_comparable"]) == (None, None, False)
+    assert "nothing published" in shown(report, 40) and "published ," not in shown(report, 40)
 
 
 def test_a_part_of_the_validation_set_is_marked(project):
     project.evaluated("row", "kinetics400", clips=994)
     report = project.build(row(), dataset="kinetics400")
-    assert report.results[0].gap is None
-    assert "1 evaluated rows saw fewer than 90 % of the 19,796" in project.read("zoo.md")
+    assert report.models[0].comparison.gap_points is None
+    assert "Evaluated on fewer than 90 % of the 19,796 published validation clips: 1 of 1 models" in project.read(
+        "zoo.md"
+    )
 
 
 def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
@@ -372,7 +401,7 @@ def test_benchmark_stands_beside_the_published_speed_and_memory(project):
     project.build(row())
     assert Page(project.read("zoo.html")).row("row")[9:13] == [
         *("1.6 ((32+4)x10x3 frames)", "12.35 ((32+4)x10x3 frames) H200, bf16 4.50 with decoding"),
-        *("6203", "2346 457 in test"),
+        *("6203", "2346 457 in evaluation"),
     ]
     (cells,) = markdown_rows(project.read("zoo.md"))[2:]
     assert cells[10] == "**12.35** ((32+4)x10x3 frames); H200, bf16; 4.50 with decoding"
@@ -385,7 +414,7 @@ def test_a_speed_with_decoding_above_the_networks_alone_is_called_what_it_is(pro
     assert "3.77 with decoding machine was busy" in Page(project.read("zoo.html")).row("row")[10]
     assert "3.77 with decoding; machine was busy" in markdown_rows(project.read("zoo.md"))[2][10]
     assert "测速时机器正忙" in markdown_rows(project.read("zoo.zh.md"))[2][10]
-    assert "The machine was busy while the speed of 1 rows was measured" in project.read("zoo.md")
+    assert "The machine was busy while the speed of 1 of 2 models was measured" in project.read("zoo.md")
     assert "machine was busy" in " ".join(shown(report, 200).split())
     assert [line["machine_was_busy"] for line in json.loads(project.read("zoo.json"))["rows"]] == [True, False]
 
@@ -408,7 +437,7 @@ def test_memory_of_a_cpu_is_called_what_it_is_and_one_that_was_not_had_says_why(
     made = BENCHMARK | {"device": "cpu (x86_64)", "precision": "fp32", "memory_of": "process"}
     project.write("metrics/demo/row.benchmark.json", json.dumps(made))
     project.build(row())
-    assert Page(project.read("zoo.html")).row("row")[12] == "2346 457 in test of a process on a CPU"
+    assert Page(project.read("zoo.html")).row("row")[12] == "2346 457 in evaluation of a process on a CPU"
     made |= {"train_memory_mb": None, "test_memory_mb": None, "memory_reason": "it does not fit"}
     project.write("metrics/demo/row.benchmark.json", json.dumps(made))
     project.build(row())
@@ -480,7 +509,7 @@ def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
     page = Page(erring.read("zoo.html"))
     assert ["0", "<up>", "3", "1", "33.3", ""] in page.rows and ["1", "down", "4", "1", "25.0", ""] in page.rows
     assert ["down", "<up>", "3", "4"] in page.rows and ["<up>", "down", "2", "3"] in page.rows
-    assert "clip5, loss 3.00" in page.text and "it is no usable clip of the manifest any more" in page.text
+    assert "clip5, loss 3.00" in page.text and "the manifest has no usable clip of this id any more" in page.text
     assert f'src="data:image/jpeg;base64,{base64.b64encode(b"a picture").decode()}"' in erring.read("zoo.html")
     assert erring.read("zoo.html").count('class="confusion"') == 1
     assert '<polyline class="top1" points="34.0,124.5 350.0,91.0"/>' in erring.read("zoo.html")
@@ -490,7 +519,7 @@ def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
 
 def test_a_strip_that_is_gone_is_named_with_the_next_step(erring):
     (erring.folder / "metrics/demo/row.errors/01.jpg").unlink()
-    with pytest.raises(UserError, match=r"01\.jpg is not there; delete .*row\.errors and run dvc repro evaluate@row"):
+    with pytest.raises(UserError, match=r"01\.jpg is missing; delete .*row\.errors and run dvc repro evaluate@row"):
         erring.build(row())
 
 
@@ -523,12 +552,16 @@ def test_json_holds_what_the_tables_show(project):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("{", "is no JSON"),
-        ("[]", "holds a list"),
-        ('{"top1": 81.25, "top5": 1.0, "clips": 16}', "top1 is 81.25, expected a share"),
+        ("{", "is damaged, it is no JSON"),
+        ("[]", "no JSON object but a list"),
+        ('{"top1": 81.25, "top5": 1.0, "clips": 16}', "top1 is 81.25, input should be less"),
         ('{"top1": NaN, "top5": 1.0, "clips": 16}', "top1 is nan"),
-        ('{"top1": 0.5, "top5": 1.0}', "clips is None"),
-        ('{"top1": 0.5, "top5": 1.0, "clips": 16, "missing": "two"}', "missing is 'two'"),
+        ('{"top1": 0.5, "clips": 16}', "has no top5"),
+        ('{"top1": 0.5, "top5": 1.0}', "is damaged, it has no clips"),
+        (
+            '{"top1": 0.5, "top5": 1.0, "clips": 16, "missing": "two"}',
+            "missing is two, input should be",
+        ),
         ('{"top1": 0.5, "top5": 1.0, "clips": 16, "mean_class": []}', r"mean_class is \[\]"),
     ],
 )
@@ -541,13 +574,13 @@ def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, text,
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"videos_per_second": "fast"}, "videos_per_second is 'fast', expected a number"),
+        ({"videos_per_second": "fast"}, "videos_per_second is fast, input should be a valid number"),
         ({"videos_per_second": float("nan")}, "videos_per_second is nan"),
         ({"end_to_end_videos_per_second": [1]}, "end_to_end_videos_per_second is"),
-        ({"videos_per_second_quartiles": [1]}, "videos_per_second_quartiles is .* expected two numbers"),
-        ({"end_to_end_quartiles": ["a", "b"]}, "end_to_end_quartiles is"),
+        ({"videos_per_second_quartiles": [1]}, "videos_per_second_quartiles is .* at least 2 items"),
+        ({"end_to_end_quartiles": ["a", "b"]}, "end_to_end_quartiles.0 is a, input should be a valid number"),
         ({"train_memory_mb": {}}, "train_memory_mb is"),
-        ({"device": 3}, "device is 3, expected a text"),
+        ({"device": 3}, "device is 3, input should be a valid string"),
     ],
 )
 def test_a_benchmark_that_cannot_be_used_is_named_with_the_next_step(project, change, reason):
@@ -559,7 +592,7 @@ def test_a_benchmark_that_cannot_be_used_is_named_with_the_next_step(project, ch
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"top1": ' + "1" * 5000 + "}"])
 def test_json_that_no_reader_takes_is_named(project, text):
     project.write("metrics/demo/row.json", text)
-    with pytest.raises(UserError, match=r"row\.json is no JSON"):
+    with pytest.raises(UserError, match=r"row\.json is damaged, it is no JSON"):
         project.build(row())
 
 
@@ -587,7 +620,7 @@ def test_terminal_shows_ours_with_interval_the_published_and_why_not_to_compare(
 
 
 def test_a_narrow_terminal_shows_whole_names_to_copy(project):
-    rows = rows_of(load_params(PROJECT / "params.yaml"))
+    rows = model_entries(load_params(PROJECT / "params.yaml"))
     project.evaluated(rows[0].name)
     report = project.build(*rows)
     for width in (80, 140):
@@ -600,27 +633,6 @@ def test_a_narrow_terminal_shows_whole_names_to_copy(project):
 def test_report_needs_neither_torch_nor_mlflow():
     code = "import sys, actionzoo.report.page; sys.exit(bool({'torch', 'mlflow', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
-
-
-def test_rows_of_params_yaml_fit(project):
-    published = Published(**PUBLISHED)
-    project.build(Row(name="row", family="csn", short_side=320, published=published))
-    assert Page(project.read("zoo.html")).row("row")[5] == "82.76/82.6"
-
-
-def test_a_model_of_ones_own_is_shown_without_published_numbers(project):
-    params = load_params(PROJECT / "params.yaml")
-    kinetics = dataclasses.replace(params, name="kinetics400", dataset=params.datasets["kinetics400"])
-    recipe = next(iter(params.recipes.values()))
-    (mine,) = rows_of(dataclasses.replace(kinetics, recipes={"mine": recipe}, published={}))
-    project.evaluated("mine", dataset="kinetics400", clips=19_796, listed=19_796, missing=0)
-    report = project.build(mine, dataset="kinetics400")
-    (line,) = [line for line in markdown_rows(project.read("zoo.md")) if "mine" in line[0]]
-    assert [line[column] for column in (2, 3, 4, 5, 7, 9, 11)] == [""] * 7 and line[6].startswith("**81.25")
-    assert Page(project.read("zoo.html")).row("mine")[5] == ""
-    (entry,) = json.loads(project.read("zoo.json"))["rows"]
-    assert (entry["published"]["top1"], entry["top1_gap_points"], entry["is_comparable"]) == ([], None, False)
-    assert "nothing published" in shown(report, 40) and "published ," not in shown(report, 40)
 
 
 TEXTS = {
@@ -645,7 +657,7 @@ TEXTS = {
 
 
 def test_published_numbers_keep_their_text_from_params_yaml_to_every_table(project):
-    report = project.build(*rows_of(load_params(PROJECT / "params.yaml")))
+    report = project.build(*model_entries(load_params(PROJECT / "params.yaml")))
     for name in ("zoo.md", "zoo.zh.md"):
         lines = [line for line in markdown_rows(project.read(name)) if line[0].startswith("[")]
         assert {line[0].split("](<")[0][1:].replace("\\", ""): (line[5], line[7]) for line in lines} == TEXTS
@@ -672,7 +684,7 @@ def test_published_numbers_are_the_texts_of_the_published_pages():
 
 
 def test_remarks_are_chinese_in_the_chinese_table(project):
-    rows = rows_of(load_params(PROJECT / "params.yaml"))
+    rows = model_entries(load_params(PROJECT / "params.yaml"))
     project.build(*rows)
     remarks = project.read("zoo.zh.md").split("## 备注")[1].split("##")[0]
     noted = [row.name for row in rows if row.published.note.zh]

@@ -1,4 +1,4 @@
-"""Links that differ from making to making, and stand beside the page."""
+"""Links that change from run to run, in runs.js beside the page."""
 
 import json
 import shutil
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from actionzoo.params import load_params
+from actionzoo.records import FileRecord, RunRecord
 from actionzoo.report.run_links import write_run_links
 from actionzoo.tracking.live import recorded_run
 
@@ -23,7 +24,8 @@ def project(tmp_path, monkeypatch):
     shutil.copy(PROJECT / "published.yaml", tmp_path)
     run = tmp_path / "runs/demo" / ROW
     run.mkdir(parents=True)
-    (run / "recipe.json").write_text(json.dumps({"files": {"best.pth": {"md5": "b" * 32}}}))
+    checkpoint = FileRecord(md5="b" * 32, size=10)
+    RunRecord(model=ROW, dataset="demo", recipe={}, files={"best.pth": checkpoint}).write(run / "recipe.json")
     for name in ("20260101_120000.log", "20260102_120000.log", "20260102_120000.log.json"):
         (run / name).write_text("")
     return tmp_path
@@ -58,6 +60,11 @@ def test_pages_lie_where_they_are_opened(project):
     trained("b" * 32)
     path = write_run_links(load_params(), project, server="http://127.0.0.1:5001")
     assert links(path)[ROW]["mlflow"].startswith("http://127.0.0.1:5001/#/experiments/1/runs/")
+
+
+def test_a_damaged_run_record_costs_only_the_link_to_mlflow(project):
+    (project / "runs/demo" / ROW / "recipe.json").write_text("{")
+    assert set(links(write_run_links(load_params(), project))[ROW]) == {"log", "json"}
 
 
 def test_without_a_store_logs_are_linked_and_no_store_is_made(project):

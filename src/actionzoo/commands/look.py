@@ -72,11 +72,12 @@ def table() -> None:
     from rich.console import Console
 
     from ..params import load_params
-    from ..report.results import read_report, rows_of
+    from ..report.results import model_entries, read_report
     from ..report.tables import terminal_table
 
     params = load_params()
-    report = read_report(dataset=params.name, rows=rows_of(params), root=params.root, out=params.folder("report"))
+    entries, out = model_entries(params), params.folder("report")
+    report = read_report(dataset=params.name, entries=entries, root=params.root, out=out)
     Console().print(terminal_table(report))
 
 

@@ -1,4 +1,4 @@
-"""Pictures made of numbers, as SVG that stands in a page and takes its colours from the page's style."""
+"""Charts as inline SVG; the page's style sheet gives them their colours."""
 
 import base64
 import math
@@ -12,8 +12,10 @@ from markupsafe import Markup, escape
 def curve_chart(
     title: str, curves: Mapping[str, Sequence[tuple[float, float]]], *, over: str = "epochs", top: float | None = None
 ) -> Markup:
-    """Named curves of (whole x, y) points as SVG; the y axis runs from 0 to `top`, by default a round number above the
-    data. A curve's name is its class, too."""
+    """Named curves of (x, y) points with whole x; each curve's name is also its CSS class.
+
+    The y axis runs from 0 to `top`, by default a round number above the data.
+    """
     width, height, left, right, above, below = 360, 180, 34, 10, 24, 22
     everything = [point for series in curves.values() for point in series]
     if not everything:
@@ -38,7 +40,7 @@ def curve_chart(
         at, _ = place(x, 0)
         svg.append(f'<text class="tick" x="{at:.1f}" y="{height - 6}" text-anchor="middle">{x:g}</text>')
     legend = width - right
-    for name, series in reversed(curves.items()):
+    for name, series in reversed(list(curves.items())):
         if not series:
             continue
         places = [place(x, y) for x, y in series]
@@ -52,25 +54,27 @@ def curve_chart(
 
 
 LABELLED = 24
-"""Classes up to which a confusion matrix has names and numbers; beyond it is a picture of a pixel per cell."""
+"""Up to so many classes, a confusion matrix shows names and numbers; above, one pixel per cell."""
 
 
 def confusion_chart(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Markup:
-    """Clips by what they are (rows) and what they were taken for (columns): blue where right, orange where wrong, the
-    stronger the larger a share of the row's clips."""
+    """Clips by actual class (rows) and predicted class (columns).
+
+    Correct cells are blue, wrong ones orange; the strength is the cell's share of its row.
+    """
     draw = _labelled_matrix if len(classes) <= LABELLED else _pixel_matrix
     return draw(classes, matrix)
 
 
 def bar(share: float) -> Markup:
-    """A share of 1 as a bar on a line of text."""
+    """A horizontal bar for a share of 0 to 1, as high as a line of text."""
     return Markup(
         f'<svg class="bar" viewBox="0 0 100 8" aria-hidden="true"><rect width="{100 * share:.1f}" height="8"/></svg>'
     )
 
 
 def standalone(chart: Markup) -> str:
-    """The chart as a file of its own."""
+    """The chart as the content of an SVG file."""
     return (
         str(chart)
         .replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
@@ -95,7 +99,8 @@ def _labelled_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) ->
     side = cell * len(classes)
     svg = [
         _confusion_start(names + side + 6, head + side + 6, len(classes)),
-        f'<text x="{names}" y="12">taken for</text><text x="{names - 8}" y="{head - 6}" text-anchor="end">is</text>',
+        f'<text x="{names}" y="12">predicted</text>',
+        f'<text x="{names - 8}" y="{head - 6}" text-anchor="end">actual</text>',
     ]
     for label, (name, row) in enumerate(zip(classes, matrix, strict=True)):
         y, total = head + cell * label, sum(row)
@@ -110,7 +115,7 @@ def _labelled_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) ->
                 kind, x = ("right" if guess == label else "wrong"), names + cell * guess
                 svg.append(
                     f'<rect class="{kind}" x="{x}" y="{y}" width="{cell}" height="{cell}" '
-                    f'fill-opacity="{0.08 + 0.6 * count / total:.3f}"><title>{escape(name)} taken for '
+                    f'fill-opacity="{0.08 + 0.6 * count / total:.3f}"><title>{escape(name)} predicted as '
                     f"{escape(classes[guess])}: {count} of {total}</title></rect>"
                     f'<text x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}" text-anchor="middle">{count}</text>'
                 )
@@ -123,8 +128,8 @@ def _pixel_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Ma
     picture = base64.b64encode(_png(_pixels(matrix), len(classes))).decode()
     svg = [
         _confusion_start(left + side + 6, head + side + 6, len(classes)),
-        f'<text x="{left}" y="12">taken for, by label</text>',
-        f'<text x="{left - 8}" y="{head - 6}" text-anchor="end">is</text>',
+        f'<text x="{left}" y="12">predicted, by label</text>',
+        f'<text x="{left - 8}" y="{head - 6}" text-anchor="end">actual</text>',
         f'<image x="{left}" y="{head}" width="{side}" height="{side}" href="data:image/png;base64,{picture}"/>',
     ]
     for label in _whole_ticks(0, len(classes) - 1):
@@ -136,7 +141,7 @@ def _pixel_matrix(classes: Sequence[str], matrix: Sequence[Sequence[int]]) -> Ma
 
 
 def _pixels(matrix: Sequence[Sequence[int]]) -> bytes:
-    """RGBA, row by row; a cell of few clips is faint, and still to be seen."""
+    """RGBA bytes, row by row. A cell with few clips is faint, but visible."""
     pixels = bytearray()
     for label, row in enumerate(matrix):
         total = sum(row) or 1
@@ -148,7 +153,7 @@ def _pixels(matrix: Sequence[Sequence[int]]) -> bytes:
 
 
 def _png(pixels: bytes, side: int) -> bytes:
-    """A square RGBA picture (PNG specification, third edition, sections 5 and 11)."""
+    """A square RGBA image as PNG (PNG specification, third edition, sections 5 and 11)."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -159,7 +164,7 @@ def _png(pixels: bytes, side: int) -> bytes:
 
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
-    """Round numbers in steps of 1, 2, 2.5 or 5 x 10^n; the last one reaches `high`."""
+    """Round numbers in steps of 1, 2, 2.5 or 5 x 10^n; the last one is `high` or above."""
     raw = (high - low) / about
     power = 10 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
@@ -167,7 +172,7 @@ def _ticks(low: float, high: float, about: int) -> list[float]:
 
 
 def _whole_ticks(first: float, last: float) -> list[float]:
-    """At most seven whole epochs between the first and the last."""
+    """At most seven whole numbers from `first` to `last`."""
     step = next(step for step in _steps() if (last - first) / step <= 6)
     return [n * step for n in range(math.ceil(first / step), math.floor(last / step) + 1)]
 

@@ -18,10 +18,12 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import ConfigDict, Field, FiniteFloat
+from pydantic.dataclasses import dataclass
 
 from ..errors import MachineFault, UserError
 from ..files.atomic import atomic_write
@@ -44,7 +46,10 @@ READABLE_VERSIONS = (2, FORMAT_VERSION)
 """Version 2 is <model>.looks/looks.json, with the key `form` for `format_version` and `of` for `fingerprint`."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+_STRICT = ConfigDict(strict=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ConfusedPair:
     actual: str
     """Class name."""
@@ -56,7 +61,7 @@ class ConfusedPair:
     """All evaluated clips of the class `actual`."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
 class WorstClip:
     """A misclassified clip."""
 
@@ -65,13 +70,13 @@ class WorstClip:
     """Class name."""
     predicted: str
     """Class name."""
-    probability: float
+    probability: FiniteFloat
     """Of the predicted class, 0 to 1."""
-    actual_probability: float
+    actual_probability: FiniteFloat
     """Of the actual class, 0 to 1."""
-    loss: float
+    loss: FiniteFloat
     """Cross entropy, in nats."""
-    strip: str | None
+    strip: Annotated[str, Field(pattern=r"^[0-9]{2}\.jpg$")] | None
     """File name of the strip in the folder; None if the clip could not be read."""
     fault: str
     """Why there is no strip; empty if there is one."""
@@ -295,7 +300,7 @@ def _strip(data_folder: Path, clip: Clip | None) -> bytes | str:
     from ..clips.readers import Undecodable, open_clip, read
 
     if clip is None:
-        return "it is no usable clip of the manifest any more"
+        return "the manifest has no usable clip of this id any more"
     try:
         reader = open_clip(data_folder, clip)
         frame_indices = ((np.arange(STRIP_FRAMES) + 0.5) * reader.num_frames / STRIP_FRAMES).astype(int)

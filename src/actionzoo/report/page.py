@@ -1,73 +1,84 @@
-"""The zoo as one HTML file that opens from disk: everything stands in it, and nothing of it needs the network.
+"""The zoo as one HTML file that opens from disk and loads nothing from the network.
 
-Beside it may lie runs.js (run_links), which fills links that must not stand in the page.
+An optional runs.js beside it (run_links) fills in links that must not stand in the page.
 """
 
 import base64
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup, escape
 
+from ..accuracy import Reason
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from .charts import bar, confusion_chart, curve_chart
 from .error_analysis import ErrorAnalysis
-from .html import page_templates
-from .results import MARKS, Report, Result
-from .tables import TEXT, clip_lines, numbers, our_cells, percent, warnings, why_not_comparable
+from .html import is_web, page_templates
+from .results import MARKS, CurvePoint, ModelResults, ZooReport
+from .table_texts import TEXTS
+from .tables import clip_lines, our_cells, percent, published_cells, warnings, why_not_comparable
 
 
-def write_page(report: Report, out: Path) -> None:
-    """Write out/zoo.html."""
+def write_page(report: ZooReport, out: Path) -> None:
+    """Write out/zoo.html. Raises UserError if a strip of the error analysis is missing."""
     jinja = page_templates()
-    jinja.filters |= {
-        "numbers": numbers,
-        "percent": percent,
-        "breakable": _breakable,
-        "thousands": lambda number: f"{number:,}",
-    }
-    text = TEXT["en"]
+    jinja.filters |= {"percent": percent, "breakable": _breakable}
+    texts = TEXTS["en"]
     page = jinja.get_template("zoo.html.j2").render(
         report=report,
         warnings=warnings(report, "en"),
-        cells=lambda result: our_cells(result, "en"),
-        used_marks=[mark for mark in MARKS if mark in _marks_shown(report)],
+        ours=lambda model: our_cells(model, "en"),
+        published=published_cells,
+        used_marks=[mark for mark in MARKS if mark in _used_marks(report)],
         badge=lambda mark: _badge(report, mark),
-        marks={mark: said.format(dataset=report.dataset) for mark, said in text["marks"].items()},
-        notes=text["notes"],
+        marks={mark: text.format(dataset=report.dataset) for mark, text in texts.marks.items()},
+        notes=texts.notes,
+        remarks=_remarks(report),
         why_not_comparable=why_not_comparable,
-        charts=_charts,
+        charts=_training_charts,
         confusion=lambda errors: confusion_chart(errors.classes, errors.matrix.tolist()),
         views_chart=_views_chart,
         bar=bar,
         strip=_strip,
-        clip_columns=text["clip_columns"],
+        clip_columns=texts.clip_columns,
         clip_lines=clip_lines(report),
-        is_web=lambda address: bool(address) and address.startswith(("https://", "http://")),
+        is_web=is_web,
     )
     with atomic_write(out / "zoo.html") as file:
         file.write(page.encode())
 
 
-def _marks_shown(report: Report) -> set[str]:
-    cells = (cell for result in report.results for cell in our_cells(result, "en").values())
-    return {mark for cell in cells for mark in cell.marks}
+def _remarks(report: ZooReport) -> dict[str, str]:
+    """Model -> its remark, for models that have one."""
+    notes = {model.entry.name: published_cells(model.entry).note["en"] for model in report.models}
+    return {name: note for name, note in notes.items() if note}
 
 
-def _badge(report: Report, mark: str) -> str:
+def _used_marks(report: ZooReport) -> set[Reason]:
+    return {mark for model in report.models for mark in our_cells(model, "en").marks}
+
+
+def _badge(report: ZooReport, mark: Reason) -> str:
     return {"data": report.dataset, "recipe": "changed", "part": "partial"}[mark]
 
 
-def _charts(result: Result) -> list[Any]:
-    def points(key: str, scale: float = 1) -> dict[str, list[tuple[float, float]]]:
-        lines = [line for line in result.curves if line["epoch"] is not None and line[key] is not None]
-        return {
-            split: [(line["epoch"], scale * line[key]) for line in lines if line["split"] == split]
-            for split in ("train", "val")
-        }
+def _training_charts(model: ModelResults) -> list[Markup]:
+    def loss(point: CurvePoint) -> float | None:
+        return point.loss
 
-    return [curve_chart("loss", points("loss")), curve_chart("top1 %", points("top1", 100), top=100)]
+    def top1(point: CurvePoint) -> float | None:
+        return None if point.top1 is None else 100 * point.top1
+
+    def series(value: Callable[[CurvePoint], float | None]) -> dict[str, list[tuple[float, float]]]:
+        curves: dict[str, list[tuple[float, float]]] = {"train": [], "val": []}
+        for point in model.curves:
+            y = value(point)
+            if point.epoch is not None and y is not None:
+                curves[point.split].append((point.epoch, y))
+        return curves
+
+    return [curve_chart("loss", series(loss)), curve_chart("top1 %", series(top1), top=100)]
 
 
 def _views_chart(errors: ErrorAnalysis) -> Markup:
@@ -77,16 +88,16 @@ def _views_chart(errors: ErrorAnalysis) -> Markup:
 
 
 def _strip(errors: ErrorAnalysis, name: str) -> str:
-    """A JPEG as an address that needs no file."""
+    """The JPEG as a data: address. Raises UserError."""
     try:
         return f"data:image/jpeg;base64,{base64.b64encode((errors.folder / name).read_bytes()).decode()}"
     except FileNotFoundError as error:
-        row = errors.folder.stem
+        model = errors.folder.stem
         raise UserError(
-            f"{error.filename} is not there; delete {errors.folder} and run dvc repro evaluate@{row}"
+            f"{error.filename} is missing; delete {errors.folder} and run dvc repro evaluate@{model}"
         ) from None
 
 
 def _breakable(name: str) -> Markup:
-    """A long name that may break after each underscore."""
+    """A long name that may wrap after each underscore."""
     return Markup("_<wbr>").join(escape(part) for part in name.split("_"))

@@ -1,43 +1,19 @@
-"""The table of published weights, measured beside published: released/report/<dataset>/released.{md,html,json}."""
+"""The table of published weights, measured here beside published: released/report/<dataset>/released.{md,html,json}."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from ..accuracy import KINETICS400
 from ..files.atomic import atomic_write
-from ..files.json_files import read_json, write_json
+from ..files.json_files import write_json
 from ..params import Params
-from ..weights.published import published_files
-from .html import page_templates
+from ..records import ReproducedFile, Reproduction
+from ..weights.published import PublishedFile, published_files
+from .html import is_web, page_templates
 
-
-def write_released_report(params: Params, root: Path = Path()) -> str:
-    """The table of all rows as released.md, .html and .json; gives the last line to print. What is not tested yet stays
-    visible as such."""
-    lines, tested = [], 0
-    for row in params.recipes:
-        measured = read_json(root / "released" / "metrics" / params.name / f"{row}.json")
-        for kind, published in published_files(params, row).items():
-            tested += kind in measured
-            numbers = {"published_top1": published.top1, "published_top5": published.top5}
-            lines.append({"row": row, "kind": kind, "address": published.address, **numbers, **measured.get(kind, {})})
-    out = root / "released" / "report" / params.name
-    warning = "" if params.name == KINETICS400 else f"{params.name} is not Kinetics-400: nothing here can be compared."
-    for line in lines:  # what was measured holds numbers alone, not how they were written
-        published = published_files(params, line["row"])[line["kind"]]
-        line.update({"published_top1_text": str(published.top1), "published_top5_text": str(published.top5)})
-    write_json(out / "released.json", {"dataset": params.name, "files": lines})
-    for name, text in {
-        "released.md": _markdown(params, lines, warning),
-        "released.html": _html(params, lines, warning),
-    }.items():
-        with atomic_write(out / name) as file:
-            file.write(text.encode())
-    return f"released: {tested} of {len(lines)} published files tested; open {out / 'released.html'}"
-
-
-_COLUMNS = (
-    "row",
+COLUMNS = (
+    "model",
     "file",
     "top1 published",
     "top1 here (95 %)",
@@ -47,58 +23,84 @@ _COLUMNS = (
     "verdict",
 )
 
-
-def _cells(line: dict[str, Any]) -> tuple[str, ...]:
-    """One line of the table, as texts in the order of _COLUMNS."""
-    published = line["published_top1_text"], line["published_top5_text"]
-    if "verdict" not in line:
-        return line["row"], line["kind"], published[0], "not run yet", published[1], "", "", ""
-    here = [
-        f"{100 * line[name]:.2f} ({100 * line[f'{name}_low']:.2f}–{100 * line[f'{name}_high']:.2f})"
-        for name in ("top1", "top5")
-    ]
-    clips = f"{line['clips']:,} of {line['listed']:,}, {line['protocol']} views"
-    return line["row"], line["kind"], published[0], here[0], published[1], here[1], clips, _said(line)
-
-
-def _said(line: dict[str, Any]) -> str:
-    return f"{line['verdict']} ({line['why']})"
-
-
 _READING = (
-    "Reproduced: on all clips of the published list, the published top-1 lies in the 95 % interval (Wilson) of what "
-    "was measured here; not reproduced: it lies outside. Different data: the question cannot be asked, for the reason "
-    "that is named. The "
-    "interval knows the number of clips alone; copies of Kinetics-400 differ in their clips as well."
+    "Reproduced: on all clips of the published list, the published top-1 lies in the 95 % interval (Wilson) of the "
+    "top-1 measured here; not reproduced: it lies outside. Different data: no verdict is possible, for the named "
+    "reason. The interval follows from the number of clips alone; copies of Kinetics-400 differ in their clips as well."
 )
 
 
-def _markdown(params: Params, lines: list[dict[str, Any]], warning: str) -> str:
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS)]
-    for line in lines:
-        name, kind, *others = _cells(line)
-        rows.append((f"`{name}`", f"[{kind}]({line['address']})", *others))
-    table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows)
-    return (
-        "\n\n".join(
-            part
-            for part in (f"# Published weights on {params.name}", warning and f"**{warning}**", table, _READING)
-            if part
-        )
-        + "\n"
-    )
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of the table: one published file."""
+
+    published: PublishedFile
+    measured: ReproducedFile | None
+    """None: not run yet."""
+
+    def cells(self) -> tuple[str, ...]:
+        """Texts in the order of COLUMNS."""
+        published, measured = self.published, self.measured
+        name, top1, top5 = published.row, str(published.top1), str(published.top5)
+        if measured is None:
+            return name, published.kind, top1, "not run yet", top5, "", "", ""
+        metrics = measured.metrics
+        here = {}
+        for key in ("top1", "top5"):
+            low, high = metrics.interval(key)
+            here[key] = f"{100 * metrics.accuracies[key]:.2f} ({100 * low:.2f}–{100 * high:.2f})"
+        clips = f"{metrics.clips:,} of {metrics.num_listed:,}, {metrics.protocol} views"
+        verdict = f"{measured.verdict} ({measured.why})"
+        return name, published.kind, top1, here["top1"], top5, here["top5"], clips, verdict
+
+    def as_json(self) -> dict[str, Any]:
+        published = self.published
+        plain = {
+            "model": published.row,
+            "kind": published.kind,
+            "address": published.address,
+            "published_top1": published.top1,
+            "published_top5": published.top5,
+        }
+        measured = {} if self.measured is None else self.measured.as_json()
+        texts = {"published_top1_text": str(published.top1), "published_top5_text": str(published.top5)}
+        return plain | measured | texts  # a float has lost the text it was published as: 77.90
 
 
-def _html(params: Params, lines: list[dict[str, Any]], warning: str) -> str:
-    return (
-        page_templates()
-        .get_template("released.html.j2")
-        .render(
-            dataset=params.name,
-            columns=_COLUMNS,
-            rows=[(line, _cells(line)) for line in lines],
-            warning=warning,
-            reading=_READING,
-            is_web=lambda address: address.startswith(("https://", "http://")),
-        )
-    )
+def write_reproduction_page(params: Params, root: Path = Path()) -> str:
+    """Write the table of all models as released.md, .html and .json; return the closing line.
+
+    Files that were not evaluated yet stay visible as such. Raises UserError for damaged metrics.
+    """
+    rows = []
+    for model in params.recipes:
+        path = root / "released" / "metrics" / params.name / f"{model}.json"
+        reproduction = Reproduction.read_if_there(path)
+        measured = {} if reproduction is None else reproduction.files
+        rows += [Row(published, measured.get(kind)) for kind, published in published_files(params, model).items()]
+    warning = "" if params.name == KINETICS400 else f"{params.name} is not Kinetics-400: nothing here is comparable."
+    out = root / "released" / "report" / params.name
+    write_json(out / "released.json", {"dataset": params.name, "files": [row.as_json() for row in rows]})
+    for name, text in {
+        "released.md": _markdown(params.name, rows, warning),
+        "released.html": _html(params.name, rows, warning),
+    }.items():
+        with atomic_write(out / name) as file:
+            file.write(text.encode())
+    evaluated = sum(row.measured is not None for row in rows)
+    return f"released: {evaluated} of {len(rows)} published files evaluated; open {out / 'released.html'}"
+
+
+def _markdown(dataset: str, rows: list[Row], warning: str) -> str:
+    lines = [COLUMNS, ("---",) * len(COLUMNS)]
+    for row in rows:
+        name, kind, *others = row.cells()
+        lines.append((f"`{name}`", f"[{kind}]({row.published.address})", *others))
+    table = "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+    parts = (f"# Published weights on {dataset}", warning and f"**{warning}**", table, _READING)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _html(dataset: str, rows: list[Row], warning: str) -> str:
+    page = page_templates().get_template("released.html.j2")
+    return page.render(dataset=dataset, columns=COLUMNS, rows=rows, warning=warning, reading=_READING, is_web=is_web)

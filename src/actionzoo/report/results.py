@@ -1,23 +1,23 @@
-"""What became of the zoo's rows, beside what was published of them.
+"""The results of the zoo's models, beside what was published for them.
 
-Reads small files only, and knows neither torch nor MLflow. What has not been run yet stays visible as such. Tables are
-made of it by report_table, the page by report_page: the same files give the same bytes - no clock but in the names of
-logs, no run id, no absolute path.
+Reads small files only, and needs neither torch nor MLflow. A model that has not run stays in the report as such. The
+report is the input of tables.py and page.py: equal files give equal bytes - no clock except in the names of logs, no
+run id, no absolute path.
 """
 
 import csv
-import json
+import dataclasses
 import math
 import os
 import urllib.parse
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from ..accuracy import KINETICS400, PUBLISHED_CLIPS, Comparison, comparable_top1, compare, wilson_interval
+from ..accuracy import KINETICS400, PUBLISHED_CLIPS, Comparison, Reason, comparable_top1, compare
 from ..errors import UserError
-from ..records import Metrics, newest_logs
+from ..records import Benchmark, Metrics, newest_logs
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:
@@ -25,123 +25,125 @@ if TYPE_CHECKING:
     from ..recipe import Published
 
 ClipStates = Mapping[str, Mapping[str, Mapping[str, int]]]
-"""Form of the data (videos_256) -> split -> state -> number of clips."""
+"""Prepared data (videos_256) -> split -> state -> number of clips."""
 
-MARKS = {"data": "†", "recipe": "‡", "part": "§"}
-"""Why a number of ours is no result of the row it stands in: another data set, a changed recipe, too few clips."""
+MARKS: dict[Reason, str] = {"data": "†", "recipe": "‡", "part": "§"}
+"""Why a number of ours is no result of the published model: another data set, a changed recipe, too few clips."""
 
-SHAPING = {
+Measure = Literal["accuracy", "speed", "memory"]
+
+_SHAPING: dict[Measure, tuple[str, ...]] = {
     "speed": ("model.", "clips.", "augment.resize:", "test."),
     "memory": ("model.", "clips.", "test.", "init.frozen_stages:", "augment.crop_size:", "optim.videos_per_gpu:"),
 }
-"""What of a recipe a benchmark depends on; an accuracy depends on all of it."""
+"""The parts of a recipe that a benchmark depends on; an accuracy depends on all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One row of the zoo, as params.yaml has it."""
+class ModelEntry:
+    """A model of the zoo, as params.yaml has it."""
 
     name: str
     family: str
     short_side: int
     """Pixels, of the data as stored."""
-    published: "Published"
+    published: "Published | None"
     overrides: tuple[str, ...] = ()
     """What the data set changes of the recipe: `schedule.epochs: 256 -> 10`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
-    """What became of a row. Accuracies are shares of 1."""
+class CurvePoint:
+    """A point of a training's curves; what is absent or not finite is None."""
 
-    row: Row
-    evaluation: dict[str, Any] | None
-    """None: not run yet. Else top1, top5, mean_class, clips (evaluated), missing (listed, not evaluated), protocol."""
-    benchmark: dict[str, Any] | None
-    """None: not run yet. Else videos_per_second, train_memory_mb, device, parameters …; each may be absent or None."""
-    curves: list[dict[str, Any]]
-    """Points of both curves: split, epoch, loss, top1, top5, lr; numbers, None where empty or not finite."""
-    files: dict[str, str]
-    """ckpt, log, json (of the last training), result, metrics, curves, recipe -> address relative to the report; only
-    files that are there."""
+    split: Literal["train", "val"]
+    epoch: float | None
+    loss: float | None
+    top1: float | None
+    """0 to 1."""
+    top5: float | None
+    """0 to 1."""
+    lr: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelResults:
+    """Everything that was measured for a model here."""
+
+    entry: ModelEntry
+    metrics: Metrics | None
+    """None: not evaluated yet. Else top1 and top5 are there."""
     comparison: Comparison
-    """Our top-1 beside the published one."""
-    marks: dict[str, tuple[str, ...]]
-    """accuracy, speed, memory -> keys of MARKS that hold for that number."""
+    """Our top1 beside the published one."""
+    benchmark: Benchmark | None
+    """None: not measured yet."""
+    curves: Sequence[CurvePoint]
+    files: Mapping[str, str]
+    """ckpt, log, json (of the last training), result, metrics, curves, recipe -> address relative to the report; only
+    files that exist."""
     errors: ErrorAnalysis | None = None
     """None if the evaluation left no error analysis."""
 
     @property
     def has_run(self) -> bool:
-        """Trained, evaluated or measured: there is some number of ours."""
-        return self.evaluation is not None or self.benchmark is not None or bool(self.curves)
+        """Whether there is any number of ours: the model was trained, evaluated or measured."""
+        return self.metrics is not None or self.benchmark is not None or bool(self.curves)
 
     @property
-    def is_comparable(self) -> bool:
-        """Evaluated by the recipe as published, on (nearly) all of the published clips."""
-        return self.comparison.is_comparable
-
-    def interval(self, name: str = "top1") -> tuple[float, float] | None:
-        """95 % interval of top1 or top5, from the number of clips alone."""
-        if self.evaluation is None:
-            return None
-        clips = self.evaluation["clips"]
-        return wilson_interval(round(self.evaluation[name] * clips), clips)
-
-    @property
-    def listed(self) -> int:
-        """Clips of the annotation's list, those that could not be evaluated included. Only of an evaluated row."""
-        gone = (self.evaluation.get(key) or 0 for key in ("missing", "undecodable"))
-        return self.evaluation.get("listed") or self.evaluation["clips"] + sum(gone)
-
-    @property
-    def gap(self) -> float | None:
-        """Top-1, ours minus published, in percentage points; None where the two do not compare."""
-        return self.comparison.gap_points
+    def marks(self) -> dict[Measure, tuple[Reason, ...]]:
+        """Why each of our numbers is no result of the published model."""
+        overrides = self.entry.overrides
+        marks: dict[Measure, tuple[Reason, ...]] = {"accuracy": self.comparison.reasons}
+        for measure, keys in _SHAPING.items():
+            marks[measure] = ("recipe",) if any(override.startswith(keys) for override in overrides) else ()
+        return marks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class ZooReport:
     dataset: str
-    results: list[Result]
+    models: Sequence[ModelResults]
+    """In the order of params.yaml."""
     clip_states: ClipStates = field(default_factory=dict)
 
     @property
-    def evaluated(self) -> list[Result]:
-        return [result for result in self.results if result.evaluation is not None]
+    def evaluated(self) -> list[ModelResults]:
+        return [model for model in self.models if model.metrics is not None]
 
     @property
-    def ran(self) -> list[Result]:
-        return [result for result in self.results if result.has_run]
+    def ran(self) -> list[ModelResults]:
+        return [model for model in self.models if model.has_run]
 
     @property
-    def families(self) -> dict[str, list[Result]]:
-        """Family's title -> its rows, in the order of params.yaml."""
-        families: dict[str, list[Result]] = {}
-        for result in self.results:
-            families.setdefault(_FAMILIES.get(result.row.family, result.row.family), []).append(result)
+    def families(self) -> dict[str, list[ModelResults]]:
+        """Title of a family -> its models."""
+        families: dict[str, list[ModelResults]] = {}
+        for model in self.models:
+            families.setdefault(_FAMILIES.get(model.entry.family, model.entry.family), []).append(model)
         return families
 
     @property
     def changed(self) -> dict[tuple[str, ...], list[str]]:
-        """Overrides -> the rows that have just these."""
+        """Overrides -> names of the models that have exactly these."""
         changed: dict[tuple[str, ...], list[str]] = {}
-        for result in self.results:
-            if result.row.overrides:
-                changed.setdefault(tuple(result.row.overrides), []).append(result.row.name)
+        for model in self.models:
+            if model.entry.overrides:
+                changed.setdefault(model.entry.overrides, []).append(model.entry.name)
         return changed
 
 
-def rows_of(params: "Params") -> list[Row]:
-    """The rows that params.yaml names, with what the chosen data set changes of them."""
-    from ..recipe import NOTHING_PUBLISHED
+WarningKey = Literal["nothing_ran", "not_kinetics", "overridden", "overridden_some", "partial", "busy"]
+"""Names of the warnings' texts in table_texts."""
 
+
+def model_entries(params: "Params") -> list[ModelEntry]:
+    """The models of params.yaml, with what the chosen data set changes of their recipes."""
     return [
-        Row(
+        ModelEntry(
             name=name,
             family=recipe.model.family,
             short_side=recipe.clips.short_side,
-            published=params.published.get(name, NOTHING_PUBLISHED),
+            published=params.published.get(name),
             overrides=tuple(params.overrides(name)),
         )
         for name, recipe in params.recipes.items()
@@ -149,217 +151,155 @@ def rows_of(params: "Params") -> list[Row]:
 
 
 def read_report(
-    *, dataset: str, rows: Iterable[Row], root: Path, out: Path, clip_states: ClipStates | None = None
-) -> Report:
-    """What became of the rows, from root/metrics/<dataset>/<row>.json, .benchmark.json, .train.csv and .val.csv.
+    *, dataset: str, entries: Iterable[ModelEntry], root: Path, out: Path, clip_states: ClipStates | None = None
+) -> ZooReport:
+    """The models' results, from root/metrics/<dataset>/<model>.json, .benchmark.json, .train.csv and .val.csv.
 
-    `out` is the folder the report will be in, for its links. Raises UserError for a file that cannot be used.
+    `out` is the folder of the report, to which its links are relative. Raises UserError for a damaged file.
     """
-    results = [_result(row, root / "metrics" / dataset, root / "runs" / dataset, dataset, out) for row in rows]
-    return Report(dataset=dataset, results=results, clip_states=clip_states or {})
+    models = [_results(entry, root, dataset, out) for entry in entries]
+    return ZooReport(dataset=dataset, models=models, clip_states=clip_states or {})
 
 
-def warnings_of(report: Report) -> list[tuple[str, dict[str, Any]]]:
-    """What keeps the numbers from being results on Kinetics-400: keys of report_table's texts, and their numbers."""
-    warnings: list[tuple[str, dict[str, Any]]] = []
-    rows, ran = len(report.results), len(report.ran)
+def warnings_of(report: ZooReport) -> list[tuple[WarningKey, dict[str, str | int]]]:
+    """Everything that keeps our numbers from being results on Kinetics-400, with the values of the warnings' texts."""
+    warnings: list[tuple[WarningKey, dict[str, str | int]]] = []
+    total, ran = len(report.models), len(report.ran)
     if not ran:
-        warnings.append(("nothing_ran", {"rows": rows}))
+        warnings.append(("nothing_ran", {"models": total}))
     if report.dataset != KINETICS400:
         warnings.append(("not_kinetics", {"dataset": report.dataset}))
-    if changed := sum(bool(result.row.overrides) for result in report.ran):
-        key = "overridden" if ran == rows else "overridden_some"
-        warnings.append((key, {"count": changed, "rows": rows, "waiting": rows - ran}))
-    if partial := sum("part" in result.marks["accuracy"] for result in report.evaluated):
-        warnings.append(("partial", {"count": partial, "clips": f"{PUBLISHED_CLIPS:,}"}))
-    if busy := sum(is_busy(result.benchmark) for result in report.results):
-        warnings.append(("busy", {"count": busy}))
+    if changed := sum(bool(model.entry.overrides) for model in report.ran):
+        key: WarningKey = "overridden" if ran == total else "overridden_some"
+        warnings.append((key, {"count": changed, "models": total, "waiting": total - ran}))
+    if partial := sum("part" in model.comparison.reasons for model in report.evaluated):
+        warnings.append(("partial", {"count": partial, "models": total, "clips": f"{PUBLISHED_CLIPS:,}"}))
+    if busy := sum(model.benchmark is not None and model.benchmark.is_disturbed for model in report.models):
+        warnings.append(("busy", {"count": busy, "models": total}))
     return warnings
 
 
-def is_busy(benchmark: dict[str, Any] | None) -> bool:
-    """Whether other work disturbed a benchmark: it says so, or has a speed with decoding above the network's alone.
+_PUBLISHED_KEYS = (
+    "gpus",
+    "backbone",
+    "pretrained",
+    "inference",
+    "gpu_mem_mb",
+    "ckpt",
+    "infer_ckpt",
+    "log",
+    "json",
+)
 
-    The latter cannot be; files of older versions do not say so themselves.
-    """
-    made = benchmark or {}
-    alone, with_decoding = made.get("videos_per_second"), made.get("end_to_end_videos_per_second")
-    return bool(made.get("machine_was_busy")) or (None not in (alone, with_decoding) and with_decoding > alone)
 
-
-def as_json(report: Report) -> dict[str, Any]:
-    """All of it for programs, plain values alone."""
-    rows = []
-    for result in report.results:
-        published = result.row.published
-        keys = (
-            "gpus",
-            "backbone",
-            "pretrained",
-            "inference",
-            "gpu_mem_mb",
-            "ckpt",
-            "infer_ckpt",
-            "log",
-            "json",
-        )
-        rows.append(
-            {
-                "name": result.row.name,
-                "family": result.row.family,
-                "short_side": result.row.short_side,
-                "published": {"top1": list(published.top1), "top5": list(published.top5)}
-                | {f"{name}_text": "/".join(map(str, getattr(published, name))) for name in ("top1", "top5")}
-                | {key: getattr(published, key) for key in keys}
-                | {"note": published.note.en},
-                "ours": result.evaluation,
-                **{f"{name}_interval": _rounded(result.interval(name)) for name in ("top1", "top5")},
-                "top1_gap_points": None if result.gap is None else round(result.gap, 4),
-                "is_comparable": result.is_comparable,
-                "marks": {what: list(marks) for what, marks in result.marks.items()},
-                "overrides": list(result.row.overrides),
-                "benchmark": result.benchmark,
-                "machine_was_busy": is_busy(result.benchmark),
-                "most_confused": [asdict(pair) for pair in result.errors.pairs] if result.errors else [],
-                "worst_clips": [asdict(clip) for clip in result.errors.worst] if result.errors else [],
-                "files": result.files,
-            }
-        )
+def as_json(report: ZooReport) -> dict[str, Any]:
+    """The report as plain values: the content of zoo.json."""
     return {
         "dataset": report.dataset,
-        "rows": rows,
+        "rows": [_model_as_json(model) for model in report.models],
         "clips": {
-            form: {split: dict(counts) for split, counts in splits.items()}
-            for form, splits in report.clip_states.items()
+            prepared: {split: dict(counts) for split, counts in splits.items()}
+            for prepared, splits in report.clip_states.items()
         },
     }
+
+
+def _model_as_json(model: ModelResults) -> dict[str, Any]:
+    entry, metrics, gap = model.entry, model.metrics, model.comparison.gap_points
+    return {
+        "name": entry.name,
+        "family": entry.family,
+        "short_side": entry.short_side,
+        "published": _published_as_json(entry.published),
+        "ours": None if metrics is None else metrics.as_json(),
+        **{f"{name}_interval": _rounded_interval(metrics, name) for name in ("top1", "top5")},
+        "top1_gap_points": None if gap is None else round(gap, 4),
+        "is_comparable": model.comparison.is_comparable,
+        "marks": {measure: list(marks) for measure, marks in model.marks.items()},
+        "overrides": list(entry.overrides),
+        "benchmark": None if model.benchmark is None else model.benchmark.as_json(),
+        "machine_was_busy": model.benchmark is not None and model.benchmark.is_disturbed,
+        "most_confused": [dataclasses.asdict(pair) for pair in model.errors.pairs] if model.errors else [],
+        "worst_clips": [dataclasses.asdict(clip) for clip in model.errors.worst] if model.errors else [],
+        "files": dict(model.files),
+    }
+
+
+def _published_as_json(published: "Published | None") -> dict[str, Any] | None:
+    """Numbers, and beside them the texts they were published as: 77.90."""
+    if published is None:
+        return None
+    texts = {f"{name}_text": "/".join(map(str, getattr(published, name))) for name in ("top1", "top5")}
+    others = {key: getattr(published, key) for key in _PUBLISHED_KEYS}
+    numbers = {"top1": list(published.top1), "top5": list(published.top5)}
+    return numbers | texts | others | {"note": published.note.en}
+
+
+def _rounded_interval(metrics: Metrics | None, name: str) -> list[float] | None:
+    return None if metrics is None else [round(bound, 6) for bound in metrics.interval(name)]
 
 
 _FAMILIES = {"slowfast": "SlowFast", "csn": "CSN"}
 
 
-def _rounded(bounds: tuple[float, float] | None) -> list[float] | None:
-    return bounds and [round(bound, 6) for bound in bounds]
-
-
-def _result(row: Row, metrics_dir: Path, runs_dir: Path, dataset: str, out: Path) -> Result:
-    metrics, run = metrics_dir / f"{row.name}.json", runs_dir / row.name
-    train_curve, val_curve = (metrics_dir / f"{row.name}.{kind}.csv" for kind in ("train", "val"))
-    evaluation = _read_json(metrics, f"dvc repro evaluate@{row.name}")
-    if evaluation is not None:
-        _check_evaluation(metrics, evaluation)
-    measured = metrics_dir / f"{row.name}.benchmark.json"
-    benchmark = _read_json(measured, f"dvc repro benchmark@{row.name}")
-    if benchmark is not None:
-        _check_benchmark(measured, benchmark)
+def _results(entry: ModelEntry, root: Path, dataset: str, out: Path) -> ModelResults:
+    name, run = entry.name, root / "runs" / dataset / entry.name
+    metrics_path, benchmark_path, train_curve, val_curve = (
+        root / "metrics" / dataset / f"{name}.{ending}" for ending in ("json", "benchmark.json", "train.csv", "val.csv")
+    )
+    metrics = Metrics.read_if_there(metrics_path)
+    for key in ("top1", "top5"):
+        if metrics is not None and key not in metrics.accuracies:
+            raise UserError(f"{metrics_path} has no {key}; {Metrics.rebuild(metrics_path)}")
     files = {
         "ckpt": run / "best.pth",
         **newest_logs(run),
         "result": run / "result.json",
-        "metrics": metrics,
+        "metrics": metrics_path,
         "curves": train_curve,
         "recipe": run / "recipe.json",
     }
-    metrics_here = None if evaluation is None else Metrics.from_json(evaluation, metrics)
-    comparison = compare(dataset, row.overrides, metrics_here, comparable_top1(row.published))
-    return Result(
-        row=row,
-        evaluation=evaluation,
-        benchmark=benchmark,
-        curves=_read_curve(train_curve, "train", row.name) + _read_curve(val_curve, "val", row.name),
+    return ModelResults(
+        entry=entry,
+        metrics=metrics,
+        comparison=compare(dataset, entry.overrides, metrics, comparable_top1(entry.published)),
+        benchmark=Benchmark.read_if_there(benchmark_path),
+        curves=_read_curve(train_curve, "train", name) + _read_curve(val_curve, "val", name),
         files={kind: _address(path, out) for kind, path in files.items() if path.is_file()},
-        comparison=comparison,
-        marks={"accuracy": comparison.reasons} | _cost_marks(row),
-        errors=None if evaluation is None else read_error_analysis(metrics),
+        errors=None if metrics is None else read_error_analysis(metrics_path),
     )
 
 
-def _cost_marks(row: Row) -> dict[str, tuple[str, ...]]:
-    """Why our speed and memory are no results of the published model."""
-    return {
-        what: ("recipe",) if any(override.startswith(keys) for override in row.overrides) else ()
-        for what, keys in SHAPING.items()
-    }
-
-
-def _read_json(path: Path, remedy: str) -> dict[str, Any] | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (ValueError, RecursionError) as error:  # no UTF-8, too many digits or brackets
-        raise UserError(f"{path} is no JSON ({error}); delete it and run {remedy}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, expected an object; delete it and run {remedy}")
-    return values
-
-
-def _check_evaluation(path: Path, evaluation: dict[str, Any]) -> None:
-    remedy = f"delete it and run dvc repro evaluate@{path.stem}"
-    for key in ("top1", "top5"):
-        value = evaluation.get(key)
-        if not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise UserError(f"{path}: {key} is {value!r}, expected a share between 0 and 1; {remedy}")
-    clips = evaluation.get("clips")
-    if not isinstance(clips, int) or clips < 1:
-        raise UserError(f"{path}: clips is {clips!r}, expected how many were evaluated; {remedy}")
-    for key in ("listed", "missing", "undecodable", "mean_class"):
-        if not _is_number_or_none(evaluation.get(key)):
-            raise UserError(f"{path}: {key} is {evaluation[key]!r}, expected a number; {remedy}")
-
-
-_NUMBERS = ("videos_per_second", "end_to_end_videos_per_second", "train_memory_mb", "test_memory_mb")
-_RANGES = ("videos_per_second_quartiles", "end_to_end_quartiles")
-_TEXTS = ("device", "precision", "frames", "memory_reason")
-
-
-def _check_benchmark(path: Path, benchmark: dict[str, Any]) -> None:
-    """What the tables show of it; a file of an older version may lack some."""
-
-    def is_range(value: Any) -> bool:
-        return value is None or (isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)))
-
-    faults = {
-        **{key: "a number" for key in _NUMBERS if not _is_number_or_none(benchmark.get(key))},
-        **{key: "two numbers" for key in _RANGES if not is_range(benchmark.get(key))},
-        **{key: "a text" for key in _TEXTS if not isinstance(benchmark.get(key, ""), str)},
-    }
-    for key, expected in faults.items():
-        row = path.name.removesuffix(".benchmark.json")
-        raise UserError(
-            f"{path}: {key} is {benchmark[key]!r}, expected {expected}; delete it and run dvc repro benchmark@{row}"
-        )
-
-
-def _is_number_or_none(value: Any) -> bool:
-    return value is None or _is_number(value)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and abs(value) < 1e300  # a NaN is not below it
-
-
-def _read_curve(path: Path, split: str, row: str) -> list[dict[str, Any]]:
-    """No lines where there is no file."""
-
-    def number(text: str | None) -> float | None:
-        value = float(text) if text else None
-        return value if value is not None and math.isfinite(value) else None
-
+def _read_curve(path: Path, split: Literal["train", "val"], model: str) -> list[CurvePoint]:
+    """The points of a curve; none if there is no file. Raises UserError."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             lines = csv.DictReader(file)
             try:
                 return [
-                    {"split": split} | {key: number(line.get(key)) for key in ("epoch", "loss", "top1", "top5", "lr")}
+                    CurvePoint(
+                        split=split,
+                        epoch=_finite(line.get("epoch")),
+                        loss=_finite(line.get("loss")),
+                        top1=_finite(line.get("top1")),
+                        top5=_finite(line.get("top5")),
+                        lr=_finite(line.get("lr")),
+                    )
                     for line in lines
                 ]
             except (ValueError, csv.Error) as error:
                 raise UserError(
-                    f"{path}, line {lines.line_num}: {error}; expected numbers; delete it and run dvc repro train@{row}"
+                    f"{path}, line {lines.line_num}: {error}; expected numbers; delete it and run "
+                    f"dvc repro train@{model}"
                 ) from None
     except FileNotFoundError:
         return []
+
+
+def _finite(text: str | None) -> float | None:
+    """The number; None for an empty cell and for one that is not finite. Raises ValueError."""
+    value = float(text) if text else None
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _address(path: Path, out: Path) -> str:

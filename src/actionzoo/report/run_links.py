@@ -1,40 +1,45 @@
-"""The report's links to what is called otherwise each time it is made: runs in MLflow, and logs with their time's name.
+"""The report's links that change from run to run: to runs in MLflow, and to logs named by their time.
 
-They stand in runs.js beside the page, which belongs to no stage's outputs: these are the same however they were made.
+They are in runs.js beside the page. It is no output of a stage: outputs are equal however they were made.
 """
 
 import json
 import os
 from pathlib import Path
 
+from ..errors import UserError
 from ..files.atomic import atomic_write
-from ..files.json_files import read_json
 from ..params import Params
-from ..records import RunFiles, newest_logs
+from ..records import RunFiles, RunRecord, newest_logs
 from ..tracking.store import run_pages
 
 
 def write_run_links(params: Params, root: Path = Path(), *, server: str | None = None) -> Path:
-    """Write report/<dataset>/runs.js: row -> mlflow, log, json -> address; gives its path.
+    """Write report/<dataset>/runs.js, model -> mlflow, log, json -> address, and return its path.
 
-    `server` is where MLflow's pages will be; without it where `actionzoo ui` opens them.
+    `server` is the address of MLflow's pages; by default the one at which `actionzoo ui` opens them.
     """
     out = params.folder("report", root)
-    rows = {row: RunFiles(root, params.name, row) for row in params.models()}
-    md5s = {
-        row: md5
-        for row, files in rows.items()
-        if (md5 := read_json(files.recipe).get("files", {}).get("best.pth", {}).get("md5"))
-    }
-    pages = run_pages(params.name, md5s, root, server)
+    models = {model: RunFiles(root, params.name, model) for model in params.models()}
+    checkpoint_md5s = {model: md5 for model, files in models.items() if (md5 := _checkpoint_md5(files))}
+    pages = run_pages(params.name, checkpoint_md5s, root, server)
     links = {}
-    for row, files in rows.items():
-        there = {kind: Path(os.path.relpath(path, out)).as_posix() for kind, path in newest_logs(files.run).items()}
-        if row in pages:
-            there["mlflow"] = pages[row]
-        if there:
-            links[row] = there
+    for model, files in models.items():
+        addresses = {kind: Path(os.path.relpath(path, out)).as_posix() for kind, path in newest_logs(files.run).items()}
+        if model in pages:
+            addresses["mlflow"] = pages[model]
+        if addresses:
+            links[model] = addresses
     path = out / "runs.js"
     with atomic_write(path) as file:
         file.write(f"actionzooRuns({json.dumps(links, indent=1, sort_keys=True)});\n".encode())
     return path
+
+
+def _checkpoint_md5(files: RunFiles) -> str | None:
+    """The md5 of best.pth, by which its run is found; None without a sound run record, which costs only the link."""
+    try:
+        record = RunRecord.read_if_there(files.recipe)
+    except UserError:
+        return None
+    return record.files["best.pth"].md5 if record and "best.pth" in record.files else None

@@ -1,10 +1,10 @@
-"""The zoo table of the chosen data set in all its forms, from the metrics of its runs."""
+"""The report stage: the zoo's tables, page and run links of the chosen data set."""
 
 from ..files.locks import locked
 from ..kinetics.manifest import count_states, read_manifest
 from ..params import Params
 from .page import write_page
-from .results import read_report, rows_of
+from .results import model_entries, read_report
 from .run_links import write_run_links
 from .tables import write_tables
 
@@ -17,12 +17,14 @@ def write_report(params: Params) -> str:
     """
     data, out = params.folder("data"), params.folder("report")
     lock = params.root / ".scratch" / "report" / f"{params.name}.lock"
-    with locked(lock, waiting=f"another process makes the report of {params.name}; waiting for it"):
+    with locked(lock, waiting=f"another process is writing the report of {params.name}; waiting for it"):
         states = {
             form: count_states(read_manifest(data / form / "manifest.csv")) for form in ("videos_256", "videos_320")
         }
-        report = read_report(dataset=params.name, rows=rows_of(params), root=params.root, out=out, clip_states=states)
+        report = read_report(
+            dataset=params.name, entries=model_entries(params), root=params.root, out=out, clip_states=states
+        )
         write_tables(report, out)
         write_page(report, out)
         write_run_links(params)
-    return f"report: {len(report.evaluated)} of {len(report.results)} rows evaluated; open {out / 'zoo.html'}"
+    return f"report: {len(report.evaluated)} of {len(report.models)} models evaluated; open {out / 'zoo.html'}"

@@ -1,7 +1,7 @@
-// Called by runs.js, if it is there: row -> mlflow, log, json -> address.
+// Called by runs.js, if it exists: model -> mlflow, log, json -> address.
 function actionzooRuns(runs) {
-  for (const link of document.querySelectorAll("a[data-row]")) {
-    const address = (runs[link.dataset.row] || {})[link.dataset.kind];
+  for (const link of document.querySelectorAll("a[data-model]")) {
+    const address = (runs[link.dataset.model] || {})[link.dataset.kind];
     if (address) {
       link.href = address;
       link.hidden = false;
@@ -9,7 +9,7 @@ function actionzooRuns(runs) {
   }
 }
 
-// A link to a row opens it.
+// A link to a model opens its section.
 function openTarget() {
   const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
   if (target instanceof HTMLDetailsElement) {
@@ -20,7 +20,7 @@ function openTarget() {
 addEventListener("hashchange", openTarget);
 openTarget();
 
-// Columns sort by a click on their heads, as numbers where they are; long tables have a field to look for words.
+// Clicking a column's head sorts by it, by number where it holds numbers; long tables get a search field.
 function sortBy(table, head) {
   const descending = head.getAttribute("aria-sort") === "ascending";
   for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
@@ -44,7 +44,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const field = document.createElement("input");
     field.type = "search";
     field.placeholder = "class …";
-    field.setAttribute("aria-label", "show only lines with these words");
+    field.setAttribute("aria-label", "show only rows with these words");
     field.addEventListener("input", () => {
       const words = field.value.toLowerCase();
       for (const row of table.tBodies[0].rows) row.hidden = !row.textContent.toLowerCase().includes(words);
