@@ -28,7 +28,7 @@ ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 
 @pytest.fixture(scope="session")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """This process's environment without Prefect's settings, with a PREFECT_HOME of its own and a mark that children inherit."""
+    """This environment without Prefect's settings, with a PREFECT_HOME of its own and a mark that children inherit."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     own.pop("CUDA_VISIBLE_DEVICES", None)
     return own | {
