@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from actionzoo.tracking.live import recorded_run
 from actionzoo.tracking.names import METRIC_NAMES, TEST_STEP, global_step, to_metrics
 from actionzoo.tracking.record import sync
 from actionzoo.tracking.store import connect, find_run, tracking_uri, ui_command
+from tests.ports import reserved_port
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,13 @@ def root(tmp_path, monkeypatch, empty_store):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture
+def port():
+    """A port on which no program listens."""
+    with reserved_port() as number:
+        yield number
 
 
 @pytest.fixture
@@ -105,7 +112,7 @@ def test_four_processes_may_open_a_new_store_at_once(root, client):
         subprocess.Popen([sys.executable, "-c", code, f"row{n}"], cwd=fresh, stderr=subprocess.PIPE, text=True)
         for n in range(4)
     ]
-    complaints = [starter.communicate(timeout=120)[1] for starter in starters]
+    complaints = [starter.communicate(timeout=300)[1] for starter in starters]
     assert complaints == ["", "", "", ""]
     import mlflow
 
@@ -131,7 +138,7 @@ def test_values_arrive_while_the_run_goes_on(root, client, monkeypatch):
     monkeypatch.setattr(live, "_FLUSH_SECONDS", 0.05)
     with recorded_run(experiment="demo", name="row") as active:
         active.log(1, {"val/top1": 0.5})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not history(client, active.id, "val/top1") and time.monotonic() < deadline:
             time.sleep(0.05)
         assert history(client, active.id, "val/top1") == [(1, 0.5)]
@@ -198,7 +205,7 @@ def test_sigterm_ends_the_run_as_killed_with_its_last_values(root, client):
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     child.stdout.readline()
     child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=30) == 128 + signal.SIGTERM
+    assert child.wait(timeout=120) == 128 + signal.SIGTERM
     found = only_run(client)
     assert found.info.status == "KILLED" and found.data.metrics == {"train/loss": 4.0}
 
@@ -300,10 +307,7 @@ def test_copied_project_does_not_write_into_the_original(root, client, tmp_path,
 # --- a store that fails
 
 
-def test_store_that_is_away_does_not_stop_the_block(root, monkeypatch, caplog):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+def test_store_that_is_away_does_not_stop_the_block(root, monkeypatch, caplog, port):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
     assert find_run("demo", "row", "0" * 32) is None
@@ -326,7 +330,7 @@ def test_values_wait_until_the_store_is_back(root, client, monkeypatch, caplog):
         away = sqlite3.connect(root / "mlflow.db")
         away.execute("ALTER TABLE metrics RENAME TO elsewhere")
         active.log(1, {"train/loss": 1.0})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "did not accept values" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.05)
         away.execute("ALTER TABLE elsewhere RENAME TO metrics")
@@ -531,30 +535,27 @@ def test_log_keys_are_those_of_the_reference():
 
 
 @pytest.mark.slow
-def test_page_shows_what_was_recorded_and_its_server_takes_runs(root, client, monkeypatch):
+def test_page_shows_what_was_recorded_and_its_server_takes_runs(root, client, monkeypatch, port):
     import mlflow
 
     with recorded_run(experiment="demo", name="row") as active:
         active.log(1, {"val/top1": 0.5})
         active.artifact(root / "params.yaml")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = ui_command(port=port)
     assert "sqlite:///mlflow.db" in command  # short, and right in the project's folder
     server = subprocess.Popen(command, shell=True, cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}/api/2.0/mlflow/artifacts/list?run_id={active.id}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
-                answer = json.load(urllib.request.urlopen(address, timeout=20))
+                answer = json.load(urllib.request.urlopen(address, timeout=60))
                 break
             except OSError:
                 assert time.monotonic() < deadline, "the server did not start"
                 time.sleep(0.3)
         assert [file["path"] for file in answer["files"]] == ["params.yaml"]
-        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20).read()
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read()
         assert b"<html" in page.lower()
 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
@@ -567,7 +568,7 @@ def test_page_shows_what_was_recorded_and_its_server_takes_runs(root, client, mo
         assert [file.path for file in remote.list_artifacts(active.id, "files")] == ["files/params.yaml"]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(timeout=120)
 
 
 def test_with_a_server_the_page_is_the_servers(root, monkeypatch):
