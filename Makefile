@@ -20,29 +20,30 @@ $(READY): pyproject.toml constraints.txt constraints-torch.txt
 	@$(BIN)/python -m pip --disable-pip-version-check check
 	@touch $@
 
-# DVC starts `python`: let that be the one of the environment
+# DVC starts `python`; PATH makes it the environment's
 demo: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/actionzoo demo
 
 test: $(READY)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m ruff check .
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	@$(BIN)/python -m ruff check .
+	@$(BIN)/python -m ruff format --check --quiet .
+	@$(BIN)/python -m mypy
 
-# What PyTorch's CUDA builds bring: not in constraints.txt, whose head says why
+# Packages of PyTorch's CUDA builds. constraints.txt leaves them out; its header says why
 CUDA := $(addprefix cuda-,bindings pathfinder toolkit) triton \
 	$(addprefix nvidia-,cublas cuda-cupti cuda-nvrtc cuda-runtime cudnn-cu13 cufft cufile curand cusolver cusparse cusparselt-cu13 nccl-cu13 nvjitlink nvshmem-cu13 nvtx)
 
-# constraints.txt anew, by uv (https://docs.astral.sh/uv); versions that are there stay
+# Updates constraints.txt with uv (https://docs.astral.sh/uv); versions that it lists stay
 lock:
 	@sed '/^[^#]/d' constraints.txt > constraints.head && cp constraints.txt constraints.new
 	uv pip compile --quiet --no-config pyproject.toml --extra test --universal --python-version 3.11 --generate-hashes \
 		--no-annotate --no-header -c constraints-torch.txt $(addprefix --no-emit-package ,torch $(CUDA)) -o constraints.new
 	@cat constraints.head constraints.new > constraints.txt && rm constraints.head constraints.new
 
-# Prefect server, work pool, deployments and worker on 127.0.0.1; Ctrl-C stops them. Another port: make prefect PORT=4201
+# Prefect server, work pool, deployments and worker on 127.0.0.1; Ctrl-C stops all. Another port: make prefect PORT=4201
 PORT ?= 4200
 prefect: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flows.local --port $(PORT)

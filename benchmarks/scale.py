@@ -184,12 +184,13 @@ def make_workspace(folder: Path) -> None:
         "overrides": {},
     }
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", folder)
     subprocess.run(["git", "init", "-q", folder], check=True)
 
 
 def make_data(folder: Path, clips_per_part: int) -> None:
     """The mirror, and every part of every form as if the stages had made it."""
-    from actionzoo.kinetics.parts import make_key, write_record
+    from actionzoo.kinetics.part_records import PartClip, make_key, write_record
     from actionzoo.kinetics.shards import ShardWriter
     from actionzoo.kinetics.transcode import FIXED, ffmpeg_version
     from actionzoo.params import load_params
@@ -211,8 +212,8 @@ def make_data(folder: Path, clips_per_part: int) -> None:
                 copies = []
                 for video_id, source in sources.items():
                     offset, size = writer.add(f"{video_id}.mp4", source)
-                    copy = {"video_id": video_id, "sha256": hashes[video_id], "offset": offset, "size": size}
-                    copies.append(copy | known)
+                    clip = PartClip(video_id=video_id, sha256=hashes[video_id], offset=offset, size=size, **known)
+                    copies.append(clip)
             key = make_key(settings, FIXED, sha256)
             write_record(path, key, timeout_seconds, copies, ffmpeg=ffmpeg_version(), unlisted=[])
 
@@ -222,7 +223,7 @@ def make_data(folder: Path, clips_per_part: int) -> None:
                 for video_id in sources:
                     spans = [writer.add(f"{video_id}/img_{i:05d}.jpg", jpeg) for i, jpeg in enumerate(jpegs, start=1)]
                     offset, size = spans[0][0], sum(spans[-1]) - spans[0][0]
-                    copies.append({"video_id": video_id, "offset": offset, "size": size})
+                    copies.append(PartClip(video_id=video_id, offset=offset, size=size))
             key = make_key(params.prepare.jpeg.qscale, key, list(sources))
             write_record(path, key, timeout_seconds, copies, ffmpeg=ffmpeg_version())
     _write_lists(folder / "mirror/400", clips_per_part)

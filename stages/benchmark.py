@@ -1,8 +1,9 @@
-"""Measure what one row costs here: speed, memory, size. Writes metrics/<dataset>/<row>.benchmark.json."""
+"""Measure what one model costs here: speed, memory, size. Writes metrics/<dataset>/<model>.benchmark.json."""
 
 import argparse
 
-from actionzoo.jobs.benchmark import benchmark_row
+from actionzoo.job import Job
+from actionzoo.jobs.benchmark import benchmark
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
 
@@ -11,14 +12,14 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python stages/benchmark.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
     )
-    parser.add_argument("row", help="a key of params.yaml's recipes")
+    parser.add_argument("model", help="a key of params.yaml's recipes")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
     with stage("benchmark"):
-        print(benchmark_row(load_params(), args.row))
+        print(benchmark(Job.of(load_params(), args.model)))
 
 
 if __name__ == "__main__":

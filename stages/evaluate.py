@@ -1,8 +1,9 @@
-"""Test one row on all views of val. Reads its best.pth; writes result.json and metrics/<dataset>/<row>.json."""
+"""Evaluate one model on all views of val. Reads its best.pth; writes result.json and metrics/<dataset>/<model>.json."""
 
 import argparse
 
-from actionzoo.jobs.evaluate import evaluate_row
+from actionzoo.job import Job
+from actionzoo.jobs.evaluate import evaluate
 from actionzoo.jobs.torchrun import launch_torchrun
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
@@ -12,7 +13,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python stages/evaluate.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
     )
-    parser.add_argument("row", help="a key of params.yaml's recipes")
+    parser.add_argument("model", help="a key of params.yaml's recipes")
     return parser.parse_args()
 
 
@@ -21,8 +22,8 @@ def main() -> None:
     with stage("evaluate"):
         params = load_params()
         launch_torchrun(params.runtime)
-        if said := evaluate_row(params, args.row):
-            print(said)
+        if summary := evaluate(Job.of(params, args.model)):
+            print(summary)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""Train one row. Reads its prepared clips; writes runs/<dataset>/<row>/ and its curves in metrics/<dataset>/."""
+"""Train one model. Reads its prepared clips; writes runs/<dataset>/<model>/ and its curves in metrics/<dataset>/."""
 
 import argparse
 
+from actionzoo.job import Job
 from actionzoo.jobs.torchrun import launch_torchrun
-from actionzoo.jobs.train import train_row
+from actionzoo.jobs.train import train
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
 
@@ -12,7 +13,7 @@ def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example: python stages/train.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
     )
-    parser.add_argument("row", help="a key of params.yaml's recipes")
+    parser.add_argument("model", help="a key of params.yaml's recipes")
     return parser.parse_args()
 
 
@@ -21,8 +22,8 @@ def main() -> None:
     with stage("train"):
         params = load_params()
         launch_torchrun(params.runtime)
-        if said := train_row(params, args.row):
-            print(said)
+        if summary := train(Job.of(params, args.model)):
+            print(summary)
 
 
 if __name__ == "__main__":

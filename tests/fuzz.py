@@ -32,10 +32,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from safetensors.torch import save
 
 from actionzoo.clips.quarantine import Quarantine
-from actionzoo.clips.readers import Contents, Undecodable, open_clip
+from actionzoo.clips.readers import Undecodable, VideoInfo, open_clip
 from actionzoo.clips.readers import read as read_frames
 from actionzoo.engine.checkpoint import load_checkpoint
 from actionzoo.engine.tensor_file import read_header, read_tensors
@@ -46,10 +47,11 @@ from actionzoo.jobs.view_scores import as_json, as_text, measure
 from actionzoo.kinetics.annotations import class_names, read_annotations
 from actionzoo.kinetics.archives import LISTED, check_archive, read_archive
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import _Folder, _listed_parts, inventory_text, parse_parts, read_inventory
+from actionzoo.kinetics.download import parse_parts
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import frame_spans
-from actionzoo.kinetics.import_mmaction import adopt
+from actionzoo.kinetics.import_mmaction import import_mmaction
+from actionzoo.kinetics.inventory import ArchivedFile, FetchedSplit, Inventory, read_inventory
 from actionzoo.kinetics.manifest import (
     Clip,
     count_states,
@@ -59,17 +61,20 @@ from actionzoo.kinetics.manifest import (
     read_manifest,
     write_manifest,
 )
-from actionzoo.kinetics.parts import key_of, make_key, read_record, write_record
+from actionzoo.kinetics.mirrors import FolderMirror, listed_parts
+from actionzoo.kinetics.part_records import PartClip, key_of, make_key, read_record, write_record
 from actionzoo.kinetics.published_list import choose, read_published
 from actionzoo.kinetics.shards import ShardWriter, index_path, read_index, read_member
 from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.kinetics.transfer import Patience
-from actionzoo.params import Params, as_dict, load_params
+from actionzoo.params import Params, load_params
+from actionzoo.recipe import as_dict
 from actionzoo.report.error_analysis import read_error_analysis
 from actionzoo.weights.checkpoints import read_classes as read_names
 from actionzoo.weights.formats import read_weights
 from actionzoo.weights.identity import identify, record_beside
+from actionzoo.weights.published import published_files
 from tests import mutator
 from tests.engine.view_files import views_file
 from tests.kinetics.small_films import film
@@ -228,6 +233,7 @@ def _clips(**changes) -> list[Clip]:
 
 
 def _params(folder: Path, data: bytes) -> None:
+    _put(folder / "published.yaml", b"{}\n")
     params = load_params(_put(folder / "params.yaml", data))
     for row in params.recipes:
         params.recipe(row)
@@ -240,9 +246,27 @@ def _params_seeds(folder: Path) -> list[bytes]:
     first, *others = re.split(r"\n(?=  \w+:\n)", "\n" + rows)[1:]
     chosen = [first, next(row for row in others if "family: slowfast" in row)]
     names = [re.search(r"^  (\w+):$", row, re.MULTILINE)[1] for row in chosen]
-    head = re.sub(r"tour: \[.*?\]", f"tour: [{', '.join(names)}]", head, flags=re.DOTALL)
+    head = re.sub(r"demo_recipes: \[.*?\]", f"demo_recipes: [{', '.join(names)}]", head, flags=re.DOTALL)
     few = f"{head}\nrecipes:\n" + "\n".join(chosen) + "\n"
     return [few.encode()] * 4 + [whole.encode()]
+
+
+def _published_yaml(folder: Path, data: bytes) -> None:
+    _put(folder / "params.yaml", _few_recipes(folder))
+    _put(folder / "published.yaml", data)
+    params = load_params(folder / "params.yaml")
+    for model in params.recipes:
+        published_files(params, model)
+
+
+def _few_recipes(folder: Path) -> bytes:
+    return _params_seeds(folder)[0]
+
+
+def _published_yaml_seeds(folder: Path) -> list[bytes]:
+    models = yaml.safe_load(_few_recipes(folder))["recipes"]
+    entries = re.split(r"\n\n(?=\w+:\n)", (PROJECT / "published.yaml").read_text(encoding="utf-8"))
+    return ["\n\n".join(entry for entry in entries if entry.split(":")[0] in models).encode()]
 
 
 ANNOTATION = (
@@ -265,7 +289,7 @@ PART_LIST = b"".join(
 
 def _part_list(folder: Path, data: bytes) -> None:
     _put(folder / "val/k400_val_path.txt", data)
-    parts = _listed_parts(_Folder(folder, Patience(0, 0.0, threading.Event())), "val")
+    parts = listed_parts(FolderMirror(folder, Patience(0, 0.0, threading.Event())), "val")
     assert all(0 <= number < 10**9 for number in parts), max(parts)
 
 
@@ -277,22 +301,22 @@ def _inventory(folder: Path, data: bytes) -> None:
     """As resize and the check use it."""
     _put(folder / "inventory.json", data)
     inventory = read_inventory(folder)
-    for split, said in inventory.splits.items():
-        for number in said["parts"]:
+    for split, fetched in inventory.splits.items():
+        for number in fetched.parts:
             inventory.part(split, number)
-        said["listed"] + 0
-    for name, facts in inventory.files.items():
-        assert (facts["size"] + 0, facts.get("sha256", "").lower(), name.lower()) and not name.startswith("/")
+        fetched.listed + 0
+    for name, file in inventory.files.items():
+        assert (file.size + 0, file.sha256.lower(), name.lower()) and not name.startswith("/")
 
 
-INVENTORY = {
-    "files": {
-        "annotations/val.csv": {"size": 30, "sha256": "ab" * 32, "etag": "x"},
-        "val/part_0.tar.gz": {"size": 3, "sha256": "cd" * 32, "members": 4, "etag": '"1"', "modified": "yesterday"},
-        "val/part_1.csv": {"size": 3, "sha256": "cd" * 32, "members": 2},
+INVENTORY = Inventory(
+    {
+        "annotations/val.csv": ArchivedFile(size=30, sha256="ab" * 32, etag="x"),
+        "val/part_0.tar.gz": ArchivedFile(size=3, sha256="cd" * 32, members=4, etag='"1"', modified="yesterday"),
+        "val/part_1.csv": ArchivedFile(size=3, sha256="cd" * 32, members=2),
     },
-    "splits": {"val": {"parts": [0, 1], "listed": 2}},
-}
+    {"val": FetchedSplit((0, 1), 2)},
+)
 
 
 # archives, shards, manifests
@@ -387,8 +411,8 @@ def _record_seeds(folder: Path) -> list[bytes]:
     def write(path: Path) -> None:
         with ShardWriter(path.with_suffix(".tar")) as shard:
             shard.add("a.mp4", b"x" * 1000)
-        clips = [{"video_id": "a", "offset": 512, "size": 1000}, {"video_id": "b", "fault": "timed out after 5 s"}]
-        write_record(path.with_suffix(".tar"), KEY, 5.0, clips, made_from="x")
+        clips = [PartClip(video_id="a", offset=512, size=1000), PartClip(video_id="b", error="timed out after 5 s")]
+        write_record(path.with_suffix(".tar"), KEY, 5.0, clips, ffmpeg="7.1", unlisted=["x"])
 
     data = _bytes_of(folder, "part_000.json", write)
     for suffix in (".tar", ".idx.npy"):
@@ -400,9 +424,8 @@ def _record(folder: Path, data: bytes) -> None:
     """As resize and frames use it."""
     _put(folder / "part_000.json", data)
     record = read_record(folder / "part_000.tar", KEY, 5.0)
-    for clip in record["clips"] if record else ():
-        assert isinstance(clip["video_id"], str)
-        assert isinstance(clip["fault"], str) if "fault" in clip else clip["offset"] + clip["size"] >= 0
+    for clip in record.clips if record else ():
+        assert isinstance(clip.video_id, str) and isinstance(clip.error, str) and clip.offset + clip.size >= 0
     assert isinstance(key_of(folder / "part_000.tar"), str)
 
 
@@ -517,12 +540,12 @@ def _folder_names(folder: Path, data: bytes) -> None:
 def _adopt(folder: Path, list_file: Path, classes: Path | None, form: str) -> None:
     shutil.rmtree(folder / "data", ignore_errors=True)
     (folder / "own").mkdir(exist_ok=True)
-    adopt(
+    import_mmaction(
         folder / "data" / form,
         "val",
         list_file,
         folder / "own",
-        look=lambda paths: [Contents(10, 64, 52, 25.0) for _ in paths],
+        inspect=lambda paths: [VideoInfo(10, 64, 52, 25.0) for _ in paths],
         classes=classes,
         max_bad_share=1.0,
     )
@@ -630,7 +653,7 @@ def _record_beside(folder: Path, data: bytes) -> None:
 def _record_beside_seeds(folder: Path) -> list[bytes]:
     params = _shipped()
     row = min(params.recipes)
-    recipe = {key: value for key, value in as_dict(params.recipes[row]).items() if key != "published"}
+    recipe = as_dict(params.recipes[row])
     best = _put(folder / "best.pth", b"weights")
     files = {"best.pth": {"md5": hashlib.md5(best.read_bytes()).hexdigest()}}
     return [
@@ -669,9 +692,9 @@ def _errors(folder: Path, data: bytes) -> None:
 def _check_seeds(folder: Path, what: str) -> list[bytes]:
     data = folder / "seeds/demo"
     part = _put(data / "archive/val/part_0.tar.gz", b"abc")
-    inventory = json.loads(json.dumps(INVENTORY))
-    inventory["files"] = {"val/part_0.tar.gz": inventory["files"]["val/part_0.tar.gz"] | {"size": part.stat().st_size}}
-    _put(data / "archive/inventory.json", inventory_text(**inventory))
+    file = dataclasses.replace(INVENTORY.files["val/part_0.tar.gz"], size=part.stat().st_size)
+    inventory = Inventory({"val/part_0.tar.gz": file}, {"val": FetchedSplit((0,), 1)})
+    _put(data / "archive/inventory.json", inventory.to_bytes())
     record = _record_seeds(folder)[0]
     for suffix in (".tar", ".idx.npy", ".json"):
         source = folder / f"seeds/part_000{suffix}"
@@ -692,10 +715,11 @@ def _check(folder: Path, data: bytes, name: str) -> None:
 
 DOORS: dict[str, Door] = {
     "params": Door(_params_seeds, _params, mutator.YAML, is_slow=True),
+    "published_yaml": Door(_published_yaml_seeds, _published_yaml, mutator.YAML, is_slow=True),
     "annotations": Door(lambda folder: [ANNOTATION], _annotations, mutator.TABLE),
     "part_list": Door(lambda folder: [PART_LIST], _part_list, mutator.TABLE),
     "parts_asked_for": Door(lambda folder: [b"0-9", b"0,3, 5-7", b"all"], _parts_asked_for),
-    "inventory": Door(lambda folder: [inventory_text(**INVENTORY)], _inventory, mutator.JSON),
+    "inventory": Door(lambda folder: [INVENTORY.to_bytes()], _inventory, mutator.JSON),
     "archive": Door(_archive_seeds, _archive, mutator.TAR),
     "video_list": Door(_video_list_seeds, _video_list, mutator.TABLE),
     "index": Door(_index_seeds, _index, mutator.NPY),
@@ -726,7 +750,7 @@ DOORS: dict[str, Door] = {
         mutator.ZIP,
     ),
     "recipe_beside": Door(_record_beside_seeds, _record_beside, mutator.JSON),
-    "json": Door(lambda folder: [json.dumps(INVENTORY).encode()], _json, mutator.JSON),
+    "json": Door(lambda folder: [INVENTORY.to_bytes()], _json, mutator.JSON),
     "quarantine": Door(lambda folder: [json.dumps(QUARANTINE).encode()], _quarantine, mutator.JSON),
     "errors": Door(
         lambda folder: [b'{"format_version": 3, "pairs": [], "worst": [{"video_id": "a"}]}'], _errors, mutator.JSON

@@ -1,12 +1,13 @@
 """One rule for what may become a path or a word of a command."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
 from actionzoo.errors import UserError
-from actionzoo.names import class_name_fault, did_you_mean, is_name
+from actionzoo.names import class_name_fault, containing, did_you_mean, is_name
 from actionzoo.params import load_params
 
 HOSTILE = [
@@ -35,6 +36,7 @@ def test_params_refuse_them_in_a_sentence(tmp_path, where, name):
     else:
         raw[where][name] = next(iter(raw[where].values()))
     (tmp_path / "params.yaml").write_text(yaml.dump(raw, Dumper=Plain, sort_keys=False))
+    shutil.copy("published.yaml", tmp_path)
     with pytest.raises(UserError, match="a name has letters, digits"):
         load_params(tmp_path / "params.yaml")
 
@@ -52,6 +54,7 @@ def test_a_source_that_dvc_lock_would_give_away_is_refused(tmp_path, source, mon
     raw = yaml.safe_load(Path("params.yaml").read_text(encoding="utf-8"))
     raw["datasets"]["demo"]["source"] = source
     (tmp_path / "params.yaml").write_text(yaml.dump(raw, Dumper=Plain, sort_keys=False))
+    shutil.copy("published.yaml", tmp_path)
     with pytest.raises(UserError, match="ACTIONZOO_SOURCE") as error:
         load_params(tmp_path / "params.yaml")
     assert "word" not in str(error.value).replace("password", "") and "0f" not in str(error.value)
@@ -66,6 +69,10 @@ def test_a_source_that_dvc_lock_would_give_away_is_refused(tmp_path, source, mon
 def test_the_nearest_name_is_told(word, meant):
     said = did_you_mean(word, ["kinetics400", "slowfast_r50_video_4x16", "demo"])
     assert said == (f"; did you mean {meant}?" if meant else "")
+
+
+def test_a_part_is_found_in_names_whatever_its_case():
+    assert containing("R50", ["slow_r50", "slow_r101", "R50_fast"]) == ["slow_r50", "R50_fast"]
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "bell\a", "‮right to left", "x" * 201, "zero\0byte", "\r"])

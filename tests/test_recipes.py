@@ -10,11 +10,11 @@ import torch
 
 from actionzoo.engine.flops import count_parameters
 from actionzoo.engine.schedule import scaled_lr
-from actionzoo.params import as_dict, load_params
-from actionzoo.recipe import Recipe
+from actionzoo.params import load_params
+from actionzoo.recipe import Recipe, compare, differences
 from actionzoo.zoo import build_model
-from tests.models.parity import rate_at, reference_entries, reference_recipe, worst_rate
-from tests.models.reference import RECIPES, read_reference
+from tests.models.parity import rate_at, reference_entries, reference_recipe, shipped, worst_rate
+from tests.models.reference import PUBLISHED, RECIPES, read_reference
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROWS = list(RECIPES)
@@ -102,12 +102,12 @@ def test_a_recipe_has_the_numbers_of_its_published_row(row):
         parameters=parameters,
         depths=(model.depth,) if model.family == "csn" else (model.slow_depth, model.fast_depth),
         data=f"{recipe.clips.form} {recipe.clips.short_side}",
-        starts_from=recipe.published.pretrained,
+        starts_from=PUBLISHED[row].pretrained,
         batch_norm="frozen" if model.family == "csn" and model.norm_eval and model.bn_frozen else "trained",
         lr=recipe.optim.lr,
         batch=f"{recipe.optim.gpus}x{recipe.optim.videos_per_gpu}",
         epochs=recipe.schedule.epochs,
-        top1=recipe.published.top1[0],
+        top1=PUBLISHED[row].top1[0],
     )
 
 
@@ -115,7 +115,7 @@ def test_a_recipe_has_the_numbers_of_its_published_row(row):
 def test_a_row_that_starts_from_weights_names_them(row):
     recipe = RECIPES[row]
 
-    assert (recipe.init.weights is None) == (recipe.published.pretrained == "None")
+    assert (recipe.init.weights is None) == (PUBLISHED[row].pretrained == "None")
 
 
 def test_rows_of_one_configuration_differ_in_their_data_alone():
@@ -127,13 +127,13 @@ def test_rows_of_one_configuration_differ_in_their_data_alone():
         (one, other)
         for one in ROWS
         for other in ROWS
-        if one < other and RECIPES[one].published.config == RECIPES[other].published.config
+        if one < other and PUBLISHED[one].config == PUBLISHED[other].config
     }
 
     assert same_configuration == pairs
     for one, other in pairs:
         clips = dataclasses.replace(RECIPES[one].clips, short_side=RECIPES[other].clips.short_side)
-        moved = dataclasses.replace(RECIPES[one], clips=clips, published=RECIPES[other].published)
+        moved = dataclasses.replace(RECIPES[one], clips=clips)
         assert moved == RECIPES[other]
 
 
@@ -147,7 +147,7 @@ def test_kinetics400_uses_every_recipe_as_written():
 @pytest.mark.parametrize("row", ROWS)
 def test_a_recipe_is_the_references(row):
     expected = reference_recipe(reference_entries()[row])
-    ours = as_dict(RECIPES[row])
+    ours = shipped(row)
 
     assert ours.keys() - expected.keys() == {"seed"}
     for section, values in expected.items():
@@ -162,7 +162,7 @@ def test_rows_stand_in_the_order_of_the_reference():
 @pytest.mark.parametrize("row", ROWS)
 def test_the_learning_rate_of_every_step_is_the_references(row):
     schedules = read_reference("schedules/lr.json")["configs"]
-    (schedule_id,) = [name for name, configs in schedules.items() if RECIPES[row].published.config in configs]
+    (schedule_id,) = [name for name, configs in schedules.items() if PUBLISHED[row].config in configs]
 
     distance, points = worst_rate(RECIPES[row], schedule_id)
 
@@ -174,7 +174,7 @@ def test_the_learning_rate_of_every_step_is_the_references(row):
 def test_the_learning_rate_scales_to_the_gpus_of_the_published_run(row):
     entry = reference_entries()[row]
     if entry["gpus_total"] is None:
-        assert RECIPES[row].published.gpus == "x"  # nobody says on how many
+        assert PUBLISHED[row].gpus == "x"  # nobody says on how many
         return
     optim = RECIPES[row].optim
 
@@ -208,3 +208,26 @@ def test_the_parity_page_tells_of_every_row():
     page = (PROJECT / "docs" / "parity.md").read_text(encoding="utf-8")
 
     assert [row for row in ROWS if f"`{row}`" not in page] == []
+
+
+def test_two_recipes_are_compared_line_by_line():
+    one = RECIPES["slowfast_r50_256p_4x16x1_256e_kinetics400_rgb"]
+    other = dataclasses.replace(one, seed=7, optim=dataclasses.replace(one.optim, lr=0.05, scale_lr=False))
+
+    assert compare(one, other) == ["seed: 0 -> 7", "optim.lr: 0.1 -> 0.05", "optim.scale_lr: true -> false"]
+    assert compare(one, one) == []
+
+
+def test_a_key_that_one_recipe_lacks_is_null_there():
+    one = RECIPES["ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"]
+    other = RECIPES["ircsn_ig65m_pretrained_bnfrozen_r50_32x2x1_58e_kinetics400_rgb"]
+    lines = compare(one, other)
+
+    assert "schedule.policy: cosine -> step" in lines
+    assert "schedule.min_lr: 0.0 -> null" in lines and "schedule.milestones: null -> [32, 48]" in lines
+
+
+def test_differences_are_named_with_their_whole_path():
+    before, now = {"recipe": {"optim": {"lr": 0.1}}, "row": "a"}, {"recipe": {"optim": {"lr": 0.05}}, "row": "b"}
+
+    assert differences(before, now) == ["recipe.optim.lr: 0.1 -> 0.05", "row: a -> b"]

@@ -12,6 +12,10 @@ PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "src" / "actionzoo"
 
 
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "commands")
+"""The package's folders, but for the command line."""
+
+
 def imports(path: Path) -> set[str]:
     """Absolute names of all modules that the file imports, at whatever depth."""
     inside = path.is_relative_to(PROJECT / "src")
@@ -57,6 +61,7 @@ def test_each_foreign_tool_sits_behind_one_file(names, only):
         ("models", ("actionzoo.kinetics", "actionzoo.clips", "actionzoo.engine", "actionzoo.params", "numpy")),
         ("engine", ("actionzoo.clips", "actionzoo.models", "actionzoo.params", "actionzoo.tracking", "numpy")),
         ("clips", ("actionzoo.engine", "actionzoo.models", "actionzoo.zoo", "actionzoo.tracking")),
+        *((room, ("actionzoo.cli", "actionzoo.commands", "typer")) for room in ROOMS),
     ],
 )
 def test_imports_run_downward(folder, forbidden):
@@ -105,35 +110,6 @@ SCRIPTS = [path for folder in ("stages", "released") for path in sorted((PROJECT
 def test_every_stage_explains_itself(script):
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)
     assert f"example: python {script.parent.name}/{script.name}" in done.stdout
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        "demo",
-        "rows",
-        "params",
-        "table",
-        "states",
-        "lists",
-        "sync",
-        "ui",
-        "weights",
-        "publish",
-        "test",
-        "scores",
-        "train",
-        "data",
-        "predict",
-        "export",
-        "register",
-    ],
-)
-def test_every_command_explains_itself(command):
-    done = subprocess.run(
-        [sys.executable, "-m", "actionzoo.cli", command, "--help"], capture_output=True, text=True, check=True
-    )
-    assert f"actionzoo {command}" in done.stdout
 
 
 def test_files_that_the_readme_names_are_there():

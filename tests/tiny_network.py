@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from actionzoo.engine import finished
-from actionzoo.engine.distributed import joined
-from actionzoo.jobs.evaluate import Outcome, run_test
+from actionzoo.engine.distributed import World, joined
+from actionzoo.job import Job
+from actionzoo.jobs.measure import Outcome, Request, Subject, measure
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.params import Params, load_params
 
@@ -51,11 +52,17 @@ def outcome_of(
     root: Path, views: Path, *, on_pass=lambda number: None, params=None, world=None, **how
 ) -> Outcome | None:
     """All views of the val clips through a TinyNetwork."""
-    about = {"row": ROW, "dataset": "demo", "fingerprint": "f", "checkpoint_md5": "5a"}
-    model = TinyNetwork(on_pass)
-    return run_test(
-        params or tiny_params(), ROW, model, root, views=views, about=about, classes=CLASSES, world=world, **how
+    job = Job.of(params or tiny_params(), ROW, root)
+    mapping = how.pop("label_mapping", None)
+    subject = Subject(
+        network=TinyNetwork(on_pass),
+        classes=CLASSES,
+        checkpoint_md5="5a",
+        fingerprint="f",
+        label_mapping=mapping,
     )
+    request = Request(views=views, **({"average_clips": job.recipe.test.average_clips} | how))
+    return measure(job, subject, request, world or World())
 
 
 def val_clips(root: Path) -> list[Clip]:
@@ -88,7 +95,7 @@ def main(root: Path, views: Path, die_after: int | None) -> None:
     with joined("cpu") as world:
         outcome = outcome_of(root, views, on_pass=die, params=tiny_params(max_views=2), world=world)
         if outcome:
-            views.with_suffix(".json").write_text(json.dumps(outcome.head))
+            views.with_suffix(".json").write_text(json.dumps(outcome.result.as_json()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The Kinetics-400 zoo of SlowFast and CSN, from the archives to the table."""
 
 import os
+from typing import Any
 
 # Nothing here calls home unless its user asks for it. And OpenMP threads that wait do not spin: torch shares its cores
 # with the processes that decode clips, and spinning made training steps on two busy cores ten times slower.
@@ -17,7 +18,7 @@ for _switch, _value in {
 __all__ = ["__version__", "create_model", "list_models", "load_params"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # on demand: torch takes seconds to import, and the data stages do without it
     if name == "__version__":
         from importlib.metadata import PackageNotFoundError, version

@@ -7,6 +7,7 @@ from .params import Runtime
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 
 def device_type(runtime: Runtime) -> Literal["cuda", "cpu"]:
@@ -26,3 +27,20 @@ def device_of(runtime: Runtime, local_rank: int = 0) -> "torch.device":
     import torch
 
     return torch.device("cuda", local_rank) if device_type(runtime) == "cuda" else torch.device("cpu")
+
+
+def layout_of(runtime: Runtime) -> "torch.memory_format":
+    """The memory format of a network's weights and inputs."""
+    import torch
+
+    return torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
+
+
+def place(network: "nn.Module", runtime: Runtime, device: "torch.device") -> "nn.Module":
+    """Move the network to the device, in the layout that runtime asks for; returns it."""
+    import torch
+
+    network.to(device)
+    if runtime.channels_last:
+        network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # torch's stubs lack it
+    return network

@@ -1,75 +1,143 @@
 """A job: one recipe to be run, with everything that running it takes."""
 
-import re
-from dataclasses import dataclass
+import dataclasses
+import functools
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
-from .params import Params
-from .recipe import Recipe
+from .devices import device_type
+from .engine.schedule import scaled_lr
+from .errors import UserError
+from .files.hashes import sha256_of
+from .kinetics.manifest import Manifest, read_manifest
+from .kinetics.published_list import fetch_list
+from .params import Params, PublishedLists, Runtime, digest
+from .recipe import Published, Recipe, Split
+from .records import RunFiles
+from .weights.initial import InitialWeights, initial_weights
 
 
-@dataclass(frozen=True)
-class RunFiles:
-    """Where a row's files lie: in the project's folders, or all in one that the user names."""
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Clips of an optimizer step, and the learning rate that goes with them."""
 
-    root: Path
-    dataset: str
+    size: int
+    """Clips of one step, over all processes."""
+    reference: int
+    """Clips of the batch that the recipe's learning rate was made for."""
+    lr: float
+    """Learning rate after warm-up, for `size`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """Made once, where a stage or a command begins. Nothing behind it reads params.yaml or the manifest again."""
+
     model: str
-    work_dir: Path | None = None
+    dataset: str
+    recipe: Recipe
+    """As it runs: the data set's overrides applied."""
+    written: Recipe
+    """As params.yaml has it: its batch is the reference of the learning rate."""
+    overrides: tuple[str, ...]
+    """What the data set changes: `schedule.epochs: 256 -> 10`."""
+    runtime: Runtime
+    files: RunFiles
+    init: InitialWeights | None
+    """What a training starts from; None: random weights."""
+    published: Published | None
+    published_lists: Mapping[Split, PublishedLists]
+
+    @classmethod
+    def of(cls, params: Params, model: str, root: Path = Path(), work_dir: Path | None = None) -> "Job":
+        """The job that params.yaml describes. `work_dir` takes all files of the run. Raises UserError."""
+        return cls(
+            model=model,
+            dataset=params.name,
+            recipe=params.recipe(model),
+            written=params.recipes[model],
+            overrides=tuple(params.overrides(model)),
+            runtime=params.runtime,
+            files=RunFiles(root, params.name, model, work_dir),
+            init=initial_weights(params, model),
+            published=params.published_of(model),
+            published_lists=params.dataset.published_lists,
+        )
 
     @property
-    def run(self) -> Path:
-        return self.work_dir or self.root / "runs" / self.dataset / self.model
+    def root(self) -> Path:
+        return self.files.root
 
     @property
-    def best(self) -> Path:
-        return self.run / "best.pth"
+    def data(self) -> Path:
+        """The folder of the prepared clips that the recipe reads, such as data/demo/videos_256."""
+        return self.root / "data" / self.dataset / f"{self.recipe.clips.form}_{self.recipe.clips.short_side}"
 
     @property
-    def latest(self) -> Path:
-        return self.run / "latest.pth"
+    def has_manifest(self) -> bool:
+        return (self.data / "manifest.csv").is_file()
+
+    @functools.cached_property
+    def manifest(self) -> Manifest:
+        """The clips, read once. Raises UserError."""
+        path = self.data / "manifest.csv"
+        if not self.has_manifest:
+            stage = "resize" if self.recipe.clips.form == "videos" else "frames"
+            raise UserError(f"{path} is not there; `dvc repro {stage}@{self.recipe.clips.short_side}` makes it")
+        return read_manifest(path)
 
     @property
-    def recipe(self) -> Path:
-        """What the run was made of; written last, so that it vouches for the rest."""
-        return self.run / "recipe.json"
+    def device_type(self) -> Literal["cuda", "cpu"]:
+        return device_type(self.runtime)
 
-    @property
-    def result(self) -> Path:
-        return self.run / "result.json"
+    def list_files(self, split: Split) -> list[Path]:
+        """The published list of a split, and its label map; empty if params.yaml gives none.
 
-    @property
-    def views(self) -> Path:
-        """Logits of every view, as the evaluation saw them."""
-        return self.run / "views.safetensors"
+        A URL is fetched, once. Raises UserError.
+        """
+        given = self.published_lists.get(split)
+        addresses = [address for address in (given.list, given.label_map) if address] if given else []
+        return [fetch_list(address, self.root / "data" / self.dataset / "lists", self.root) for address in addresses]
 
-    def metrics(self, kind: str = "json") -> Path:
-        """kind: json (evaluation), benchmark.json, train.csv, val.csv."""
-        return (self.work_dir or self.root / "metrics" / self.dataset) / f"{self.model}.{kind}"
+    def list_hashes(self, split: Split) -> list[str]:
+        """sha256 of each of `list_files`."""
+        return [sha256_of(path) for path in self.list_files(split)]
 
-    @property
-    def unfinished(self) -> Path:
-        """Folder of unfinished trainings."""
-        if self.work_dir:
-            return self.work_dir / ".scratch"
-        return self.root / ".scratch" / "train" / self.dataset / self.model
+    def batch(self, num_processes: int = 1) -> Batch:
+        """What a step of `num_processes` processes has; lr is scaled linearly if the recipe says so."""
+        optim, reference = self.recipe.optim, self.written.optim.reference_batch
+        size = optim.videos_per_gpu * optim.accumulate * num_processes
+        lr = scaled_lr(optim.lr, batch=size, reference_batch=reference) if optim.scale_lr else optim.lr
+        return Batch(size, reference, lr)
 
-    def scratch(self, fingerprint: str) -> Path:
-        """Of an unfinished training; a changed recipe has another one."""
-        return self.unfinished / fingerprint[:16]
+    def training_fingerprint(self, num_processes: int = 1) -> str:
+        """Equal for trainings that end the same, but for rounding.
+
+        The learning rate counts beside the recipe as it runs, because the reference batch it is scaled from is that of
+        the recipe as written.
+        """
+        recipe, batch = self.recipe, self.batch(num_processes)
+        sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, recipe.optim, recipe.schedule)
+        scaled = (batch.size, batch.reference, batch.lr)
+        return digest(*sections, scaled, num_processes, self.runtime.batch_norm, self.manifest.sha256)
+
+    def evaluation_fingerprint(self, checkpoint_md5: str, split: Split = "val") -> str:
+        """Equal for evaluations that give the same accuracies, but for rounding."""
+        recipe = self.recipe
+        sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
+        return digest(_EVALUATION, *sections, self.manifest.sha256, checkpoint_md5, *self.list_hashes(split))
+
+    def views_fingerprint(self, checkpoint_md5: str, split: Split) -> str:
+        """Equal for evaluations whose view logits are the same to the last bit: an interrupted one goes on by it."""
+        recipe, runtime = self.recipe, self.runtime
+        views = (recipe.test.num_clips, recipe.test.num_crops, recipe.test.crop_size)
+        how = (runtime.precision, runtime.max_views, runtime.channels_last, self.device_type)
+        clips = (self.manifest.sha256, *self.list_hashes(split))
+        return digest(
+            _EVALUATION, recipe.model, recipe.clips, recipe.augment, *views, *how, *clips, checkpoint_md5, split
+        )
 
 
-def newest_logs(run: Path) -> dict[str, Path]:
-    """log and json of the last training in a run's folder, <time>.log and <time>.log.json, as far as they are there."""
-    stamps = {path.name.split(".")[0] for path in run.glob("*.log*") if _LOG.fullmatch(path.name) and path.is_file()}
-    stamp = max(stamps, default="")
-    logs = {"log": run / f"{stamp}.log", "json": run / f"{stamp}.log.json"}
-    return {kind: path for kind, path in logs.items() if path.is_file()}
-
-
-_LOG = re.compile(r"[0-9]{8}_[0-9]{6}\.log(\.json)?")
-
-
-def data_folder(params: Params, recipe: Recipe, root: Path) -> Path:
-    """The prepared form that the row reads, e.g. data/demo/videos_256."""
-    return root / "data" / params.name / f"{recipe.clips.form}_{recipe.clips.short_side}"
+_EVALUATION = 3
+"""Version of what an evaluation computes. Another one makes all evaluations run again."""

@@ -1,4 +1,5 @@
-"""Names that people type and strangers send: one rule for what may become a path, a command's word or a page's text."""
+"""Names that people type and strangers send: one rule for what may become a path, a word of a command or a page's
+text; and what a mistyped or shortened name means."""
 
 import difflib
 import re
@@ -10,7 +11,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def is_name(text: object) -> bool:
-    """Whether `text` may name a data set or a model: it goes into paths, dvc.yaml's commands and pages."""
+    """Whether `text` may name a data set or a model: names go into paths, dvc.yaml's commands and pages."""
     return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
@@ -18,7 +19,7 @@ MAX_CLASS_NAME = 200
 
 
 def class_name_fault(text: str) -> str:
-    """Why `text` may not name a class, '' if it may: it becomes a line of lists and a text on pages, never a path."""
+    """Why `text` must not name a class, or ''. Class names become lines of lists and text on pages, never paths."""
     if len(text) > MAX_CLASS_NAME:
         return f"{text[:40]!r}… is no name of a class: it has more than {MAX_CLASS_NAME} letters"
     if not text.isprintable():
@@ -26,10 +27,15 @@ def class_name_fault(text: str) -> str:
     return ""
 
 
-def did_you_mean(word: object, words: Iterable[object]) -> str:
-    """`; did you mean X?` for the nearest of `words`, or for one that contains the word; '' where there is none.
+def containing(part: str, names: Iterable[str]) -> list[str]:
+    """The names that contain `part`, in upper or lower case."""
+    return [name for name in names if part.lower() in name.lower()]
 
-    Ends an error about an unknown name.
+
+def did_you_mean(word: object, words: Iterable[object]) -> str:
+    """`; did you mean X?` for the nearest of `words`, or the shortest that contains the word; '' if there is none.
+
+    Goes at the end of an error about an unknown name.
     """
     known = [str(each) for each in words]
     close = difflib.get_close_matches(str(word), known, n=1)

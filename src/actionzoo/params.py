@@ -1,33 +1,30 @@
-"""params.yaml as frozen, validated types: the only place where input is judged.
+"""params.yaml and published.yaml as frozen, validated types: the only place where their values are judged.
 
-Behind `load_params` nobody checks again, and functions take the values they need, never the whole of it.
+Code behind `load_params` does not check them again. Functions take the values they need, not the whole of Params.
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
+import logging
 import os
-import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from .errors import UserError
-from .files.addresses import without_secrets
 from .files.yaml_files import read_yaml
-from .names import NAME_RULE, did_you_mean, is_name
+from .names import containing, did_you_mean
+from .params_faults import check_names, dangling_names, field_names, source_fault, unknown_overrides, validated
 from .recipe import (
     STRICT,
-    Augment,
-    Clips,
-    CosineSchedule,
     Count,
     CSNModel,
-    Init,
     Model,
-    Optim,
     Positive,
     PositiveFloat,
     Published,
@@ -35,10 +32,15 @@ from .recipe import (
     Share,
     SlowFastModel,
     Split,
-    StepSchedule,
-    Test,
     TestSpec,
+    as_dict,
+    compare,
 )
+
+Overrides = dict[str, dict[str, dict[str, Any]]]
+"""Family or model -> section of a recipe -> key -> the value that replaces the recipe's."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -54,31 +56,33 @@ class Synthetic:
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class PublishedLists:
-    """A split as others published it: which clips their accuracies are of."""
+    """The clips of a split that published accuracies were measured on."""
 
     list: Annotated[str, Field(min_length=1)]
     """Path or URL of lines `video_id num_frames label`."""
     label_map: Annotated[str, Field(min_length=1)] | None = None
-    """Path or URL of the names of its labels; null: they are the data set's own."""
+    """Path or URL of the class names of its labels; None: its labels are the data set's own."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Dataset:
     source: str
     """URL or folder of a mirror in the public layout; `synthetic:` makes one; `folder:///a/path` or `folder:a/path` is
-    a folder of one's own videos. ACTIONZOO_SOURCE overrides it."""
+    a folder of videos. The environment variable ACTIONZOO_SOURCE replaces it."""
     splits: tuple[Split, ...] = ("train", "val", "test")
     parts: str = "all"
     """`all`, or part numbers such as `0-9` or `0,3,5-7`."""
     max_bad_share: Share = 0.1
     """Share of the listed clips that may be missing or corrupt before a data stage fails."""
     synthetic: Synthetic | None = None
-    tour: tuple[str, ...] = ()
-    """Rows that `actionzoo demo` builds."""
+    demo_recipes: tuple[str, ...] = ()
+    """Models that `actionzoo demo` builds."""
     published_lists: dict[Split, PublishedLists] = dataclasses.field(default_factory=dict)
-    """Split -> the list that published accuracies are of; tests then see exactly its clips."""
-    overrides: dict[str, dict[str, dict[str, Any]]] = dataclasses.field(default_factory=dict)
-    """Family, or name of a row (which goes last): sections of a recipe, and the values that replace the recipe's."""
+    """Evaluation of a split that is named here uses exactly the clips of this list."""
+    overrides_of: str | None = None
+    """Another data set, whose overrides apply before this one's."""
+    overrides: Overrides = dataclasses.field(default_factory=dict)
+    """What replaces values of recipes; an entry for a model comes after the one for its family."""
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -111,7 +115,7 @@ class Runtime:
     workers: Count | Literal["auto"]
     jobs: Positive | Literal["auto"]
     gpus: Positive
-    """Of a machine, that train and evaluate take: a process each, started by torchrun. Without GPUs: processes."""
+    """Used on each machine by train and evaluate: one process each, started by torchrun. Without GPUs: processes."""
     nodes: Positive
     """Machines that share a training."""
     rendezvous: str | None
@@ -120,20 +124,21 @@ class Runtime:
     channels_last: bool
     compile: bool
     max_views: Positive
-    """That a test puts through the network at once; half as many where memory runs out."""
+    """Views that pass through the network at once; evaluation halves it when memory runs out."""
     batch_norm: Literal["local", "sync", "ghost"]
-    """What batch norm sees: a process' batch, all processes' batches, or videos_per_gpu of the recipe at a time."""
+    """Clips whose statistics batch norm uses: those of a process' batch, of all processes' batches, or as many at a
+    time as the recipe's videos_per_gpu."""
     save_minutes: PositiveFloat
-    """From one saved state of a training to the next, at most."""
+    """Longest time between two saved states of a training."""
     keep_states: Positive
     deterministic: bool
     clip_timeout_seconds: PositiveFloat
     scheduler: str | None
-    """Address of a Dask scheduler whose workers prepare the data, tcp://10.0.0.1:8786; null: this machine alone."""
+    """Address of a Dask scheduler whose workers prepare the data, tcp://10.0.0.1:8786; None: this machine alone."""
 
     @property
     def scheduler_address(self) -> str | None:
-        """DASK_SCHEDULER_ADDRESS where it is set, also if to nothing; else as written."""
+        """The environment variable DASK_SCHEDULER_ADDRESS if it is set, even to nothing; else `scheduler`."""
         return os.environ.get("DASK_SCHEDULER_ADDRESS", self.scheduler) or None
 
     @property
@@ -146,7 +151,7 @@ class Runtime:
 
     @property
     def num_workers(self) -> int:
-        """Of each process' loader."""
+        """Decoding processes of one training or evaluation process."""
         return max(1, min(_cpu_count() // self.gpus, 8)) if self.workers == "auto" else self.workers
 
 
@@ -167,9 +172,10 @@ class _File:
 
 @dataclasses.dataclass(frozen=True)
 class Params:
-    """What params.yaml says, judged."""
+    """The values of params.yaml and published.yaml."""
 
     path: Path
+    """Of params.yaml."""
     name: str
     """Of the chosen data set."""
     dataset: Dataset
@@ -177,65 +183,101 @@ class Params:
     runtime: Runtime
     prepare: Prepare
     recipes: dict[str, Recipe]
-    """As written, before the data set's overrides."""
+    """Model -> its recipe as written, before the data set's overrides; in the order of the file."""
+    published: Mapping[str, Published] = dataclasses.field(default_factory=dict)
+    """Model -> its entry in published.yaml. Models of one's own need none."""
     mirrors: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-    """Base name of a published file -> its other addresses, URLs or paths, tried in order where the first is gone."""
+    """Base name of a published file -> other URLs or paths of it, tried in order when the first fails."""
+
+    @property
+    def root(self) -> Path:
+        """The project's folder: the one that holds params.yaml, data/, runs/ and the other outputs."""
+        return self.path.parent
+
+    def folder(self, kind: str, root: Path | None = None) -> Path:
+        """`root/kind/<data set>`, e.g. runs/demo; `root` is the project's folder if None."""
+        return (self.root if root is None else root) / kind / self.name
 
     def models(self) -> list[str]:
-        """Names of all rows, in the order of the file."""
+        """Names of all models, in the order of the file."""
         return list(self.recipes)
 
-    def recipe(self, row: str) -> Recipe:
-        """The recipe that `row` really uses on the chosen data set, overrides applied.
+    def resolve(self, model: str) -> str:
+        """The full name of a model: `model` itself, or the only name that contains it, in upper or lower case.
 
-        Raises UserError for an unknown row."""
-        self.check_model(row)
-        plain = _overridden(row, self.recipes[row], self.dataset)
-        recipe = TypeAdapter(Recipe).validate_json(json.dumps(plain))
-        return dataclasses.replace(recipe, published=self.recipes[row].published)  # plain values lose its texts
+        Raises UserError for a part of several names, or of none.
+        """
+        if model in self.recipes:
+            return model
+        found = containing(model, self.recipes)
+        if len(found) > 1:
+            names = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+            raise UserError(f"{model!r} is part of the names of {len(found)} models; give more of one: {names}")
+        if not found:
+            self.check_model(model)
+        return found[0]
 
-    def changed(self, row: str, *, seed: int | None = None, **sections: dict[str, Any]) -> "Params":
-        """The same with other values in sections of the recipe that `row` uses; they count as overrides."""
-        recipes = self.recipes | ({row: dataclasses.replace(self.recipes[row], seed=seed)} if seed is not None else {})
-        of_row = dict(self.dataset.overrides.get(row, {}))
-        for section, values in sections.items():
-            of_row[section] = of_row.get(section, {}) | values
-        dataset = dataclasses.replace(self.dataset, overrides=self.dataset.overrides | {row: of_row})
-        return dataclasses.replace(self, recipes=recipes, dataset=dataset)
-
-    def overrides(self, row: str) -> list[str]:
-        """What the data set changes of `row`'s recipe, as `schedule.epochs: 256 -> 10`."""
-        self.check_model(row)
-        before, after = as_dict(self.recipes[row]), as_dict(self.recipe(row))
-        return [
-            f"{section}.{key}: {_plain(before[section][key])} -> {_plain(after[section][key])}"
-            for section, values in before.items()
-            if isinstance(values, dict)
-            for key in values
-            if before[section][key] != after[section][key]
-        ]
-
-    def folder(self, kind: str, root: Path = Path()) -> Path:
-        """`root/kind/<data set>`, e.g. runs/demo."""
-        return root / kind / self.name
-
-    def check_model(self, row: str) -> None:
-        if row not in self.recipes:
+    def check_model(self, model: str) -> None:
+        """Raises UserError for a name that is not under recipes."""
+        if model not in self.recipes:
             raise UserError(
-                f"{self.path}: recipes.{row} is unknown{did_you_mean(row, self.recipes)}; "
-                f"`actionzoo rows` lists all {len(self.recipes)}"
+                f"{self.path}: recipes.{model} is unknown{did_you_mean(model, self.recipes)}; "
+                f"`actionzoo models` lists all {len(self.recipes)}"
             )
 
+    def recipe(self, model: str) -> Recipe:
+        """The recipe of `model` on the chosen data set, overrides applied. Raises UserError for an unknown model."""
+        self.check_model(model)
+        return _RECIPE.validate_json(json.dumps(_overridden(model, self.recipes[model], self.dataset, self.datasets)))
 
-def load_params(path: str | Path = "params.yaml") -> Params:
-    """Read and judge the file; environment variable ACTIONZOO_SOURCE replaces the chosen data set's source.
+    def published_of(self, model: str) -> Published | None:
+        """What was published for `model`; None for a model of one's own. Raises UserError for an unknown model."""
+        self.check_model(model)
+        return self.published.get(model)
 
-    Raises UserError that lists every fault: file, key, value, and a near miss where there is one.
+    def overrides(self, model: str) -> list[str]:
+        """What the data set changes in the recipe of `model`, as `schedule.epochs: 256 -> 10`."""
+        return compare(self.recipes[model], self.recipe(model))
+
+    def changed(self, model: str, /, *, seed: int | None = None, **sections: dict[str, Any]) -> "Params":
+        """The same with other values in sections of the recipe of `model`; they count as overrides."""
+        recipes = self.recipes
+        if seed is not None:
+            recipes = recipes | {model: dataclasses.replace(recipes[model], seed=seed)}
+        of_model = dict(self.dataset.overrides.get(model, {}))
+        for section, values in sections.items():
+            of_model[section] = of_model.get(section, {}) | values
+        dataset = dataclasses.replace(self.dataset, overrides=self.dataset.overrides | {model: of_model})
+        return dataclasses.replace(self, recipes=recipes, dataset=dataset)
+
+
+def find_project(start: Path | None = None) -> Path:
+    """The project's folder: `start` or its nearest parent with a params.yaml, else the checkout that this package is
+    installed from (`pip install -e`).
+
+    `start` is the working directory if None. Where `start` is the project itself, it is returned as given, so that
+    paths in messages stay short. Raises UserError.
     """
-    path = Path(path)
+    here = start or Path()
+    checkout = Path(__file__).resolve().parents[2]
+    for folder in (here, *here.absolute().parents, checkout):
+        if (folder / "params.yaml").is_file():
+            return folder
+    raise UserError(f"no params.yaml in {here.absolute()} or above; run inside the project's folder")
+
+
+def load_params(path: str | Path | None = None) -> Params:
+    """The values of params.yaml, and of published.yaml beside it; by default those of `find_project`.
+
+    The environment variable ACTIONZOO_SOURCE replaces the chosen data set's source. Raises UserError that lists every
+    fault: file, key, value, and a near miss where there is one.
+    """
+    path = find_project() / "params.yaml" if path is None else Path(path)
     raw = read_yaml(path, "run from the project's folder, where params.yaml lies")
-    _check_names(path, raw)
-    file = _validated(path, raw)
+    moved = _take_what_moved(path, raw)
+    check_names(path, raw)
+    file = validated(path, raw, _FILE, known=field_names(_File))
+    published = _read_published(path.with_name("published.yaml"), file.recipes, moved)
     name = file.data.name
     if name not in file.datasets:
         raise UserError(
@@ -245,7 +287,7 @@ def load_params(path: str | Path = "params.yaml") -> Params:
     dataset = file.datasets[name]
     if source := os.environ.get("ACTIONZOO_SOURCE"):
         dataset = dataclasses.replace(dataset, source=source)
-        if fault := _source_fault(source):
+        if fault := source_fault(source):
             raise UserError(f"the environment variable ACTIONZOO_SOURCE is {fault}")
     params = Params(
         path=path,
@@ -255,213 +297,131 @@ def load_params(path: str | Path = "params.yaml") -> Params:
         runtime=file.runtime,
         prepare=file.prepare,
         recipes=file.recipes,
+        published=published,
         mirrors=file.mirrors,
     )
-    _check_datasets(path, file)
+    # each fault once: models share most of them
+    faults = dict.fromkeys(dangling_names(params)) or dict.fromkeys(_faults_of_recipes(params))
+    if faults:
+        raise UserError("\n".join(f"{path}: {fault}" for fault in faults))
     return params
 
 
 def network_of(recipe: dict[str, Any], where: Path) -> tuple[SlowFastModel | CSNModel, TestSpec]:
-    """The network and how it looks at videos, of a recipe as plain values, as files that `where` names keep it.
+    """The network and the test spec of a recipe as plain values, as the file `where` keeps it.
 
-    Other keys are passed over: they may be an older version's. Raises UserError.
+    Other keys are ignored: an older version may have written them. Raises UserError.
     """
-    sections = {name: recipe.get(name) for name in ("clips", "augment", "test")}
-    if not all(isinstance(section, dict) for section in sections.values()):
-        raise UserError(f"{where}: its recipe has no clips, augment and test; it is of no version of actionzoo")
-    # a training crops by augment.crop_size, a test by test.crop_size: the later one is meant
-    viewing = {key: value for section in sections.values() for key, value in section.items()}
-    model = _validated(where, recipe.get("model"), Model, "recipe.model")
-    return model, _validated(where, viewing, TestSpec, "recipe")
-
-
-def as_dict(section: Any) -> dict[str, Any]:
-    """A section as plain dicts and lists, in the file's order."""
-    return json.loads(json.dumps(dataclasses.asdict(section)))
+    sections = [recipe.get(name) for name in ("clips", "augment", "test")]
+    # training crops by augment.crop_size, evaluation by test.crop_size: the later one is meant
+    spec = {key: value for section in sections if isinstance(section, dict) for key, value in section.items()}
+    if not all(isinstance(section, dict) for section in sections):
+        raise UserError(f"{where}: its recipe has no clips, augment and test; no version of actionzoo wrote it")
+    model = validated(where, recipe.get("model"), _MODEL, "recipe.model", field_names(Model))
+    return model, validated(where, spec, _TEST_SPEC, "recipe", field_names(TestSpec))
 
 
 def digest(*parts: Any) -> str:
-    """sha256 over plain values and sections; equal values give equal digests on every machine."""
+    """sha256 of plain values and sections; equal values give equal digests on every machine."""
     plain = [as_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
-def _validated(path: Path, raw: dict[str, Any], kind: Any = _File, where: str = "") -> Any:
-    try:
-        # by way of JSON: strict, and still lists may become tuples
-        return TypeAdapter(kind).validate_json(json.dumps(raw, default=str))
-    except ValidationError as error:
-        faults = [f"{path}: {_fault(raw, where, fault)}" for fault in error.errors()]
-        raise UserError("\n".join(faults)) from None
+_FILE: TypeAdapter[_File] = TypeAdapter(_File)
+_RECIPE: TypeAdapter[Recipe] = TypeAdapter(Recipe)
+_MODEL: TypeAdapter[SlowFastModel | CSNModel] = TypeAdapter(Model)
+_TEST_SPEC: TypeAdapter[TestSpec] = TypeAdapter(TestSpec)
+_PUBLISHED: TypeAdapter[dict[str, Published]] = TypeAdapter(dict[str, Published])
 
 
-def _fault(raw: Any, where: str, fault: dict[str, Any]) -> str:
-    """One sentence for one of pydantic's faults. Locations name the branch of a union too: left out here."""
-    place, keys = raw, []
-    for key in fault["loc"]:
-        if (isinstance(place, dict) and key in place) or (isinstance(place, list) and isinstance(key, int)):
-            place = place[key] if isinstance(place, dict) or key < len(place) else None
-            keys.append(str(key))
-        elif fault["type"] == "missing" and key == fault["loc"][-1]:
-            keys.append(str(key))
-    name = ".".join([*([where] if where else []), *keys])
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{name} is unknown{did_you_mean(keys[-1], _siblings(fault['loc']))}"
-    if fault["type"] in ("missing", "missing_argument"):
-        return f"{name} is missing"
-    value = fault["input"]
-    hint = "; write 1.0e-4, not 1e-4" if isinstance(value, str) and "e" in value and _is_number(value) else ""
-    return f"{name} is {value!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}{hint}"
+def _take_what_moved(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+    """Take out of `raw` what the version before kept in params.yaml: gives model -> its `published` section.
+
+    To be deleted with the next version.
+    """
+    recipes, datasets = raw.get("recipes"), raw.get("datasets")
+    published = {}
+    for model, recipe in recipes.items() if isinstance(recipes, dict) else ():
+        if isinstance(recipe, dict) and "published" in recipe:
+            published[model] = recipe.pop("published")
+    if published:
+        _note(f"{path}: `published` of {len(published)} recipes is read from here; its place is published.yaml now")
+    for name, dataset in datasets.items() if isinstance(datasets, dict) else ():
+        if isinstance(dataset, dict) and "tour" in dataset and "demo_recipes" not in dataset:
+            dataset["demo_recipes"] = dataset.pop("tour")
+            _note(f"{path}: datasets.{name}.tour is called demo_recipes now")
+    return published
 
 
-def _siblings(loc: tuple[str | int, ...]) -> list[str]:
-    """Names that would be known at the place of the last key: all fields of all sections will do for a near miss."""
-    sections = (
-        _File,
-        Data,
-        Runtime,
-        Prepare,
-        Encode,
-        Jpeg,
-        Dataset,
-        PublishedLists,
-        Synthetic,
-        Recipe,
-        SlowFastModel,
-        CSNModel,
-        Init,
-        Clips,
-        Augment,
-        Optim,
-        CosineSchedule,
-        StepSchedule,
-        Test,
-        Published,
-    )
-    return sorted({field.name for section in sections for field in dataclasses.fields(section)})
+@functools.cache
+def _note(text: str) -> None:
+    """Log `text`, once in a process."""
+    _log.warning(text)
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+def _read_published(path: Path, recipes: Mapping[str, Recipe], moved: dict[str, Any]) -> dict[str, Published]:
+    """Model -> what was published for it, of the models that have recipes. Entries in `moved` win over the file's."""
+    if moved and not path.exists():
+        raw: dict[str, Any] = {}
+    else:
+        raw = read_yaml(path, "restore it: git checkout published.yaml")
+    new = [model for model in recipes if model not in raw]
+    raw |= moved
+    raw = {model: _with_languages(entry) for model, entry in raw.items()}
+    published = validated(path, raw, _PUBLISHED, known=field_names(Published))
+    faults = [
+        f"{path}: {model[:120]} has no recipe in params.yaml{meant}; rename the entry, or delete it"
+        for model in published
+        if model not in recipes and (meant := did_you_mean(model, new))
+    ]
+    published = {model: published[model] for model in recipes if model in published}
+    for model, entry in published.items():
+        network = as_dict(recipes[model].model)
+        unknown = unknown_overrides({"model": entry.ckpt_model}, {"model": network})
+        faults += [f"{path}: {model}.ckpt_{fault}" for fault in unknown]
+        if not unknown:
+            validated(path, network | entry.ckpt_model, _MODEL, f"{model}.ckpt_model")
+    if faults:
+        raise UserError("\n".join(faults))
+    return published
 
 
-def _overridden(row: str, recipe: Recipe, dataset: Dataset) -> dict[str, Any]:
+def _with_languages(entry: Any) -> Any:
+    """An entry of published.yaml whose note, if it is plain text, is the English one."""
+    if isinstance(entry, dict) and isinstance(entry.get("note"), str):
+        return entry | {"note": {"en": entry["note"]}}
+    return entry
+
+
+def _overridden(model: str, recipe: Recipe, dataset: Dataset, datasets: Mapping[str, Dataset]) -> dict[str, Any]:
+    """The recipe with the overrides of the data set's `overrides_of`, then with its own; family first, then model."""
     plain = as_dict(recipe)
-    for key in (recipe.model.family, row):
-        for section, values in dataset.overrides.get(key, {}).items():
-            plain[section] |= values
+    inherited = [datasets[dataset.overrides_of].overrides] if dataset.overrides_of else []
+    for overrides in (*inherited, dataset.overrides):
+        for key in (recipe.model.family, model):
+            for section, values in overrides.get(key, {}).items():
+                plain[section] |= values
     return plain
 
 
-def _check_datasets(path: Path, file: _File) -> None:
-    """Every row must be a sound recipe on every data set, not only on the chosen one."""
-    faults: dict[str, None] = {}  # a set that keeps its order: rows of a family share most faults
-    families = {recipe.model.family for recipe in file.recipes.values()}
-    for name, dataset in file.datasets.items():
-        if fault := _source_fault(dataset.source) or _secret_fault(dataset.source):
-            faults[f"{path}: datasets.{name}.source is {fault}"] = None
-        for row in dataset.tour:
-            if row not in file.recipes:
-                faults[
-                    f"{path}: datasets.{name}.tour names {row}, which is unknown{did_you_mean(row, file.recipes)}"
-                ] = None
-        for key, sections in dataset.overrides.items():
-            where = f"datasets.{name}.overrides.{key}"
-            rows = [row for row, recipe in file.recipes.items() if key in (row, recipe.model.family)]
-            if not rows:
-                faults[f"{path}: {where} is unknown{did_you_mean(key, [*families, *file.recipes])}"] = None
-            for row in rows:
-                for fault in _unknown_overrides(sections, as_dict(file.recipes[row])):
-                    faults[f"{path}: {where}.{fault}"] = None
-    addresses = [
-        address
-        for recipe in file.recipes.values()
-        for address in (recipe.published.ckpt, recipe.published.infer_ckpt, recipe.init.weights)
-        if address
-    ]
-    names = {address.rsplit("/", 1)[-1] for address in addresses}
-    for name in file.mirrors:
-        if name not in names:
-            faults[f"{path}: mirrors.{name} is no published file's base name{did_you_mean(name, names)}"] = None
-    for row, recipe in file.recipes.items():
-        for fault in _unknown_overrides({"model": recipe.published.ckpt_model}, as_dict(recipe)):
-            faults[f"{path}: recipes.{row}.published.ckpt_{fault}"] = None
-    if not faults:
-        for name, dataset in file.datasets.items():
-            for row, recipe in file.recipes.items():
-                for fault in _faults_on(path, name, dataset, row, recipe):
-                    faults[fault] = None
-    if faults:
-        raise UserError("\n".join(faults))
-
-
-def _check_names(path: Path, raw: dict[str, Any]) -> None:
-    """Raises UserError for names of data sets and models that may not become paths or words of a command."""
-    data = raw.get("data")
-    names = {
-        "data.name": [data["name"]] if isinstance(data, dict) and isinstance(data.get("name"), str) else [],
-        **{section: list(raw[section]) for section in ("datasets", "recipes") if isinstance(raw.get(section), dict)},
-    }
-    faults = [
-        f"{path}: {where} {'is' if where == 'data.name' else 'has the name'} {name[:120]!r}; a name has {NAME_RULE}"
-        for where, there in names.items()
-        for name in there
-        if not is_name(name)
-    ]
-    if faults:
-        raise UserError("\n".join(faults))
-
-
-def _secret_fault(source: str) -> str:
-    """What is wrong with an address that holds a password or a signature, '' if it holds none."""
-    shown = without_secrets(source)
-    if shown == source:
-        return ""
-    return (
-        f"{shown!r}, with a password or a signature: DVC would keep it in dvc.lock. Give the whole address in the "
-        "environment variable ACTIONZOO_SOURCE instead"
-    )
-
-
-def _source_fault(source: str) -> str:
-    """What is wrong with the spelling of a folder, '' if nothing is."""
-    is_folder = re.match(r"\s*folders?:", source, re.IGNORECASE)
-    if not is_folder or re.fullmatch(r"folder:(/|///)?[^/\s].*", source):
-        return ""
-    return f"{source!r}; write folder:///path/to/videos, or folder:videos for a path from here"
-
-
-def _unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
-    faults = []
-    for section, values in sections.items():
-        if not isinstance(recipe.get(section), dict):
-            faults.append(f"{section} is unknown{did_you_mean(section, recipe)}")
-        else:
-            unknown = [key for key in values if key not in recipe[section]]
-            faults += [f"{section}.{key} is unknown{did_you_mean(key, recipe[section])}" for key in unknown]
-    return faults
-
-
-def _faults_on(path: Path, name: str, dataset: Dataset, row: str, recipe: Recipe) -> list[str]:
-    plain = _overridden(row, recipe, dataset)
-    try:
-        resolved = _validated(path, plain, Recipe, f"datasets.{name}.overrides.{recipe.model.family}")
-    except UserError as error:
-        return [str(error)]
-    return [
-        f"{path}: on {name}, {row} crops {crop_size} pixels ({section}.crop_size) out of frames whose short side is "
-        f"{resolved.augment.resize} (augment.resize); make the crop smaller"
-        for section, crop_size in (("augment", resolved.augment.crop_size), ("test", resolved.test.crop_size))
-        if crop_size > resolved.augment.resize
-    ]
-
-
-def _plain(value: Any) -> str:
-    return json.dumps(value) if not isinstance(value, str) else value
+def _faults_of_recipes(params: Params) -> Iterator[str]:
+    """Values that overrides give to recipes and that do not fit: on every data set, not only on the chosen one."""
+    for name, dataset in params.datasets.items():
+        if dataset.overrides_of and not dataset.overrides:
+            continue  # judged there
+        for model, recipe in params.recipes.items():
+            plain = _overridden(model, recipe, dataset, params.datasets)
+            try:
+                used = validated(params.path, plain, _RECIPE, f"datasets.{name}.overrides.{recipe.model.family}")
+            except UserError as error:
+                yield from str(error).replace(f"{params.path}: ", "").splitlines()
+                continue
+            for section, crop_size in (("augment", used.augment.crop_size), ("test", used.test.crop_size)):
+                if crop_size > used.augment.resize:
+                    yield (
+                        f"on {name}, {model} crops {crop_size} pixels ({section}.crop_size) out of frames whose short "
+                        f"side is {used.augment.resize} (augment.resize); make the crop smaller"
+                    )
 
 
 def _cpu_count() -> int:

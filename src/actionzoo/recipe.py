@@ -1,7 +1,9 @@
 """The types of a recipe: everything that shapes a model's result; and of what was published for the model."""
 
 import dataclasses
+import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, PlainValidator
@@ -20,6 +22,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 Rgb = tuple[float, float, float]
+
+Kind = Literal["ckpt", "infer_ckpt"]
+"""Of a published file. ckpt: weights that the configuration trained; infer_ckpt: weights imported from VMZ."""
 
 
 class Percentage(float):
@@ -180,43 +185,8 @@ class Test:
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
-class Published:
-    """The row as the published table prints it."""
-
-    config: str
-    gpus: str
-    """A x B: A GPUs on each of B machines."""
-    backbone: str
-    pretrained: str
-    top1: tuple[Annotated[float, PlainValidator(Percentage)], ...]
-    """Per cent, each a Percentage; a second value is the imported or corrected one, see note."""
-    top5: tuple[Annotated[float, PlainValidator(Percentage)], ...]
-    inference: str
-    """Videos per second, and the frames of all views."""
-    gpu_mem_mb: int | None
-    ckpt: str | None
-    ckpt_model: dict[str, Any]
-    """What of `model` is otherwise in the network that ckpt was trained with."""
-    infer_ckpt: str | None
-    """Weights imported from VMZ rather than trained; beside a ckpt, the second numbers are theirs."""
-    log: str | None
-    json: str | None
-    note: str
-
-    @property
-    def released(self) -> dict[str, tuple[str, float, float]]:
-        """ckpt, infer_ckpt, as far as there are: address, and top1 and top5 that hold for that file, in per cent.
-
-        With one file, a second number is the correction of the first; with two, it belongs to infer_ckpt."""
-        addresses = {"ckpt": self.ckpt, "infer_ckpt": self.infer_ckpt}
-        there = {kind: address for kind, address in addresses.items() if address}
-        which = {"ckpt": 0 if len(there) == 2 else -1, "infer_ckpt": -1}
-        return {kind: (address, self.top1[which[kind]], self.top5[which[kind]]) for kind, address in there.items()}
-
-
-@dataclass(frozen=True, kw_only=True, config=STRICT)
 class Recipe:
-    """One row of the zoo: everything that shapes its result."""
+    """Everything that shapes a model's result: an entry under `recipes` in params.yaml."""
 
     seed: Count
     model: Model
@@ -226,7 +196,6 @@ class Recipe:
     optim: Optim
     schedule: Schedule
     test: Test
-    published: Published
 
     @property
     def test_spec(self) -> "TestSpec":
@@ -269,3 +238,100 @@ class TestSpec:
     num_crops: Literal[1, 3]
     crop_size: Positive
     average_clips: Literal["prob", "score"]
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Note:
+    """A remark on a published model."""
+
+    en: str = ""
+    zh: str = ""
+
+    def text(self, language: Literal["en", "zh"]) -> str:
+        """The remark in that language; in English where there is no Chinese."""
+        return (self.zh if language == "zh" else "") or self.en
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class Published:
+    """What was published for a model, as its table prints it: an entry of published.yaml."""
+
+    config: str
+    gpus: str
+    """A x B: A GPUs on each of B machines."""
+    backbone: str
+    pretrained: str
+    top1: tuple[Annotated[Percentage, PlainValidator(Percentage)], ...]
+    """Per cent, each a Percentage. A second value belongs to infer_ckpt, or corrects the first; see note."""
+    top5: tuple[Annotated[Percentage, PlainValidator(Percentage)], ...]
+    inference: str
+    """Videos per second, and the frames of all views."""
+    gpu_mem_mb: int | None
+    """Of one GPU during training; None where the table does not say."""
+    ckpt: str | None
+    ckpt_model: dict[str, Any]
+    """Keys of the recipe's `model` whose values differ in the network of ckpt."""
+    infer_ckpt: str | None
+    """Weights imported from VMZ rather than trained. Beside a ckpt, the second numbers are theirs."""
+    log: str | None
+    json: str | None
+    note: Note = Note()
+
+    @property
+    def released(self) -> dict[Kind, tuple[str, Percentage, Percentage]]:
+        """The published files, `ckpt` and `infer_ckpt`: address, top1 and top5 of that very file, in per cent.
+
+        With one file, a second number corrects the first; with two, it belongs to infer_ckpt.
+        """
+        addresses: dict[Kind, str | None] = {"ckpt": self.ckpt, "infer_ckpt": self.infer_ckpt}
+        there = {kind: address for kind, address in addresses.items() if address}
+        which: dict[Kind, int] = {"ckpt": 0 if len(there) == 2 else -1, "infer_ckpt": -1}
+        return {kind: (address, self.top1[which[kind]], self.top5[which[kind]]) for kind, address in there.items()}
+
+
+NOTHING_PUBLISHED = Published(
+    config="",
+    gpus="",
+    backbone="",
+    pretrained="",
+    top1=(),
+    top5=(),
+    inference="",
+    gpu_mem_mb=None,
+    ckpt=None,
+    ckpt_model={},
+    infer_ckpt=None,
+    log=None,
+    json=None,
+)
+"""Stands in tables for a model of one's own."""
+
+
+def as_dict(section: Any) -> dict[str, Any]:
+    """A recipe, or a section of one, as plain dicts and lists, in the order of its fields."""
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(section)))
+    return plain
+
+
+def compare(a: Recipe, b: Recipe) -> list[str]:
+    """The values that differ, as lines such as `optim.lr: 0.1 -> 0.05`; empty for equal recipes."""
+    return differences(as_dict(a), as_dict(b))
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """The values that differ between two mappings of plain values, as lines such as `optim.lr: 0.1 -> 0.05`.
+
+    A key that one of them lacks counts as null there. `prefix` goes before each key.
+    """
+    lines = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            lines.append(f"{prefix}{key}: {_plain(old)} -> {_plain(new)}")
+    return lines
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

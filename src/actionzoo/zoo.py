@@ -1,28 +1,26 @@
-"""Rows and their networks."""
+"""Models by name, and the networks that their recipes describe."""
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import UserError
-from .params import Params, load_params
+from .params import load_params
 from .recipe import CSNModel, SlowFastModel
 
 if TYPE_CHECKING:
-    from torch import nn  # seconds to import, and a stage that finds its work done does without
+    from torch import nn  # takes seconds to import; a stage that finds its work done does without it
 
 
 def list_models() -> list[str]:
     """Names of all models, in the order of params.yaml."""
-    return project_params().models()
+    return load_params().models()
 
 
 def create_model(model: str, num_classes: int = 400) -> "nn.Module":
-    """The row's network with fresh weights: (N, 3, T, H, W) float clips -> (N, num_classes) logits.
+    """The model's network with random weights: (N, 3, T, H, W) float clips -> (N, num_classes) logits.
 
     Follows the recipe as written, whatever data set is chosen. Raises UserError for an unknown model.
     """
-    params = project_params()
+    params = load_params()
     params.check_model(model)
     return build_model(params.recipes[model].model, num_classes)
 
@@ -55,19 +53,11 @@ def build_model(model: SlowFastModel | CSNModel, num_classes: int) -> "nn.Module
 
 
 def freeze(model: "nn.Module", frozen_stages: int) -> "list[nn.Module]":
-    """Let the first of a backbone's five stages (stem, layer1 ... layer4) stay as they are, in both pathways, with the
-    lateral connections behind them; gives their modules, which have to stay in eval mode."""
+    """Exclude the first of a backbone's five stages (stem, layer1 ... layer4) from training, in both pathways, with the
+    lateral connections behind them. Returns their modules, which the caller keeps in eval mode."""
     names = ["conv1", "layer1", "layer2", "layer3", "layer4"][:frozen_stages]
     pattern = rf"backbone\.(?:\w+_path\.)?(?:{'|'.join(names)})(?:_lateral)?"
     modules = [module for name, module in model.named_modules() if names and re.fullmatch(pattern, name)]
     for module in modules:
         module.requires_grad_(False)
     return modules
-
-
-def project_params() -> Params:
-    """Of the working directory, else of the checkout that this package is installed from."""
-    for folder in (Path(), Path(__file__).resolve().parents[2]):
-        if (folder / "params.yaml").is_file():
-            return load_params(folder / "params.yaml")
-    raise UserError("params.yaml is neither in the working directory nor beside the package; run from the project")

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from actionzoo.clips.containers import begins_like_video, codec_of, speaks_of_playlist
+from actionzoo.clips.containers import begins_like_video, codec_of, mentions_playlist
 from tests.clips.counted_films import film
 
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
@@ -31,7 +31,7 @@ FILES = {
 def test_every_container_is_known_by_its_first_bytes_and_names_its_codec(tmp_path, name):
     options, ending, codec = FILES[name]
     data = film(tmp_path, 30, *options, ending=ending)
-    assert begins_like_video(data) and not speaks_of_playlist(data)
+    assert begins_like_video(data) and not mentions_playlist(data)
     assert codec_of(data) in (codec, "unknown")  # ffmpeg has no list entry for MPEG video without a container
     assert name == "MPEG video" or codec_of(data) == codec
 
@@ -48,7 +48,7 @@ def test_other_files_are_not_taken_for_videos(data):
 def test_noise_is_not_taken_for_a_playlist():
     """Words of four letters would be found in one of some hundred videos."""
     noise = random.Random(0)
-    assert not any(speaks_of_playlist(noise.randbytes(2**20)) for _ in range(20))
+    assert not any(mentions_playlist(noise.randbytes(2**20)) for _ in range(20))
 
 
 @pytest.mark.parametrize(
@@ -57,4 +57,4 @@ def test_noise_is_not_taken_for_a_playlist():
      "<SmoothStreamingMedia MajorVersion='2'>", "[playlist]\nFile1=", "<smil>"],
 )  # fmt: skip
 def test_words_of_playlists_are_found_behind_the_first_bytes_of_a_video(tmp_path, text):
-    assert speaks_of_playlist(film(tmp_path, 3, *H264) + text.encode())
+    assert mentions_playlist(film(tmp_path, 3, *H264) + text.encode())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from actionzoo.clips.excerpt import excerpt
-from actionzoo.clips.readers import VideoReader, read, video_contents
+from actionzoo.clips.readers import VideoReader, inspect_video, read
 from tests.clips.counted_films import cut_without_decoding, film, number_of
 
 OURS = ("-c:v", "libx264", "-pix_fmt", "yuv420p", "-g", "16", "-bf", "0")
@@ -27,7 +27,7 @@ def test_an_excerpt_is_a_video_of_the_frames_from_a_keyframe_to_the_last(tmp_pat
         part, start = excerpt(data, first, last)
         assert start <= first and (start % 16 == 0 or options[-1] == "1")
         assert numbers(part, last - start + 1) == list(range(start, last + 1))
-        assert video_contents(part).num_frames == last - start + 1
+        assert inspect_video(part).num_frames == last - start + 1
         assert len(part) < len(data) or first == 0
 
 

@@ -17,17 +17,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from actionzoo.clips.looking import contents_of
+from actionzoo.clips.inspect import inspect_clips
 from actionzoo.clips.readers import (
-    Contents,
     JpegReader,
     LooseJpegReader,
     Undecodable,
+    VideoInfo,
     VideoReader,
-    frames_contents,
+    inspect_frames,
+    inspect_video,
     open_clip,
     read,
-    video_contents,
 )
 from actionzoo.errors import machine_fault
 from actionzoo.kinetics.manifest import Clip
@@ -181,7 +181,7 @@ def test_a_clip_that_cannot_be_opened_is_named(tmp_path):
     [(OURS, "mp4", 90), (H264, "mp4", 260), ((*UNEVEN, *H264), "mp4", 60), (H264, "mkv", 60), (OURS, "mp4", 1)],
 )
 def test_contents_of_a_video_are_counted(tmp_path, options, ending, num_frames):
-    contents = video_contents(film(tmp_path, num_frames, *options, ending=ending))
+    contents = inspect_video(film(tmp_path, num_frames, *options, ending=ending))
     assert (contents.num_frames, contents.width, contents.height) == (num_frames, WIDTH, HEIGHT)
     if options is OURS:
         assert contents.fps == pytest.approx(25, abs=0.1)
@@ -189,7 +189,7 @@ def test_contents_of_a_video_are_counted(tmp_path, options, ending, num_frames):
 
 def test_a_container_that_claims_too_much_is_not_believed(tmp_path):
     data = cut_without_decoding(tmp_path, film(tmp_path, 100, *H264, "-bf", "2"), 1.1)
-    assert video_contents(data).num_frames == 72
+    assert inspect_video(data).num_frames == 72
 
 
 @pytest.mark.parametrize(
@@ -202,23 +202,23 @@ def test_a_container_that_claims_too_much_is_not_believed(tmp_path):
 def test_a_video_whose_frames_cannot_be_found_by_number_is_refused(tmp_path, options, ending):
     """decord is a frame off after it seeks in such files."""
     with pytest.raises(Undecodable, match=r"frame \d+ cannot be found by its number; encode the video anew"):
-        video_contents(film(tmp_path, 100, *options, ending=ending))
+        inspect_video(film(tmp_path, 100, *options, ending=ending))
 
 
 @pytest.mark.parametrize("data", [b"", b"no video", bytes(5000)])
 def test_what_is_no_video_is_undecodable(data):
     with pytest.raises(Undecodable):
-        video_contents(data)
+        inspect_video(data)
 
 
 def test_contents_of_a_folder_are_looked_at(tmp_path):
     make_case("folder of frames", tmp_path)
-    assert frames_contents(tmp_path, 70) == Contents(70, WIDTH, HEIGHT)
-    assert frames_contents(tmp_path, 50) == Contents(50, WIDTH, HEIGHT)  # as the list has it
+    assert inspect_frames(tmp_path, 70) == VideoInfo(70, WIDTH, HEIGHT)
+    assert inspect_frames(tmp_path, 50) == VideoInfo(50, WIDTH, HEIGHT)  # as the list has it
     with pytest.raises(Undecodable, match=r"img_00071\.jpg and 1 more of 72 frames are not there"):
-        frames_contents(tmp_path, 72)
+        inspect_frames(tmp_path, 72)
     with pytest.raises(Undecodable, match="No such file"):
-        frames_contents(tmp_path / "nowhere", 72)
+        inspect_frames(tmp_path / "nowhere", 72)
 
 
 @pytest.mark.parametrize("width", [2, 4, 6, 8, 12, 16, 24, 48, 72, 96, 144, 192, 50, 80])
@@ -236,7 +236,7 @@ def test_every_width_has_three_channels_and_the_pixels_that_ffmpeg_decodes(tmp_p
         got = read(VideoReader(data, 40, frames.shape[1:3]), wanted)
         assert got.shape == (len(wanted), *frames.shape[1:]) and got.dtype == np.uint8
         assert np.abs(got - expected[wanted]).mean() < 3
-    contents = video_contents(data)
+    contents = inspect_video(data)
     assert (contents.num_frames, contents.width, contents.height) == (40, width, 32)
 
 
@@ -303,7 +303,7 @@ def damaged(data: bytes) -> bytes:
     return data[:start] + bytes([7]) * (end - start) + data[end:]
 
 
-@pytest.mark.parametrize("look", [video_contents, lambda data: read(VideoReader(data, 100), np.array([50]))])
+@pytest.mark.parametrize("look", [inspect_video, lambda data: read(VideoReader(data, 100), np.array([50]))])
 def test_the_reason_is_in_our_words_and_the_same_each_time(tmp_path, look):
     """decord's has a clock, a path of its sources and an address."""
     data, reasons = damaged(film(tmp_path, 100, *H264)), set()
@@ -323,7 +323,7 @@ def test_a_loose_video_that_was_changed_since_it_was_imported_does_not_reach_the
     assert numbers(read(open_clip(tmp_path / "videos_64", clip), np.array([7]))) == [7]
     for changed in (data[:-1] + b"x", data + b"x", b"#EXTM3U\n"):
         path.write_bytes(changed)
-        with pytest.raises(Undecodable, match=r"^film: .*film\.mp4 is another file than was imported; import it again"):
+        with pytest.raises(Undecodable, match=r"^film: .*film\.mp4 is not the file that was imported; import it again"):
             open_clip(tmp_path / "videos_64", clip)
     path.unlink()
     with pytest.raises(Undecodable, match=r"film\.mp4 is not there; put it back, or import"):
@@ -392,7 +392,7 @@ def attacks(address: str, video: bytes) -> dict[str, bytes]:
 def test_no_file_makes_a_decoder_ask_the_network(tmp_path, web):
     address, hits = web
     for name, data in attacks(address, film(tmp_path, 20, *OURS)).items():
-        for look in (video_contents, lambda data: read(VideoReader(data, 20), np.array([3]))):
+        for look in (inspect_video, lambda data: read(VideoReader(data, 20), np.array([3]))):
             try:
                 look(data)
                 assert name.endswith(("behind a film", "external data")), name  # the film's own pictures
@@ -452,5 +452,5 @@ def test_a_file_without_end_is_not_read_to_its_end(tmp_path):
     with pytest.raises(Undecodable, match=r"img_00001\.jpg is larger than 64 MiB"):
         read(LooseJpegReader(tmp_path, 1), np.array([0]))
     (tmp_path / "film.mp4").symlink_to("/dev/zero")
-    (answer,) = contents_of([(tmp_path / "film.mp4", None)], workers=0, timeout_seconds=60)
+    (answer,) = inspect_clips([(tmp_path / "film.mp4", None)], workers=0, timeout_seconds=60)
     assert answer == "it is no file that can be read to its end; name a video"

@@ -11,10 +11,12 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from actionzoo.engine.data import TrainingData
 from actionzoo.engine.distributed import joined
 from actionzoo.engine.norms import split_norms, synchronise_norms
-from actionzoo.engine.state import Plan
+from actionzoo.engine.state import StateFolder
 from actionzoo.engine.train import train
+from tests.engine.small_training import Recorder, plan, shuffled, to_input
 
 NUM_CLIPS = 16
 
@@ -35,7 +37,7 @@ class Loader:
         self.epoch, self.start = epoch, start
 
     def __iter__(self):
-        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(self.epoch))
+        order = shuffled(len(self.labels), self.epoch)
         for number, picked in enumerate(order.split(self.batch * self.world.size)):
             if number >= self.start:
                 mine = picked[self.world.rank * self.batch :][: self.batch]
@@ -55,21 +57,16 @@ def network():
 def main(out: Path, batch: int, accumulate: int, norm: str) -> None:
     torch.set_num_threads(1)
     with joined("cpu") as world:
-        model, events = network(), []
+        model, recorder = network(), Recorder()
         if norm == "sync":
             synchronise_norms(model)
         if norm == "ghost":
             split_norms(model, 4)
-        state = train(
-            model, Loader(batch, world), Loader(batch, world), lambda views: views.flatten(0, -5).movedim(-1, 1),
-            plan=Plan(epochs=3, accumulate=accumulate, max_grad_norm=1, val_interval=1, log_interval=1,
-                      checkpoint_interval=1),
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), lr_at=lambda step: 0.1,
-            device=torch.device("cpu"), scratch=out, on_start=lambda state: None,
-            on_event=lambda line, step: events.append(line), on_text=lambda text: None, world=world,
-        )  # fmt: skip
+        data = TrainingData(Loader(batch, world), Loader(batch, world), to_input)
+        settings = plan(epochs=3, momentum=0.9, accumulate=accumulate, max_grad_norm=1, val_interval=1, log_interval=1)
+        state = train(model, data, settings, StateFolder(out), recorder, world)
         if world.is_first:
-            (out / "events.json").write_text(json.dumps(events))
+            (out / "events.json").write_text(json.dumps([event for _, event in recorder.events]))
             (out / "curve.json").write_text(json.dumps(state.val_curve))
 
 

@@ -8,9 +8,18 @@ import pytest
 import torch
 from torch import nn
 
-from actionzoo.engine.benchmark import Pass, Turns, seconds_per_video, seconds_quartiles, take_turns, train_steps
+from actionzoo.engine.benchmark import (
+    Execution,
+    Pass,
+    Turns,
+    Video,
+    seconds_per_video,
+    seconds_quartiles,
+    take_turns,
+    train_steps,
+)
 
-CPU = torch.device("cpu")
+CPU = Execution(torch.device("cpu"))
 SHAPE = (3, 2, 4, 4)
 
 
@@ -29,7 +38,7 @@ class Sleeper(nn.Module):
 
 
 def timed(model, **more):
-    return seconds_per_video(model, SHAPE, num_views=25, average_clips="prob", device=CPU, **more)
+    return seconds_per_video(model, Video(SHAPE, num_views=25), CPU, **more)
 
 
 def test_a_video_is_all_its_views_in_parts_of_ten():
@@ -52,18 +61,18 @@ def test_a_slow_network_is_timed_on_three_videos():
 
 
 def test_turns_alternate_so_that_both_meet_the_same_load():
-    said = []
+    turns_taken = []
 
     def alone():
-        said.append("alone")
+        turns_taken.append("alone")
         return 0.2
 
     def run_pass():
-        said.append("pass")
+        turns_taken.append("pass")
         return Pass(clips=2, seconds=0.8)
 
     turns = take_turns(alone, run_pass, rounds=3, seconds_alone=0.5)
-    assert said == ["alone", "alone", "alone", "pass"] * 3
+    assert turns_taken == ["alone", "alone", "alone", "pass"] * 3
     assert turns.alone == [0.2] * 9 and turns.with_decoding == [0.4] * 3
     assert not turns.machine_was_busy
 
@@ -97,7 +106,7 @@ def test_quartiles_of_times():
 
 def test_training_is_of_the_batch_and_leaves_other_weights():
     model = Sleeper().train()
-    train_steps(model, SHAPE, batch_size=6, momentum=0.9, device=CPU)
+    train_steps(model, SHAPE, CPU, batch_size=6, momentum=0.9)
     assert model.clips == [6, 6] and model.training
     assert not torch.equal(model.weight, torch.zeros(3))
 

@@ -63,9 +63,13 @@ SLOW_PAIR = """
 import sys, time
 from pathlib import Path
 import torch
+from actionzoo.engine.data import TrainingData
 from actionzoo.engine.distributed import joined
-from actionzoo.engine.train import Plan, train
+from actionzoo.engine.listener import Listener
+from actionzoo.engine.state import StateFolder
+from actionzoo.engine.train import train
 from tests.engine.pair import Loader, network
+from tests.engine.small_training import plan, to_input
 
 class Slow(Loader):
     def __iter__(self):
@@ -74,19 +78,20 @@ class Slow(Loader):
             yield batch
 
 out = Path(sys.argv[1])
+
+class Notes(Listener):
+    def on_event(self, event, step):
+        (out / "begun").touch()
+
+    def on_text(self, text):
+        (out / "last_text").write_text(text)
+
 torch.set_num_threads(1)
 with joined("cpu") as world:
-    model = network()
+    data = TrainingData(Slow(4, world), Slow(4, world), to_input)
+    endless = plan(epochs=100000, val_interval=100000, log_interval=1, checkpoint_interval=100000)
     try:
-        train(
-            model, Slow(4, world), Slow(4, world), lambda views: views.flatten(0, -5).movedim(-1, 1),
-            plan=Plan(epochs=100000, accumulate=1, max_grad_norm=1, val_interval=100000, log_interval=1,
-                      checkpoint_interval=100000),
-            optimizer=torch.optim.SGD(model.parameters(), lr=0.1), lr_at=lambda step: 0.1,
-            device=torch.device("cpu"), scratch=out, on_start=lambda state: None,
-            on_event=lambda line, step: (out / "begun").touch(), on_text=lambda text: (out / "said").write_text(text),
-            world=world,
-        )
+        train(network(), data, endless, StateFolder(out), Notes(), world)
     except SystemExit as left:
         (out / f"left-{world.rank}").write_text(str(left.code))
         raise
@@ -107,7 +112,7 @@ def test_ctrl_c_saves_once_and_ends_all_processes(tmp_path):
     os.killpg(torchrun.pid, signal.SIGINT)
     torchrun.wait(60)
     assert [(tmp_path / f"left-{rank}").read_text() for rank in (0, 1)] == ["130", "130"]
-    assert len(saved_states(tmp_path)) == 1 and "and saved; run the same" in (tmp_path / "said").read_text()
+    assert len(saved_states(tmp_path)) == 1 and "and saved; run the same" in (tmp_path / "last_text").read_text()
 
 
 def hear_ctrl_c() -> None:

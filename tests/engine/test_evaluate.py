@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from actionzoo.engine.evaluate import evaluate, view_logits
+from actionzoo.engine.evaluate import Inference, evaluate, view_logits
 from actionzoo.errors import UserError
 
 
@@ -33,8 +33,8 @@ def batch(clips, num_views=6, undecodable=()):
     return SimpleNamespace(views=views, labels=labels, video_ids=list(clips), undecodable=list(undecodable))
 
 
-def logits_of(network, batches, **options):
-    return list(view_logits(network, batches, lambda views: views, **options))
+def logits_of(network, batches, *, max_views=10, precision=None, **options):
+    return list(view_logits(network, batches, Inference(lambda views: views, max_views, precision), **options))
 
 
 def test_a_clips_views_pass_in_chunks_and_stay_side_by_side():
@@ -42,17 +42,17 @@ def test_a_clips_views_pass_in_chunks_and_stay_side_by_side():
     (found,) = logits_of(network, [one], max_views=5)
     assert network.sizes == [5, 5, 2] and found.logits.shape == (2, 6, 3)
     torch.testing.assert_close(found.logits.flatten(0, 1), network.layer(one.views))
-    assert found.exact is None and network.training
+    assert found.fp32_logits is None and network.training
 
 
-def test_where_memory_runs_out_the_chunk_is_halved_and_that_is_said():
-    network, said = Network(room=3), []
-    found = logits_of(network, [batch(["a"], 10), batch(["b"], 10)], max_views=10, on_text=said.append)
+def test_where_memory_runs_out_the_chunk_is_halved_and_that_is_logged():
+    network, texts = Network(room=3), []
+    found = logits_of(network, [batch(["a"], 10), batch(["b"], 10)], max_views=10, on_text=texts.append)
     assert network.sizes == [2] * 10 and len(found) == 2
     assert (
-        said[0].startswith("the GPU's memory does not hold 10 views (CUDA out of memory") and "5 at a time" in said[0]
+        texts[0].startswith("the GPU's memory does not hold 10 views (CUDA out of memory") and "5 at a time" in texts[0]
     )
-    assert "2 at a time" in said[1] and len(said) == 2
+    assert "2 at a time" in texts[1] and len(texts) == 2
     torch.testing.assert_close(found[0].logits[0], network.layer(batch(["a"], 10).views))
 
 
@@ -66,9 +66,9 @@ def test_first_clips_are_computed_in_fp32_as_well():
     first, second = logits_of(
         network, [batch(["a"]), batch(["b"])], precision="bf16", is_compared=lambda video_id: video_id == "a"
     )
-    assert second.exact is None
-    torch.testing.assert_close(first.exact[0], network.layer(batch(["a"]).views))
-    difference = (first.exact - first.logits).abs().max().item()
+    assert second.fp32_logits is None
+    torch.testing.assert_close(first.fp32_logits[0], network.layer(batch(["a"]).views))
+    difference = (first.fp32_logits - first.logits).abs().max().item()
     assert 0 < difference < 0.05
 
 
@@ -85,4 +85,12 @@ def test_clips_that_do_not_decode_are_named():
     (found,) = logits_of(Network(), [batch([], undecodable=["a: no frames"])])
     assert found.undecodable == ["a: no frames"] and not found.video_ids
     with pytest.raises(UserError, match="no clip decoded: a: no frames"):
-        evaluate(Network(), [batch([], undecodable=["a: no frames"])], lambda views: views)
+        evaluate(Network(), [batch([], undecodable=["a: no frames"])], Inference(lambda views: views))
+
+
+def test_every_module_is_left_in_its_own_mode():
+    """A frozen module is in eval mode while the others train."""
+    network = nn.Sequential(Network(), nn.Dropout(0.5)).train()
+    network[0].eval()
+    logits_of(network, [batch(["a"])])
+    assert [module.training for module in network.modules()] == [True, False, False, True]

@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from actionzoo.engine.state import Plan
+from actionzoo.engine.data import TrainingData
+from actionzoo.engine.state import StateFolder
 from actionzoo.engine.train import train
 from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
+from tests.engine.small_training import Recorder, plan
 
 NETWORKS = {
     "slowfast": lambda: SlowFast(
@@ -45,15 +47,12 @@ class EightClips:
 @pytest.mark.parametrize("family", NETWORKS)
 def test_eight_clips_are_learnt_by_heart(family, tmp_path):
     torch.manual_seed(0)
-    model = NETWORKS[family]()
-    lines = []
-    train(
-        model, EightClips(), EightClips(), lambda views: views,
-        plan=Plan(epochs=40, accumulate=1, max_grad_norm=40, val_interval=40, log_interval=1, checkpoint_interval=40),
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9), lr_at=lambda step: 0.003,
-        device=torch.device("cpu"), scratch=tmp_path, on_start=lambda state: None,
-        on_event=lambda line, step: lines.append(line), on_text=lambda text: None,
-    )  # fmt: skip
-    losses = [line["loss"] for line in lines if line["mode"] == "train"]
+    data, recorder = TrainingData(EightClips(), EightClips(), lambda views: views), Recorder()
+    settings = plan(lr=0.003, epochs=40, momentum=0.9, val_interval=40, log_interval=1, checkpoint_interval=40)
+
+    train(NETWORKS[family](), data, settings, StateFolder(tmp_path), recorder)
+
+    steps = [event for _, event in recorder.events if event["mode"] == "train"]
+    losses = [event["loss"] for event in steps]
     assert losses[0] > 1 and losses[-1] < 0.3 * losses[0], losses
-    assert lines[-2]["top1_acc"] == 1.0
+    assert steps[-1]["top1_acc"] == 1.0

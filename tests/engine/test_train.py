@@ -1,23 +1,23 @@
 """The loop itself, on a tiny network: resuming, logs, non-finite losses."""
 
-import dataclasses
-import json
 import math
 import os
 import random
 import signal
 import time
-import traceback
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from actionzoo.engine.checkpoint import CheckpointError, load_checkpoint
-from actionzoo.engine.logs import RunLog, read_log
-from actionzoo.engine.state import NonFiniteLoss, Plan, saved_states
+from actionzoo.engine.data import TrainingData
+from actionzoo.engine.state import StateFolder, saved_states
 from actionzoo.engine.train import train
+from actionzoo.engine.trainer import NonFiniteLoss
+from tests.engine.small_training import Recorder, in_child, plan, shuffled, to_input
 
 NUM_CLIPS, BATCH = 12, 4
 
@@ -38,7 +38,7 @@ class Loader:
         self.epoch, self.start = epoch, start
 
     def __iter__(self):
-        order = torch.randperm(NUM_CLIPS, generator=torch.Generator().manual_seed(self.epoch))
+        order = shuffled(NUM_CLIPS, self.epoch)
         for number, picked in list(enumerate(order.split(self.batch)))[self.start :]:
             if (self.epoch, number) == self.killed_at:
                 self.kill()
@@ -55,19 +55,12 @@ def network(norm=True):
     return nn.Sequential(nn.Flatten(), nn.Linear(96, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3))
 
 
-PLAN = Plan(epochs=4, accumulate=1, max_grad_norm=40, val_interval=2, log_interval=2, checkpoint_interval=1)
-
-
-def run(scratch, training, norm=True, on_text=lambda text: None, about=None, compiled=False, advice="", **plan):
-    model, events = network(norm), []
-    state = train(
-        model, training, Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1),
-        plan=dataclasses.replace(PLAN, **plan), lr_at=lambda step: 0.1, device=torch.device("cpu"), scratch=scratch,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4), about=about,
-        compiled=compiled, data_advice=advice,
-        on_start=lambda state: None, on_event=lambda line, step: events.append((step, line)), on_text=on_text,
-    )  # fmt: skip
-    return state, events
+def run(folder, training, recorder=None, *, norm=True, advice="", **settings):
+    """Train for four epochs of three steps; `settings` are other fields of Plan. Return the state and the events."""
+    recorder, data = recorder or Recorder(), TrainingData(training, Loader(), to_input, advice)
+    settings = {"momentum": 0.9, "weight_decay": 1e-4} | settings
+    state = train(network(norm), data, plan(**settings), StateFolder(folder), recorder)
+    return state, recorder.events
 
 
 def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tmp_path):
@@ -81,42 +74,20 @@ def test_an_interrupted_training_ends_bit_identical_to_an_undisturbed_one(tmp_pa
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-@pytest.fixture
-def one_thread():
-    """A fork has but one, and sums of two threads are other sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def in_child(work) -> int:
-    """Run in a forked process; gives its wait status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]
-
-
 def without_clock(events):
     return [(step, {key: line[key] for key in line.keys() - {"time", "data_time"}}) for step, line in events]
 
 
-@pytest.mark.parametrize("plan", [{}, {"accumulate": 2, "ema": 0.9}], ids=["plain", "accumulated and averaged"])
-def test_a_training_killed_at_ten_random_steps_ends_bit_identical(tmp_path, plan, one_thread):
+@pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "ema": 0.9}], ids=["plain", "accumulated and averaged"])
+def test_a_training_killed_at_ten_random_steps_ends_bit_identical(tmp_path, settings, one_thread):
     """SIGKILL, ten times; states are saved after every step, so that a killed one loses what came after."""
-    plan |= {"epochs": 8, "save_seconds": 0}
-    whole, events = run(tmp_path / "whole", Loader(batch=2), **plan)
-    places = [(epoch, number) for epoch in range(8) for number in range(NUM_CLIPS // 2)]
-    for place in sorted(random.Random(0).sample(places, 10)):
-        die = Loader(killed_at=place, batch=2, kill=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        assert in_child(lambda die=die: run(tmp_path / "cut", die, **plan)) == signal.SIGKILL
-    resumed, last_events = run(tmp_path / "cut", Loader(batch=2), **plan)
+    settings |= {"epochs": 8, "save_seconds": 0}
+    whole, events = run(tmp_path / "whole", Loader(batch=2), **settings)
+    batches = [(epoch, number) for epoch in range(8) for number in range(NUM_CLIPS // 2)]
+    for killed_at in sorted(random.Random(0).sample(batches, 10)):
+        die = Loader(killed_at=killed_at, batch=2, kill=lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert in_child(lambda die=die: run(tmp_path / "cut", die, **settings)) == signal.SIGKILL
+    resumed, last_events = run(tmp_path / "cut", Loader(batch=2), **settings)
     assert resumed == whole
     assert without_clock(last_events) == without_clock(events)[-len(last_events) :]
     for name in ("best.pth", "latest.pth"):
@@ -131,13 +102,15 @@ def kill_by(number):
 def test_sigterm_and_ctrl_c_save_the_step_and_leave(number, tmp_path):
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
     whole, _ = run(tmp_path / "whole", Loader())
-    said = []
+    recorder = Recorder()
     with pytest.raises(SystemExit) as left:
-        run(tmp_path / "cut", Loader(killed_at=(2, 1), kill=kill_by(number)), on_text=said.append)
+        run(tmp_path / "cut", Loader(killed_at=(2, 1), kill=kill_by(number)), recorder)
     assert left.value.code == 128 + number
-    assert said[-1] == "stopped after epoch 3, step 2, and saved; run the same command again to go on from there"
+    assert (
+        recorder.texts[-1] == "stopped after epoch 3, step 2, and saved; run the same command again to go on from there"
+    )
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
-    resumed, _ = run(tmp_path / "cut", Loader(killed_at=(2, 1)))  # the batch at which it was asked is not taken again
+    resumed, _ = run(tmp_path / "cut", Loader(killed_at=(2, 1)))  # that batch is not loaded again
     assert resumed == whole
     assert (tmp_path / "cut/latest.pth").read_bytes() == (tmp_path / "whole/latest.pth").read_bytes()
 
@@ -157,7 +130,7 @@ def test_who_ignores_ctrl_c_as_a_process_in_the_background_does_goes_on(tmp_path
         state, _ = run(tmp_path, Loader(killed_at=(2, 1), kill=kill_by(signal.SIGINT)))
     finally:
         signal.signal(signal.SIGINT, before)
-    assert state.finished_epochs == PLAN.epochs
+    assert state.finished_epochs == 4
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -166,16 +139,16 @@ def test_amid_a_validation_they_save_too(number, tmp_path, monkeypatch):
     usual = Loader.__iter__
 
     def asked(self):
-        for place, batch in enumerate(usual(self)):
-            if self is not training and place == 1:
+        for batch_number, batch in enumerate(usual(self)):
+            if self is not training and batch_number == 1:
                 os.kill(os.getpid(), number)
             yield batch
 
-    training, said = Loader(), []
+    training, recorder = Loader(), Recorder()
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as left:
         patch.setattr(Loader, "__iter__", asked)
-        run(tmp_path / "cut", training, checkpoint_interval=4, on_text=said.append)
-    assert left.value.code == 128 + number and "amid the validation; saved after epoch 2, step 3" in said[-1]
+        run(tmp_path / "cut", training, recorder, checkpoint_interval=4)
+    assert left.value.code == 128 + number and "amid the validation; saved after epoch 2, step 3" in recorder.texts[-1]
     (state,) = saved_states(tmp_path / "cut")
     assert state.name == "state-00001-0000003.pth"  # the second epoch's steps are done, its validation is not
     assert run(tmp_path / "cut", Loader())[0] == whole
@@ -188,9 +161,9 @@ def test_a_damaged_state_falls_back_to_the_one_before_it(tmp_path):
         run(tmp_path / "cut", Loader(killed_at=(3, 1)), save_seconds=0)
     newest, before = saved_states(tmp_path / "cut")
     newest.write_bytes(newest.read_bytes()[:1000])
-    said = []
-    assert run(tmp_path / "cut", Loader(), on_text=said.append)[0] == whole
-    assert any(newest.name in text and f"going on from {before.name}" in text for text in said)
+    recorder = Recorder()
+    assert run(tmp_path / "cut", Loader(), recorder)[0] == whole
+    assert any(newest.name in text and f"going on from {before.name}" in text for text in recorder.texts)
     for path in saved_states(tmp_path / "cut"):
         path.write_bytes(b"")
     with pytest.raises(CheckpointError, match="no saved state can be used"):
@@ -200,14 +173,15 @@ def test_a_damaged_state_falls_back_to_the_one_before_it(tmp_path):
 def test_averaged_weights_are_what_is_kept(tmp_path):
     """The average starts at the weights after the first step, and takes a tenth of each later one."""
     seen = []
-    model = network(norm=False)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    optimizer.register_step_post_hook(lambda *_: seen.append(model[1].weight.detach().clone()))
-    train(
-        model, Loader(), Loader(), lambda views: views.flatten(0, -5).movedim(-1, 1), plan=dataclasses.replace(
-            PLAN, epochs=2, ema=0.9), optimizer=optimizer, lr_at=lambda step: 0.1, device=torch.device("cpu"),
-        scratch=tmp_path, on_start=lambda state: None, on_event=lambda line, step: None, on_text=lambda text: None,
-    )  # fmt: skip
+
+    def note_weights(optimizer, *_):
+        seen.append(optimizer.param_groups[0]["params"][0].detach().clone())
+
+    hook = register_optimizer_step_post_hook(note_weights)
+    try:
+        run(tmp_path, Loader(), norm=False, momentum=0.0, weight_decay=0.0, epochs=2, ema=0.9)
+    finally:
+        hook.remove()
     average = seen[0]
     for weight in seen[1:]:
         average = 0.9 * average + 0.1 * weight
@@ -235,12 +209,12 @@ class SlowLoader(Loader):
 
 @pytest.mark.parametrize("loader", [SlowLoader, Loader])
 def test_an_epoch_that_waits_for_clips_says_how_long_and_what_would_help(tmp_path, loader):
-    texts = []
-    run(tmp_path, loader(), on_text=texts.append, advice="take more processes", epochs=2)
-    told = [text for text in texts if "waited for clips" in text]
-    assert [text.partition("\t")[0] for text in told] == ["Epoch [1]", "Epoch [2]"]
-    shares = [float(text.partition("waited for clips ")[2].partition("%")[0]) for text in told]
-    assert [text.endswith("% of the time; take more processes") for text in told] == [share > 20 for share in shares]
+    recorder = Recorder()
+    run(tmp_path, loader(), recorder, advice="take more processes", epochs=2)
+    texts = [text for text in recorder.texts if "waited for clips" in text]
+    assert [text.partition("\t")[0] for text in texts] == ["Epoch [1]", "Epoch [2]"]
+    shares = [float(text.partition("waited for clips ")[2].partition("%")[0]) for text in texts]
+    assert [text.endswith("% of the time; take more processes") for text in texts] == [share > 20 for share in shares]
     assert loader is Loader or shares[1] > 20  # a process' first steps take long themselves
 
 
@@ -267,28 +241,9 @@ def test_a_loss_that_is_no_number_stops_with_the_clips_named(tmp_path):
         run(tmp_path, Loader(poisoned=True))
 
 
-def test_a_resumed_log_drops_the_epochs_that_run_again(tmp_path):
-    log = RunLog(tmp_path, "now")
-    log.begin({"seed": 0}, finished_epochs=0)
-    for epoch in (1, 2):
-        log.event({"mode": "train", "epoch": epoch, "iter": 2, "loss": 1 / 3})
-    with (tmp_path / "now.log.json").open("a") as file:
-        file.write('{"mode": "tra')  # a kill cut the line off
-    log.begin({"seed": 0}, finished_epochs=1)
-    log.event({"mode": "train", "epoch": 2, "iter": 2, "loss": 0.5})
-    assert list(read_log(log.json_path)) == [
-        {"mode": "train", "epoch": 1, "iter": 2, "loss": 0.33333},
-        {"mode": "train", "epoch": 2, "iter": 2, "loss": 0.5},
-    ]
-    log.event({"mode": "train", "epoch": 2, "iter": 4, "loss": 0.25})
-    log.begin({"seed": 0}, finished_epochs=1, finished_steps=3)
-    assert [(line["epoch"], line["iter"]) for line in read_log(log.json_path)] == [(1, 2), (2, 2)]
-    assert json.loads(log.json_path.read_text().splitlines()[0]) == {"seed": 0}
-
-
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same(tmp_path):
     plain, _ = run(tmp_path / "plain", Loader(), norm=False, epochs=1)
-    compiled, _ = run(tmp_path / "compiled", Loader(), norm=False, epochs=1, compiled=True)
+    compiled, _ = run(tmp_path / "compiled", Loader(), norm=False, epochs=1, is_compiled=True)
     assert compiled.train_curve[0]["loss"] == pytest.approx(plain.train_curve[0]["loss"], rel=1e-4)
     assert list(load_checkpoint(tmp_path / "compiled/latest.pth")["state_dict"]) == ["1.weight", "1.bias"]

@@ -15,7 +15,7 @@ def test_views_are_read_as_they_were_written(tmp_path):
     assert torch.equal(views.logits, logits) and views.labels.tolist() == [1, -1, 0]
     assert views.video_ids == ["clip000", "clip001", "clip002"] and views.classes == ["a", "b"]
     assert (views.num_clips, views.num_crops, views.num_views) == (2, 3, 6)
-    assert views.about["fingerprint"] == "12345678" and views.about["row"] == "row"
+    assert views.about["fingerprint"] == "12345678" and views.about["model"] == "row"
 
 
 def test_another_safetensors_file_is_told(tmp_path):

@@ -29,6 +29,6 @@ def views_file(
         num_clips=num_clips,
         num_crops=num_crops,
         classes=classes,
-        about=ABOUT | {"row": path.stem, "listed": clips} | about,
+        about=ABOUT | {"model": path.stem, "listed": clips} | about,
     )
     return logits

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from actionzoo.job import Job
 from actionzoo.jobs import benchmark as benchmarking
 from actionzoo.params import load_params
 
@@ -24,7 +25,7 @@ def params():
 
 @pytest.fixture(scope="module")
 def made(params, tiny_data):
-    said = benchmarking.benchmark_row(params, SLOWFAST, tiny_data)
+    said = benchmarking.benchmark(Job.of(params, SLOWFAST, tiny_data))
     return said, tiny_data / "metrics/demo" / f"{SLOWFAST}.benchmark.json"
 
 
@@ -58,14 +59,14 @@ def test_a_training_step_takes_the_weights_three_times_and_more(made):
 def test_measured_once_it_is_not_measured_again_until_something_else_is_asked_for(made, params, tiny_data):
     said, path = made
     written = path.read_bytes()
-    assert benchmarking.benchmark_row(params, SLOWFAST, tiny_data) == said and path.read_bytes() == written
+    assert benchmarking.benchmark(Job.of(params, SLOWFAST, tiny_data)) == said and path.read_bytes() == written
     faster = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision="bf16"))
-    assert "in bf16" in benchmarking.benchmark_row(faster, SLOWFAST, tiny_data)
+    assert "in bf16" in benchmarking.benchmark(Job.of(faster, SLOWFAST, tiny_data))
     path.write_bytes(written)
 
 
 def test_without_clips_the_rest_is_measured(params, tmp_path):
-    said = benchmarking.benchmark_row(params, CSN, tmp_path)
+    said = benchmarking.benchmark(Job.of(params, CSN, tmp_path))
     values = json.loads((tmp_path / "metrics/demo" / f"{CSN}.benchmark.json").read_text())
     assert values["end_to_end_videos_per_second"] is None and values["end_to_end_clips"] == 0
     assert values["videos_per_second"] > 0 and "with decoding unknown" in said
@@ -77,7 +78,7 @@ def test_a_file_of_an_older_form_is_measured_anew(made, params, tiny_data):
     old = json.loads(path.read_text()) | {"fingerprint": "of another form", "videos_per_second": 1e9}
     written = path.read_bytes()
     path.write_text(json.dumps({key: value for key, value in old.items() if "quartiles" not in key}))
-    benchmarking.benchmark_row(params, SLOWFAST, tiny_data)
+    benchmarking.benchmark(Job.of(params, SLOWFAST, tiny_data))
     assert json.loads(path.read_text())["videos_per_second"] < 1e9
     path.write_bytes(written)
 

@@ -14,13 +14,16 @@ import torch
 from actionzoo.accuracy import with_protocol
 from actionzoo.engine import finished
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
+from actionzoo.engine.distributed import World
 from actionzoo.engine.metrics import mean_class_accuracy, top_k_accuracy
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
-from actionzoo.job import RunFiles
-from actionzoo.jobs.evaluate import evaluate_row, read_head, run_test, write_result
-from actionzoo.jobs.view_scores import measure
+from actionzoo.job import Job
+from actionzoo.jobs.evaluate import evaluate
+from actionzoo.jobs.measure import Request, Subject, measure
+from actionzoo.jobs.view_scores import measure as measure_again
 from actionzoo.params import PublishedLists
+from actionzoo.records import RunFiles, TestResult
 from actionzoo.zoo import build_model
 from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest
 
@@ -54,7 +57,7 @@ def test_a_test_says_of_which_clips_its_accuracies_are(root):
     outcome = outcome_of(root, root / "views.safetensors")
     clips = val_clips(root)
     usable = [clip for clip in clips if clip.is_usable]
-    metrics, views = outcome.head["metrics"], outcome.views
+    metrics, views = outcome.result.metrics.counts(), outcome.views
     assert metrics["clips"] == len(usable) == len(views.video_ids) and metrics["protocol"] == "2x1"
     assert metrics["listed"] == sum(clip.is_listed for clip in clips) > len(usable)
     assert metrics["missing"] == metrics["listed"] - len(usable) and metrics["undecodable"] == 0
@@ -68,19 +71,19 @@ def test_a_test_says_of_which_clips_its_accuracies_are(root):
 
 def test_the_result_has_each_clip_once_by_its_id_and_its_head_in_the_first_line(root):
     outcome = outcome_of(root, root / "views.safetensors")
-    write_result(root / "result.json", {"row": ROW} | outcome.head, outcome)
+    outcome.write(root / "result.json")
     made = json.loads((root / "result.json").read_text())
     clips = made.pop("clips")
-    assert list(clips) == outcome.views.video_ids and read_head(root / "result.json") == made
+    assert list(clips) == outcome.views.video_ids and TestResult.read(root / "result.json") == outcome.result
     assert [clip["scores"] for clip in clips.values()] == outcome.scores.tolist()
     assert [clip["label"] for clip in clips.values()] == outcome.views.labels.tolist()
-    assert made["metrics"]["top1"] == outcome.head["metrics"]["top1"]
+    assert made["metrics"]["top1"] == outcome.result.metrics.counts()["top1"]
 
 
 def test_without_an_average_every_view_has_its_scores_and_there_is_no_accuracy(root):
     outcome = outcome_of(root, root / "views.safetensors", average_clips="none")
-    assert outcome.scores is None and "top1" not in outcome.head["metrics"]
-    write_result(root / "result.json", outcome.head, outcome)
+    assert outcome.scores is None and "top1" not in outcome.result.metrics.counts()
+    outcome.write(root / "result.json")
     clips = json.loads((root / "result.json").read_text())["clips"]
     assert [clip["scores"] for clip in clips.values()] == outcome.views.logits.tolist()
 
@@ -156,14 +159,14 @@ def test_an_undecodable_clip_is_counted_named_and_tried_again(root):
         return dataclasses.replace(clip, offset=clip.offset + 1000, size=2000) if clip.video_id == victim else clip
 
     harmed = outcome_of(with_manifest(root, harm), root / "harmed")
-    metrics = harmed.head["metrics"]
+    metrics = harmed.result.metrics.counts()
     assert (metrics["clips"], metrics["undecodable"]) == (len(usable) - 1, 1)
     assert metrics["clips"] + metrics["missing"] + metrics["undecodable"] == metrics["listed"]
-    assert victim in harmed.head["undecodable"][0] and victim not in harmed.views.video_ids
+    assert victim in harmed.result.undecodable[0] and victim not in harmed.views.video_ids
     passes = []
     again = outcome_of(root, root / "again", on_pass=passes.append)
     assert passes == [1]  # its group alone
-    assert (root / "again").read_bytes() == (root / "harmed").read_bytes() and again.head == harmed.head
+    assert (root / "again").read_bytes() == (root / "harmed").read_bytes() and again.result == harmed.result
 
 
 def test_a_clip_that_hung_one_process_is_not_tried_by_another_after_a_restart(root):
@@ -174,7 +177,7 @@ def test_a_clip_that_hung_one_process_is_not_tried_by_another_after_a_restart(ro
     known = {f"val/{victim}": {"reason": f"{victim}: took longer than 120 s", "timeout_seconds": 120.0}}
     (whole.scratch / "quarantine-3.json").write_text(json.dumps(known))
     without = outcome_of(root, root / "without", params=tiny_params(max_views=2))
-    assert without.head["undecodable"] == [f"{victim}: took longer than 120 s"]
+    assert without.result.undecodable == (f"{victim}: took longer than 120 s",)
     assert without.views.video_ids == [name for name in whole.views.video_ids if name != victim]
 
 
@@ -185,25 +188,26 @@ def test_scores_that_are_no_numbers_stop_a_test_and_name_the_clip(root):
 
     model = TinyNetwork(poison)
     usable = [clip for clip in val_clips(root) if clip.is_usable]
-    about = {"checkpoint_md5": "6b"}
+    job = Job.of(tiny_params(max_views=2), ROW, root)
+    subject = Subject(network=model, classes=CLASSES, checkpoint_md5="6b")
     with pytest.raises(UserError, match=f"^{usable[1].video_id}: scores are NaN"):
-        run_test(tiny_params(max_views=2), ROW, model, root, views=root / "v", about=about, classes=CLASSES)
+        measure(job, subject, Request(average_clips="prob", views=root / "v"), World())
 
 
 def test_a_shorter_precision_is_compared_with_fp32_on_the_first_clips(root, capsys):
     outcome = outcome_of(root, root / "views", params=tiny_params(precision="bf16"))
-    beside = outcome.head["beside_fp32"]
-    assert outcome.head["precision"] == outcome.head["metrics"]["precision"] == "bf16"
-    assert beside["clips"] == min(8, len(outcome.views.video_ids))
+    beside = outcome.result.fp32_comparison
+    assert outcome.result.precision == outcome.result.metrics.precision == "bf16"
+    assert beside.clips == min(8, len(outcome.views.video_ids))
     exact = outcome_of(root, root / "exact")
-    first = slice(0, beside["clips"])
+    first = slice(0, beside.clips)
     difference = (outcome.scores[first] - exact.scores[first]).abs().max().item()
-    assert beside["largest_probability_difference"] == pytest.approx(difference, rel=1e-3) and difference > 0
-    assert "bf16 beside fp32" in capsys.readouterr().out and "beside_fp32" not in exact.head
+    assert beside.largest_probability_difference == pytest.approx(difference, rel=1e-3) and difference > 0
+    assert "bf16 beside fp32" in capsys.readouterr().out and exact.result.fp32_comparison is None
 
 
 def test_labels_may_have_other_numbers_in_the_network(root):
-    outcome = outcome_of(root, root / "views", label_places=[3, 2, 1, 0])
+    outcome = outcome_of(root, root / "views", label_mapping=[3, 2, 1, 0])
     usable = [clip for clip in val_clips(root) if clip.is_usable]
     assert outcome.views.labels.tolist() == [3 - clip.label for clip in usable]
 
@@ -213,7 +217,10 @@ def test_a_split_without_labels_has_scores_and_no_accuracies(root):
         return dataclasses.replace(clip, label=-1, class_name="") if clip.split == "val" else clip
 
     outcome = outcome_of(with_manifest(root, forget), root / "views")
-    assert "top1" not in outcome.head["metrics"] and len(outcome.scores) == outcome.head["metrics"]["clips"]
+    assert (
+        "top1" not in outcome.result.metrics.counts()
+        and len(outcome.scores) == outcome.result.metrics.counts()["clips"]
+    )
     assert set(outcome.views.labels.tolist()) == {-1}
 
 
@@ -221,6 +228,7 @@ def test_a_split_without_labels_has_scores_and_no_accuracies(root):
 def trained(root, monkeypatch):
     """A row's finished training, of random weights."""
     shutil.copy(PROJECT / "params.yaml", root)
+    shutil.copy(PROJECT / "published.yaml", root)
     monkeypatch.chdir(root)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     torch.manual_seed(0)
@@ -232,7 +240,7 @@ def trained(root, monkeypatch):
 def test_an_evaluation_is_written_recorded_and_not_done_twice(trained, root):
     from mlflow import MlflowClient
 
-    said = evaluate_row(tiny_params(), ROW, root)
+    said = evaluate(Job.of(tiny_params(), ROW, root))
     metrics = json.loads(trained.metrics().read_text())
     assert metrics["test/top1@2x1"] == metrics["top1"] and metrics["epoch"] == 3
     assert metrics["test/mean_class@2x1"] == metrics["mean_class"] and metrics["test/top5@2x1"] == metrics["top5"] == 1
@@ -241,7 +249,7 @@ def test_an_evaluation_is_written_recorded_and_not_done_twice(trained, root):
     views = read_views(trained.views)
     assert list(made["clips"]) == views.video_ids and made["classes"] == views.classes
     assert made["fingerprint"] == views.about["fingerprint"] and with_protocol(made["metrics"]) == metrics
-    assert measure([trained.views])["metrics"]["top1"] == metrics["top1"]
+    assert measure_again([trained.views])["metrics"]["top1"] == metrics["top1"]
     assert not list((root / ".scratch/evaluate/demo" / ROW).iterdir())
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
@@ -252,9 +260,9 @@ def test_an_evaluation_is_written_recorded_and_not_done_twice(trained, root):
     assert {"result.json", f"{ROW}.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
 
     before = {path: path.read_bytes() for path in (trained.result, trained.views, trained.metrics())}
-    assert "is tested already" in evaluate_row(tiny_params(), ROW, root)
+    assert "is evaluated already" in evaluate(Job.of(tiny_params(), ROW, root))
     trained.views.unlink()
-    assert "is tested already" not in evaluate_row(tiny_params(), ROW, root)
+    assert "is evaluated already" not in evaluate(Job.of(tiny_params(), ROW, root))
     assert {path: path.read_bytes() for path in before} == before
 
 
@@ -276,13 +284,13 @@ def test_two_processes_killed_then_one_give_the_bytes_of_one_undisturbed(root):
     passes = []
     alone = outcome_of(root, root / "alone", on_pass=passes.append, params=tiny_params(max_views=2))
     assert 0 < len(passes) < len(whole.views.video_ids)
-    assert (root / "alone").read_bytes() == (root / "whole").read_bytes() and alone.head == whole.head
+    assert (root / "alone").read_bytes() == (root / "whole").read_bytes() and alone.result == whole.result
 
     shutil.rmtree(whole.scratch)
     two = started(root / "two")
     assert two.returncode == 0, two.stderr[-3000:]
     assert (root / "two").read_bytes() == (root / "whole").read_bytes()
-    assert json.loads((root / "two.json").read_text()) == whole.head
+    assert json.loads((root / "two.json").read_text()) == whole.result.as_json()
 
 
 def test_a_published_list_says_which_clips_a_test_is_of(tiny_project, tmp_path):
@@ -296,8 +304,8 @@ def test_a_published_list_says_which_clips_a_test_is_of(tiny_project, tmp_path):
     outcome = outcome_of(tiny_project, tmp_path / "views.safetensors", params=params)
     assert outcome.views.video_ids == [clip.video_id for clip in kept]
     assert outcome.views.labels.tolist() == [(clip.label + 1) % 4 for clip in kept]
-    metrics = outcome.head["metrics"]
+    metrics = outcome.result.metrics.counts()
     assert (metrics["clips"], metrics["listed"], metrics["missing"]) == (len(kept), len(kept), 0)
-    assert metrics["other_label"] == len(outcome.head["published_list"]["other_label"]) == len(kept)
-    whole = outcome_of(tiny_project, tmp_path / "whole.safetensors").head["metrics"]
+    assert metrics["other_label"] == len(outcome.result.published_list.other_label) == len(kept)
+    whole = outcome_of(tiny_project, tmp_path / "whole.safetensors").result.metrics.counts()
     assert whole["list_sha256"] != metrics["list_sha256"] and "published_list_sha256" not in whole

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,14 @@ import yaml
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
-from actionzoo.job import RunFiles
-from actionzoo.jobs.evaluate import evaluate_row
-from actionzoo.jobs.evaluate_checkpoint import evaluate_checkpoint
-from actionzoo.jobs.train import train_row
+from actionzoo.job import Job
+from actionzoo.jobs.evaluate import evaluate
+from actionzoo.jobs.evaluate_checkpoint import Wanted, evaluate_checkpoint
+from actionzoo.jobs.train import train
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import label_map, read_manifest
-from actionzoo.params import as_dict
+from actionzoo.recipe import as_dict
+from actionzoo.records import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.publish import publish_run
@@ -33,6 +35,10 @@ ROW_256 = "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb"
 @pytest.fixture
 def root(tiny_project):
     return tiny_project
+
+
+def evaluated(params, model: str, source: str, root: Path, **wanted) -> str:
+    return evaluate_checkpoint(params, model, source, Wanted(**wanted), root)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +55,7 @@ def test_a_checkpoint_is_tested_as_mmaction2s_users_know_it(root, best):
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
     params["runtime"] |= {"device": "cpu", "workers": 1}
     (root / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", root)
     command = f"test {ROW} {best} --eval top_k_accuracy mean_class_accuracy --out result.json --average-clips prob"
     done = subprocess.run(
         [sys.executable, "-m", "actionzoo.cli", *command.split()], cwd=root, text=True, capture_output=True, check=False
@@ -70,8 +77,8 @@ def test_a_checkpoint_is_tested_as_mmaction2s_users_know_it(root, best):
 
 
 def test_the_plain_list_is_in_the_order_of_a_list_of_clips_and_says_what_it_lacks(root, best):
-    said = evaluate_checkpoint(tiny_params(), ROW, str(best), root, out=root / "plain.json", is_plain=True)
-    evaluate_checkpoint(tiny_params(), ROW, str(best), root, out=root / "result.json")
+    said = evaluated(tiny_params(), ROW, str(best), root, out=root / "plain.json", is_plain=True)
+    evaluated(tiny_params(), ROW, str(best), root, out=root / "result.json")
     clips = json.loads((root / "result.json").read_text())["clips"]
     plain = json.loads((root / "plain.json").read_text())
     assert plain == [clip["scores"] for clip in clips.values()]
@@ -84,18 +91,18 @@ def test_the_plain_list_is_in_the_order_of_a_list_of_clips_and_says_what_it_lack
 
 
 def test_other_k_are_measured_where_they_are_asked_for(root, best):
-    said = evaluate_checkpoint(tiny_params(), ROW, str(best), root, measures=["top_k_accuracy"], topk=[2, 4])
+    said = evaluated(tiny_params(), ROW, str(best), root, measures=["top_k_accuracy"], topk=[2, 4])
     first, second, third = said.splitlines()
-    assert first.startswith("top2_acc: 0.") and second == "top4_acc: 1.0000" and third.startswith("test: ")
+    assert first.startswith("top2_acc: 0.") and second == "top4_acc: 1.0000" and third.startswith("evaluate: ")
     assert "mean_class_accuracy" not in said
 
 
 def test_no_average_writes_every_view_and_measures_nothing(root, best):
     with pytest.raises(UserError, match=r"--eval needs one score .* prob or score"):
-        evaluate_checkpoint(tiny_params(), ROW, str(best), root, average_clips="none", measures=["top_k_accuracy"])
+        evaluated(tiny_params(), ROW, str(best), root, average_clips="none", measures=["top_k_accuracy"])
     with pytest.raises(UserError, match="name a file for the scores"):
-        evaluate_checkpoint(tiny_params(), ROW, str(best), root, average_clips="none")
-    said = evaluate_checkpoint(
+        evaluated(tiny_params(), ROW, str(best), root, average_clips="none")
+    said = evaluated(
         tiny_params(), ROW, str(best), root, average_clips="none", out=root / "p.json", is_plain=True, views=root / "v"
     )
     assert "_acc" not in said
@@ -104,16 +111,16 @@ def test_no_average_writes_every_view_and_measures_nothing(root, best):
 
 
 def test_results_in_another_format_are_refused_before_hours_go_by(root, best):
-    with pytest.raises(UserError, match=r"result.pkl is no \.json"):
-        evaluate_checkpoint(tiny_params(), ROW, str(best), root, out=root / "result.pkl")
+    with pytest.raises(UserError, match=r"result.pkl does not end in \.json"):
+        evaluated(tiny_params(), ROW, str(best), root, out=root / "result.pkl")
 
 
 def test_a_run_of_other_classes_is_refused(root, best, tmp_path):
     other = tmp_path / "best.pth"
     other.symlink_to(best)
     (tmp_path / "recipe.json").write_text(json.dumps({"classes": ["yoga", "zumba", "welding", "waxing legs"]}))
-    with pytest.raises(UserError, match=r"best.pth cannot be tested on this data set: 4 of 4 classes"):
-        evaluate_checkpoint(tiny_params(), ROW, str(other), root)
+    with pytest.raises(UserError, match=r"best.pth cannot be evaluated on this data set: 4 of 4 classes"):
+        evaluated(tiny_params(), ROW, str(other), root)
 
 
 def test_a_published_checkpoint_is_tested_as_the_network_it_was_trained_as_on_its_classes(root, tmp_path):
@@ -129,12 +136,13 @@ def test_a_published_checkpoint_is_tested_as_the_network_it_was_trained_as_on_it
     # the clips at hand are videos
     recipe = dataclasses.replace(recipe, clips=dataclasses.replace(recipe.clips, form="videos"))
     params.recipes[ROW_256] = recipe
+    published = params.published[ROW_256]
     with pytest.raises(UserError, match="fusion_kernel to 5"):
-        evaluate_checkpoint(params, ROW_256, str(path), root)
+        evaluated(params, ROW_256, str(path), root)
 
-    published = dataclasses.replace(recipe.published, ckpt=f"https://example.org/{path.name}")
-    params.recipes[ROW_256] = dataclasses.replace(recipe, published=published)
-    said = evaluate_checkpoint(params, ROW_256, str(path), root, out=root / "result.json")
+    published = dataclasses.replace(published, ckpt=f"https://example.org/{path.name}")
+    params = dataclasses.replace(params, published={**params.published, ROW_256: published})
+    said = evaluated(params, ROW_256, str(path), root, out=root / "result.json")
     made = json.loads((root / "result.json").read_text())
     classes = label_map(read_manifest(root / "data/demo/videos_256/manifest.csv"))
     ropes = sum(clip.class_name == "climbing a rope" for clip in val_clips(root) if clip.is_usable)
@@ -162,13 +170,13 @@ def written(path: Path, meta: dict, *, num_classes: int = 4, change=lambda state
 
 def own_recipe(row: str = ROW, **clips) -> dict:
     """The demo's recipe of a row with other clips, as a checkpoint carries it."""
-    recipe = {key: value for key, value in as_dict(tiny_params().recipe(row)).items() if key != "published"}
+    recipe = as_dict(tiny_params().recipe(row))
     return recipe | {"clips": recipe["clips"] | clips}
 
 
 def refusal(root: Path, source: str | Path, row: str = ROW) -> str:
     with pytest.raises(UserError) as error:
-        evaluate_checkpoint(tiny_params(), row, str(source), root)
+        evaluated(tiny_params(), row, str(source), root)
     return str(error.value)
 
 
@@ -187,7 +195,7 @@ def test_a_file_of_another_model_is_not_tested_under_this_ones_name(root, tmp_pa
     elif how == "meta":
         meta = {"row": OTHER}
     elif how == "published name":
-        name = tiny_params().recipes[OTHER].published.ckpt.rsplit("/", 1)[-1].rpartition("-")[0] + ".pth"
+        name = tiny_params().published[OTHER].ckpt.rsplit("/", 1)[-1].rpartition("-")[0] + ".pth"
     elif how == "name":
         name = f"{OTHER}_20250101.pth"
     else:
@@ -195,7 +203,7 @@ def test_a_file_of_another_model_is_not_tested_under_this_ones_name(root, tmp_pa
     path = written(tmp_path / "other" / name, meta)
     assert f"is of {OTHER}, not of {ROW}" in refusal(root, path)
     with pytest.raises(UserError, match=f"is of {OTHER}, not of {ROW}"):
-        open_trained(path, params=tiny_params(), row=ROW)
+        open_trained(path, params=tiny_params(), model=ROW)
 
 
 def test_a_file_with_a_recipe_of_its_own_is_tested_with_its_settings_and_says_so(root, tmp_path, capsys):
@@ -203,7 +211,7 @@ def test_a_file_with_a_recipe_of_its_own_is_tested_with_its_settings_and_says_so
     recipe["augment"] |= {"mean": [0.0, 0.0, 0.0], "std": [255.0, 255.0, 255.0]}
     recipe["test"] |= {"num_clips": 1, "crop_size": 36}
     path = written(tmp_path / "own" / "own.pth", {"row": ROW, "recipe": recipe})
-    evaluate_checkpoint(tiny_params(), ROW, str(path), root, out=root / "result.json", views=root / "v.safetensors")
+    evaluated(tiny_params(), ROW, str(path), root, out=root / "result.json", views=root / "v.safetensors")
     made = json.loads((root / "result.json").read_text())
     assert made["settings"] == [
         "clips.clip_len: 32 -> 8",
@@ -227,7 +235,7 @@ def test_weights_that_are_no_numbers_are_not_tested(root, tmp_path, value):
 
 def test_another_number_of_classes_or_none_is_refused(root, tmp_path):
     path = written(tmp_path / "five" / "any.pth", {}, num_classes=5)
-    assert "knows 5 classes without naming them, and the data set has 4" in refusal(root, path)
+    assert "has 5 classes and does not name them, and the data set has 4" in refusal(root, path)
     path = written(tmp_path / "five" / "named.pth", {"classes": ["a", "b", "c"]}, num_classes=5)
     assert "names 3 classes, the network has 5" in refusal(root, path)
     path = written(tmp_path / "none" / "any.pth", {}, change=lambda state: state.pop("cls_head.fc_cls.weight"))
@@ -240,7 +248,7 @@ def test_whatever_predict_knows_by_a_name_is_tested(root, tmp_path):
     files = RunFiles(root, params.name, ROW)
     classes = label_map(read_manifest(root / "data/demo/videos_256/manifest.csv"))
     write_run(params, files, build_model(params.recipe(ROW).model, len(classes)), classes)
-    said = {evaluate_checkpoint(params, ROW, str(name), root) for name in (ROW, files.run, files.best)}
+    said = {evaluated(params, ROW, str(name), root) for name in (ROW, files.run, files.best)}
     assert len(said) == 1 and "top1_acc: " in said.pop()
 
 
@@ -251,16 +259,16 @@ def test_a_rotten_checkpoint_is_refused_by_every_door(root):
     data[len(data) // 2] ^= 16
     files.best.write_bytes(data)
     for door in (
-        lambda: evaluate_checkpoint(params, ROW, str(files.best), root),
+        lambda: evaluated(params, ROW, str(files.best), root),
         lambda: open_trained(files.run, params=params),
         lambda: publish_run(files.run),
-        lambda: evaluate_row(params, ROW, root),
+        lambda: evaluate(Job.of(params, ROW, root)),
     ):
-        with pytest.raises(UserError, match=r"best\.pth is not the file that .*recipe\.json is of: it was damaged"):
+        with pytest.raises(UserError, match=r"best\.pth is not the file that .*recipe\.json vouches for"):
             door()
     files.recipe.write_text("{")
     with pytest.raises(UserError, match=r"recipe\.json is damaged, it is no JSON"):
-        evaluate_checkpoint(params, ROW, str(files.best), root)
+        evaluated(params, ROW, str(files.best), root)
 
 
 def saved_state(path: Path, row: str = ROW) -> Path:
@@ -272,7 +280,7 @@ def saved_state(path: Path, row: str = ROW) -> Path:
 
 
 def test_a_saved_state_says_of_which_model_it_is(root, tmp_path):
-    said = evaluate_checkpoint(tiny_params(), ROW, str(saved_state(tmp_path / "state-00001-0000010.pth")), root)
+    said = evaluated(tiny_params(), ROW, str(saved_state(tmp_path / "state-00001-0000010.pth")), root)
     assert "top1_acc: " in said
     assert f"is of {OTHER}, not of {ROW}" in refusal(root, saved_state(tmp_path / "state-2.pth", OTHER))
 
@@ -286,7 +294,7 @@ def test_a_damaged_state_is_not_resumed(root, tmp_path, name):
         path.write_bytes(content)
         params = tiny_params().changed(ROW, optim={"videos_per_gpu": 2})
         with pytest.raises(UserError, match=said):
-            train_row(params, ROW, with_training_clips(root), work_dir=tmp_path / "work", resume=path)
+            train(Job.of(params, ROW, with_training_clips(root), tmp_path / "work"), resume=path)
 
 
 def with_training_clips(root: Path) -> Path:

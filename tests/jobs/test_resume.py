@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from actionzoo.jobs.resume import batch_and_lr, training_fingerprint
+from actionzoo.job import Job
+from actionzoo.kinetics.manifest import Manifest
 from actionzoo.params import load_params
 from actionzoo.zoo import build_model, freeze
 
@@ -27,6 +28,13 @@ def changed(params, section: str, **values):
     return dataclasses.replace(params, recipes={**params.recipes, CSN: recipe})
 
 
+def job(params, manifest_sha256: str = "m") -> Job:
+    """Of a data set that is not prepared, but for the hash of its manifest."""
+    made = Job.of(params, CSN)
+    vars(made)["manifest"] = Manifest((), Path("manifest.csv"), manifest_sha256, None)
+    return made
+
+
 @pytest.mark.parametrize(
     ("section", "values"),
     [
@@ -39,13 +47,15 @@ def changed(params, section: str, **values):
     ],
 )
 def test_whatever_changes_a_training_changes_its_fingerprint(params, section, values):
-    assert training_fingerprint(changed(params, section, **values), CSN, "m") != training_fingerprint(params, CSN, "m")
+    assert (
+        job(changed(params, section, **values), "m").training_fingerprint() != job(params, "m").training_fingerprint()
+    )
 
 
 def test_other_clips_change_it_and_how_a_model_is_tested_does_not(params):
-    known = training_fingerprint(params, CSN, "m")
-    assert training_fingerprint(params, CSN, "other clips") != known
-    assert training_fingerprint(changed(params, "test", average_clips="score"), CSN, "m") == known
+    known = job(params, "m").training_fingerprint()
+    assert job(params, "other clips").training_fingerprint() != known
+    assert job(changed(params, "test", average_clips="score"), "m").training_fingerprint() == known
 
 
 @pytest.mark.parametrize("row", [CSN, "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"])
@@ -67,10 +77,10 @@ def test_frozen_stages_are_the_first_of_the_backbone_in_both_pathways(params, ro
 
 
 def test_a_training_of_many_processes_is_another_one(params):
-    alone = training_fingerprint(params, CSN, "ab")
-    assert training_fingerprint(params, CSN, "ab", 2) != alone
-    assert batch_and_lr(params, CSN, 4)[0] == 4 * batch_and_lr(params, CSN)[0]
+    alone = job(params, "ab").training_fingerprint()
+    assert job(params, "ab").training_fingerprint(2) != alone
+    assert Job.of(params, CSN).batch(4).size == 4 * Job.of(params, CSN).batch().size
     ghost = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, batch_norm="ghost"))
-    assert training_fingerprint(ghost, CSN, "ab") != alone
+    assert job(ghost, "ab").training_fingerprint() != alone
     faster = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision="bf16", workers=3))
-    assert training_fingerprint(faster, CSN, "ab") == alone
+    assert job(faster, "ab").training_fingerprint() == alone

@@ -4,9 +4,10 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.files.locks import locked
-from actionzoo.job import RunFiles
-from actionzoo.jobs.benchmark import benchmark_row
-from actionzoo.jobs.train import train_row
+from actionzoo.job import Job
+from actionzoo.jobs.benchmark import benchmark
+from actionzoo.jobs.train import train
+from actionzoo.records import RunFiles
 from tests.tiny_network import ROW, tiny_params
 
 
@@ -14,9 +15,9 @@ def test_a_row_that_is_being_trained_is_not_trained_twice(tiny_project):
     unfinished = RunFiles(tiny_project, "demo", ROW).unfinished
     with (
         locked(unfinished / ".lock"),
-        pytest.raises(UserError, match=f"{ROW} is being trained by another process, in .*; wait for it, or end it"),
+        pytest.raises(UserError, match=f"{ROW} is being trained by another process, in .*; wait for it, or stop it"),
     ):
-        train_row(tiny_params(), ROW, tiny_project)
+        train(Job.of(tiny_params(), ROW, tiny_project))
     assert [path.name for path in unfinished.iterdir()] == [".lock"]
 
 
@@ -25,4 +26,4 @@ def test_a_row_that_is_being_measured_is_not_measured_twice(tiny_project):
         locked(tiny_project / ".scratch/benchmark/demo" / f"{ROW}.lock"),
         pytest.raises(UserError, match=f"{ROW} is being measured by another process"),
     ):
-        benchmark_row(tiny_params(), ROW, tiny_project)
+        benchmark(Job.of(tiny_params(), ROW, tiny_project))

@@ -80,7 +80,7 @@ def test_a_missing_shard_is_damage(data):
     frames = shard_of(data, "frames_256")
     frames.unlink()
     (damage,) = check_data(data).damages
-    assert (damage.path, damage.fault) == (frames, "it is not there")
+    assert (damage.path, damage.error) == (frames, "it is not there")
 
 
 def test_frames_of_a_damaged_video_shard_are_made_again_too(data):
@@ -130,7 +130,7 @@ def test_a_damaged_record_is_damage(data, text):
     shard = shard_of(data, "frames_256")
     shard.with_suffix(".json").write_text(text)
     (damage,) = check_data(data).damages
-    assert damage.path == shard and damage.fault == "its record cannot be read"
+    assert damage.path == shard and damage.error == "its record cannot be read"
 
 
 def test_without_data_it_says_what_makes_them(tmp_path):

@@ -23,7 +23,8 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics import cluster
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.parts import publish, read_record, write_record
+from actionzoo.kinetics.part_records import PartClip, read_record, write_record
+from actionzoo.kinetics.parts import publish
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter
 from actionzoo.kinetics.synthetic import write_archive
@@ -160,9 +161,9 @@ def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, 
     def tell(*state) -> None:
         told.append(state)
 
-    said = resized(archive, tmp_path / "videos", scheduler=two_workers.address, progress=tell)
+    said = resized(archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
     assert said.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
-    framed(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, progress=tell)
+    framed(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=tell)
     assert files(tmp_path / "videos") == files(here / "videos")
     assert files(tmp_path / "frames") == files(here / "frames")
     assert [state for state in told if state[1] == state[2]] == [
@@ -175,6 +176,7 @@ def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, 
 def test_a_stage_takes_the_address_as_an_option_or_from_the_environment(two_workers, tmp_path):
     """With relative paths, as they stand in a project."""
     shutil.copy(PROJECT / "params.yaml", tmp_path)
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     own_archive(tmp_path / "data/demo", {"a": film(8)}, {"b": film(8)})
     for name, options, variables in (
         ("resize", ["--scheduler", two_workers.address], {}),
@@ -194,6 +196,7 @@ def test_the_environment_wins_over_params_also_if_it_says_none(tmp_path, monkeyp
     text = (PROJECT / "params.yaml").read_text()
     assert "\n  scheduler: null " in text
     (tmp_path / "params.yaml").write_text(text.replace("\n  scheduler: null ", "\n  scheduler: tcp://written:1 "))
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     runtime = load_params(tmp_path / "params.yaml").runtime
     monkeypatch.delenv("DASK_SCHEDULER_ADDRESS", raising=False)
     assert runtime.scheduler_address == "tcp://written:1"
@@ -209,7 +212,7 @@ def test_what_a_lost_worker_has_finished_is_not_made_again(archive, here, two_wo
     (tmp_path / "videos/val/part_001.json").unlink()
     before = inodes(tmp_path / "videos")
     # in this process alone: the workers look for themselves
-    monkeypatch.setattr("actionzoo.kinetics.resize._Workshop._finished", lambda *_: None)
+    monkeypatch.setattr("actionzoo.kinetics.resize._ShardBuilder._finished", lambda *_: None)
     resized(archive, tmp_path / "videos", scheduler=two_workers.address)
     after = inodes(tmp_path / "videos")
     assert {name for name in after if before.get(name) != after[name]} == {
@@ -370,7 +373,7 @@ def made_shard(folder: Path, data: bytes, key: str = "key") -> Path:
     path = folder / "part_000.tar"
     with ShardWriter(path) as shard:
         offset, size = shard.add("a.mp4", data)
-    write_record(path, key, 60, [{"video_id": "a", "offset": offset, "size": size}])
+    write_record(path, key, 60, [PartClip(video_id="a", offset=offset, size=size)])
     return path
 
 
@@ -387,7 +390,7 @@ def test_a_shard_of_another_making_is_replaced_whole(tmp_path):
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     publish(made_shard(tmp_path / "two", b"other", key="other"), shard)
     assert read_record(shard, "key", 60) is None
-    assert read_record(shard, "other", 60)["clips"][0]["size"] == 5
+    assert read_record(shard, "other", 60).clips[0].size == 5
     assert not list((tmp_path / "two").iterdir())
 
 

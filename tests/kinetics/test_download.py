@@ -15,7 +15,8 @@ import httpx
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.download import TERMS, download, parse_parts, read_inventory
+from actionzoo.kinetics.download import TERMS, download, parse_parts
+from actionzoo.kinetics.inventory import ArchivedFile, FetchedSplit, read_inventory
 from actionzoo.kinetics.serve import FolderHandler, serve
 from actionzoo.kinetics.synthetic import write_archive
 
@@ -113,13 +114,13 @@ def test_the_inventory_says_what_is_there(mirror, fetch, tmp_path):
     inventory = read_inventory(tmp_path / "archive")
     part = (mirror / "400/val/part_1.tar.gz").read_bytes()
     assert inventory.part("val", 1) == "val/part_1.tar.gz"
-    assert inventory.files["val/part_1.tar.gz"] == {
-        "etag": f'"{hashlib.sha256(part).hexdigest()[:32]}"',
-        "sha256": hashlib.sha256(part).hexdigest(),
-        "size": len(part),
-        "members": 1,
-    }
-    assert inventory.splits == {"train": {"parts": [0], "listed": 1}, "val": {"parts": [0, 1, 2], "listed": 3}}
+    assert inventory.files["val/part_1.tar.gz"] == ArchivedFile(
+        etag=f'"{hashlib.sha256(part).hexdigest()[:32]}"',
+        sha256=hashlib.sha256(part).hexdigest(),
+        size=len(part),
+        members=1,
+    )
+    assert inventory.splits == {"train": FetchedSplit((0,), 1), "val": FetchedSplit((0, 1, 2), 3)}
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_a_file_that_went_lost_is_fetched_again(mirror, fetch, tmp_path):
 def test_only_the_parts_asked_for_are_fetched(mirror, fetch, tmp_path):
     with serve(mirror) as url:
         fetch(url, splits=["val"], parts="0,2")
-    assert read_inventory(tmp_path / "archive").splits == {"val": {"parts": [0, 2], "listed": 3}}
+    assert read_inventory(tmp_path / "archive").splits == {"val": FetchedSplit((0, 2), 3)}
     assert not (tmp_path / "archive/val/part_1.tar.gz").exists()
 
 
@@ -337,7 +338,7 @@ def test_a_folder_of_the_same_disk_is_linked_not_copied(mirror, fetch, tmp_path)
 def test_progress_ends_at_its_total(mirror, fetch):
     told = []
     with serve(mirror) as url:
-        fetch(url, progress=lambda *state: told.append(state))
+        fetch(url, on_progress=lambda *state: told.append(state))
     assert (
         told[-1][1]
         == told[-1][2]

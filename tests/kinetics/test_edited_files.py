@@ -8,9 +8,10 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.annotations import read_annotations
 from actionzoo.kinetics.archives import read_archive
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import download, parse_parts, read_inventory
+from actionzoo.kinetics.download import download, parse_parts
+from actionzoo.kinetics.inventory import read_inventory
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
-from actionzoo.kinetics.parts import key_of, make_key, read_record, write_record
+from actionzoo.kinetics.part_records import key_of, make_key, read_record, write_record
 from actionzoo.kinetics.shards import ShardWriter
 
 DIGITS = "9" * 5000

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import yaml
 from actionzoo.errors import UserError
 from actionzoo.kinetics.annotations import class_key
 from actionzoo.kinetics.archives import read_archive
-from actionzoo.kinetics.download import TERMS, download, read_inventory
+from actionzoo.kinetics.download import TERMS, download
 from actionzoo.kinetics.folder import list_folder
+from actionzoo.kinetics.inventory import FetchedSplit, read_inventory
 from actionzoo.kinetics.manifest import Clip, count_states, export_lists, label_map, read_manifest
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
@@ -378,7 +380,7 @@ def test_listed_and_not_there_is_missing_there_and_not_listed_is_unlisted(fill, 
         "val 9": "unlisted",
         "val abcdefghijk_000001_000011": "ok",
     }
-    assert read_inventory(tmp_path / "archive").splits["train"] == {"parts": [0, 1], "listed": 2}
+    assert read_inventory(tmp_path / "archive").splits["train"] == FetchedSplit((0, 1), 2)
 
 
 def test_of_a_clip_that_is_there_twice_the_one_that_decodes_is_taken(fill, prepared, video):
@@ -505,7 +507,7 @@ def test_a_video_more_changes_its_own_part_and_at_most_another(fill, listed, tmp
         changed = [name for name in after if name.startswith("train/") and after[name] != before.get(name)]
         assert len(changed) == 1 or (len(after) > len(before) and len(changed) <= 3)  # the new one, and whom it robbed
     inventory = read_inventory(tmp_path / "archive")
-    assert inventory.splits["train"] == {"parts": [0, 1, 2, 3, 4], "listed": 5}
+    assert inventory.splits["train"] == FetchedSplit((0, 1, 2, 3, 4), 5)
     names = [name for number in range(5) for name, _ in read_archive(tmp_path / f"archive/train/part_{number}.csv")]
     assert sorted(names, key=int) == [str(number) for number in range(20)]
 
@@ -580,8 +582,8 @@ def test_only_the_parts_asked_for_are_listed(fill, listed, tmp_path, small_parts
     fill(many(range(20)))
     listed(parts="0,3")
     assert read_inventory(tmp_path / "archive").splits == {
-        "train": {"parts": [0, 3], "listed": 5},
-        "val": {"parts": [0], "listed": 1},
+        "train": FetchedSplit((0, 3), 5),
+        "val": FetchedSplit((0,), 1),
     }
     assert {path.name for path in (tmp_path / "archive/train").iterdir()} == {"part_0.csv", "part_3.csv"}
     with pytest.raises(UserError, match="parts is '7', and train has 5 of them, from 0 on"):
@@ -591,7 +593,7 @@ def test_only_the_parts_asked_for_are_listed(fill, listed, tmp_path, small_parts
 def test_progress_ends_at_its_total(fill, listed, small_parts):
     told = []
     fill(many(range(20)))
-    listed(progress=lambda *state: told.append(state))
+    listed(on_progress=lambda *state: told.append(state))
     assert told[-1] == ("read, bytes", 21_000, 21_000)
 
 
@@ -601,11 +603,11 @@ from pathlib import Path
 from actionzoo.kinetics import folder
 folder.VIDEOS_PER_PART = 4
 limit = float(sys.argv[2])
-def progress(what, done, total):
+def on_progress(what, done, total):
     if done > limit * total:
         os.kill(os.getpid(), signal.SIGKILL)
 print(folder.list_folder(f"folder:{sys.argv[1]}", Path("archive"), splits=["train", "val"], parts="all", jobs=1,
-                         scratch=Path("scratch"), progress=progress))
+                         scratch=Path("scratch"), on_progress=on_progress))
 """
 
 
@@ -641,17 +643,19 @@ def test_the_stage_takes_a_folder_from_here_and_speaks_of_no_terms(fill, root, t
     raw["data"]["name"] = "mine"
     raw["datasets"]["mine"] = {"source": "/no/such/mirror" if by_environment else "folder:videos"}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     monkeypatch.setenv("ACTIONZOO_SOURCE", f"folder://{root}" if by_environment else "")
     command = [sys.executable, PROJECT / "stages/download.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "download: 2 videos in 2 lists" in done.stdout and TERMS[:20] not in done.stdout
-    assert read_inventory(tmp_path / "data/mine/archive").splits["train"] == {"parts": [0], "listed": 1}
+    assert read_inventory(tmp_path / "data/mine/archive").splits["train"] == FetchedSplit((0,), 1)
 
 
 @pytest.mark.parametrize("source", ["folder:", "folder://videos", "folders:///videos", "Folder:videos"])
 def test_a_source_spelt_otherwise_is_refused(tmp_path, monkeypatch, source):
     raw = yaml.safe_load((PROJECT / "params.yaml").read_text())
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     monkeypatch.setenv("ACTIONZOO_SOURCE", source)
     with pytest.raises(UserError, match=r"ACTIONZOO_SOURCE is .*; write folder:///path/to/videos, or folder:videos"):
         load_params(tmp_path / "params.yaml")

@@ -167,8 +167,10 @@ def form(tmp_path):
         with ShardWriter(videos / "val/part_000.tar") as shard:
             for video_id, (data, num_frames) in clips.items():
                 offset, size = shard.add(f"{video_id}.mp4", data)
-                place = {"shard": "val/part_000.tar", "offset": offset, "size": size, "num_frames": num_frames}
-                lines.append(Clip(video_id=video_id, split="val", label=0, class_name="zumba", state="ok", **place))
+                place = {"shard": "val/part_000.tar", "offset": offset, "size": size}
+                shape = {"num_frames": num_frames, "width": 64, "height": 64}
+                known = {"split": "val", "label": 0, "class_name": "zumba", "state": "ok"}
+                lines.append(Clip(video_id=video_id, **known, **place, **shape))
         (videos / "val/part_000.json").write_text(json.dumps({"key": "any"}))
         write_manifest(videos / "manifest.csv", lines)
         return videos
@@ -211,5 +213,5 @@ def test_videos_without_a_manifest_are_refused(tmp_path):
 def test_progress_counts_clips(form):
     told = []
     videos = form({"a": (film(num_frames=5), 5), "b": (film(num_frames=5), 5)})
-    extracted(videos, progress=lambda *state: told.append(state))
+    extracted(videos, on_progress=lambda *state: told.append(state))
     assert told == [("extract frames, clips", 1, 2), ("extract frames, clips", 2, 2)]

@@ -14,18 +14,18 @@ import torch
 import yaml
 
 from actionzoo.clips.inputs import to_input
+from actionzoo.clips.inspect import inspect_clips
 from actionzoo.clips.loader import Loading, view_loader
-from actionzoo.clips.looking import contents_of
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import MachineFault, UserError
-from actionzoo.kinetics.import_mmaction import adopt
+from actionzoo.kinetics.import_mmaction import import_mmaction
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest, write_manifest
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.recipe import TestSpec
 from tests.clips.counted_films import film, number_of
 
-look = partial(contents_of, workers=1, timeout_seconds=60)
+look = partial(inspect_clips, workers=1, timeout_seconds=60)
 H264 = ("-c:v", "libx264", "-pix_fmt", "yuv420p")
 SPEC = TestSpec(
     form="videos", short_side=256, clip_len=4, frame_interval=2, resize=64, mean=(0, 0, 0), std=(255, 255, 255),
@@ -59,8 +59,10 @@ def folder(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("kind", ["videos", "frames"])
 def test_clips_of_a_list_are_found_counted_and_loaded(folder, tmp_path, kind):
     form = tmp_path / f"{kind}_64"
-    line = adopt(form, "val", folder / f"{kind}.txt", folder / kind, look=look, classes=folder / "classes.txt")
-    assert line == f"adopt: 3 clips of val ({form / 'manifest.csv'})"
+    line = import_mmaction(
+        form, "val", folder / f"{kind}.txt", folder / kind, inspect=look, classes=folder / "classes.txt"
+    )
+    assert line == f"import-mmaction: 3 clips of val ({form / 'manifest.csv'})"
     clips = read_manifest(form / "manifest.csv")
     assert {clip.video_id: (clip.num_frames, clip.class_name) for clip in clips} == {
         path.removesuffix(".mp4"): (num_frames, path.partition("/")[0]) for path, num_frames in VIDEOS.items()
@@ -83,7 +85,7 @@ def test_clips_of_a_list_are_found_counted_and_loaded(folder, tmp_path, kind):
 def test_splits_are_adopted_one_by_one(folder, tmp_path):
     form = tmp_path / "videos_64"
     for split in ("train", "val", "val"):
-        adopt(form, split, folder / "videos.txt", folder / "videos", look=look)
+        import_mmaction(form, split, folder / "videos.txt", folder / "videos", inspect=look)
     clips = read_manifest(form / "manifest.csv")
     assert [clip.split for clip in clips] == ["train"] * 3 + ["val"] * 3
     assert {clip.class_name for clip in clips} == {"0", "1"}
@@ -93,11 +95,11 @@ def test_splits_are_adopted_one_by_one(folder, tmp_path):
 
 def test_what_the_pipeline_made_is_not_written_over(folder, tmp_path):
     form = tmp_path / "videos_64"
-    adopt(form, "train", folder / "videos.txt", folder / "videos", look=look)
+    import_mmaction(form, "train", folder / "videos.txt", folder / "videos", inspect=look)
     clips = read_manifest(form / "manifest.csv")
     write_manifest(form / "manifest.csv", [dataclasses.replace(clip, shard="train/part_0.tar") for clip in clips])
     with pytest.raises(UserError, match="shards that `dvc repro` made; give the folder's data set an entry of its own"):
-        adopt(form, "val", folder / "videos.txt", folder / "videos", look=look)
+        import_mmaction(form, "val", folder / "videos.txt", folder / "videos", inspect=look)
 
 
 def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path, capfd):
@@ -105,8 +107,8 @@ def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path
     lines = [*(folder / "videos.txt").read_text().splitlines(), "broken.mp4 0", "nowhere.mp4 1"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     form = tmp_path / "videos_64"
-    line = adopt(form, "val", tmp_path / "list.txt", folder / "videos", look=look, max_bad_share=0.4)
-    assert line.startswith("adopt: 3 clips of val, 2 that cannot be used")
+    line = import_mmaction(form, "val", tmp_path / "list.txt", folder / "videos", inspect=look, max_bad_share=0.4)
+    assert line.startswith("import-mmaction: 3 clips of val, 2 that cannot be used")
     assert capfd.readouterr().err == ""
     states = {clip.video_id: (clip.state, clip.reason) for clip in read_manifest(form / "manifest.csv")}
     assert states["broken"][0] == "corrupt" and states["broken"][1]
@@ -114,9 +116,9 @@ def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path
     with pytest.raises(
         UserError, match=r"2 of the 5 clips of .*list\.txt cannot be used, .* 30\.0%; the first ones: bro"
     ):
-        adopt(form, "val", tmp_path / "list.txt", folder / "videos", look=look, max_bad_share=0.3)
+        import_mmaction(form, "val", tmp_path / "list.txt", folder / "videos", inspect=look, max_bad_share=0.3)
     with pytest.raises(UserError, match="none of the 5 clips"):
-        adopt(form, "val", tmp_path / "list.txt", tmp_path, look=look)
+        import_mmaction(form, "val", tmp_path / "list.txt", tmp_path, inspect=look)
 
 
 @pytest.mark.parametrize(
@@ -131,17 +133,19 @@ def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path
 def test_lists_that_are_none_are_refused_with_their_line(folder, tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        adopt(tmp_path / "videos_64", "val", tmp_path / "list.txt", folder, look=look, classes=folder / "classes.txt")
+        import_mmaction(
+            tmp_path / "videos_64", "val", tmp_path / "list.txt", folder, inspect=look, classes=folder / "classes.txt"
+        )
 
 
 def test_lists_of_frames_have_their_number(folder, tmp_path):
     with pytest.raises(UserError, match=r"line 1: 'arm wrestling/a b\.mp4 0' is not `path, number of frames, label`"):
-        adopt(tmp_path / "frames_64", "val", folder / "videos.txt", folder / "videos", look=look)
+        import_mmaction(tmp_path / "frames_64", "val", folder / "videos.txt", folder / "videos", inspect=look)
 
 
 def test_the_forms_name_says_what_it_holds(folder, tmp_path):
-    with pytest.raises(UserError, match="to be called videos_<short side> or frames_<short side>"):
-        adopt(tmp_path / "clips", "val", folder / "videos.txt", folder / "videos", look=look)
+    with pytest.raises(UserError, match="must be called videos_<short side> or frames_<short side>"):
+        import_mmaction(tmp_path / "clips", "val", folder / "videos.txt", folder / "videos", inspect=look)
 
 
 ENCODINGS = {
@@ -161,7 +165,9 @@ def test_lists_and_class_lists_are_read_as_editors_save_them(folder, tmp_path, k
     made = []
     for source in (folder, tmp_path):
         form = tmp_path / source.name / f"{kind}_64"
-        adopt(form, "val", source / f"{kind}.txt", folder / kind, look=look, classes=source / "classes.txt")
+        import_mmaction(
+            form, "val", source / f"{kind}.txt", folder / kind, inspect=look, classes=source / "classes.txt"
+        )
         made.append((form / "manifest.csv").read_bytes())
     assert made[0] == made[1]
 
@@ -177,35 +183,39 @@ def test_a_list_of_some_classes_keeps_the_labels_of_all(folder, tmp_path, kind):
     form, names = tmp_path / f"{kind}_64", [f"class {number}" for number in range(400)]
     (tmp_path / "map.txt").write_text("\n".join(names))
     listed = write_list(tmp_path / "list.txt", kind, [3, 7, 399])
-    adopt(form, "val", listed, folder / kind, look=look, classes=tmp_path / "map.txt")
+    import_mmaction(form, "val", listed, folder / kind, inspect=look, classes=tmp_path / "map.txt")
     clips = read_manifest(form / "manifest.csv")
     assert label_map(clips) == names and [clip.class_name for clip in clips] == ["class 3", "class 7", "class 399"]
     files = {path.name: path.read_text() for path in export_lists(clips, tmp_path / "lists")}
     assert files["label_map.txt"].splitlines() == names and files["val.txt"].splitlines()[-1].endswith(" 399")
     # another split needs the file no more; nor does it lose the list when the form is written again
-    adopt(form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 5]), folder / kind, look=look)
+    import_mmaction(form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 5]), folder / kind, inspect=look)
     write_manifest(form / "manifest.csv", read_manifest(form / "manifest.csv"))
     assert label_map(read_manifest(form / "manifest.csv")) == names
     with pytest.raises(
         UserError, match=r"line 3: .* has label 400, but .*classes\.txt 400 names, whose labels are 0 to 399"
     ):
-        adopt(form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 400]), folder / kind, look=look)
+        import_mmaction(
+            form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 400]), folder / kind, inspect=look
+        )
 
 
 def test_another_class_list_than_that_of_the_other_splits_is_refused(folder, tmp_path):
     form, classes, swapped = tmp_path / "videos_64", folder / "classes.txt", tmp_path / "swapped.txt"
     swapped.write_text("zumba\narm wrestling\n")
-    adopt(form, "val", folder / "videos.txt", folder / "videos", look=look, classes=classes)
+    import_mmaction(form, "val", folder / "videos.txt", folder / "videos", inspect=look, classes=classes)
     with pytest.raises(UserError, match=r"label 0 is 'zumba' and was 'arm wrestling'.*; give the same,"):
-        adopt(form, "train", folder / "videos.txt", folder / "videos", look=look, classes=swapped)
-    adopt(form, "val", folder / "videos.txt", folder / "videos", look=look, classes=swapped)  # there is no other split
+        import_mmaction(form, "train", folder / "videos.txt", folder / "videos", inspect=look, classes=swapped)
+    import_mmaction(
+        form, "val", folder / "videos.txt", folder / "videos", inspect=look, classes=swapped
+    )  # there is no other split
     assert label_map(read_manifest(form / "manifest.csv")) == ["zumba", "arm wrestling"]
 
 
 def test_a_split_without_names_gets_those_that_come_with_the_next(folder, tmp_path):
     form = tmp_path / "videos_64"
-    adopt(form, "train", folder / "videos.txt", folder / "videos", look=look)
-    adopt(form, "val", folder / "videos.txt", folder / "videos", look=look, classes=folder / "classes.txt")
+    import_mmaction(form, "train", folder / "videos.txt", folder / "videos", inspect=look)
+    import_mmaction(form, "val", folder / "videos.txt", folder / "videos", inspect=look, classes=folder / "classes.txt")
     assert {clip.class_name for clip in read_manifest(form / "manifest.csv")} == {"arm wrestling", "zumba"}
 
 
@@ -217,7 +227,7 @@ def never(paths):
 def test_a_gap_in_the_labels_is_said_at_once_with_what_to_do(folder, tmp_path, kind):
     listed = write_list(tmp_path / "list.txt", kind, [0, 2, 999_999_999])
     with pytest.raises(UserError, match=r"no clip has label 1, yet there is 999999999 .*line 3.*: --classes FILE"):
-        adopt(tmp_path / f"{kind}_64", "val", listed, folder / kind, look=never)
+        import_mmaction(tmp_path / f"{kind}_64", "val", listed, folder / kind, inspect=never)
 
 
 @pytest.mark.parametrize(
@@ -241,7 +251,9 @@ def test_a_gap_in_the_labels_is_said_at_once_with_what_to_do(folder, tmp_path, k
 def test_lists_that_lead_astray_are_refused_before_a_file_is_opened(folder, tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
-        adopt(tmp_path / "videos_64", "val", tmp_path / "list.txt", folder, look=never, classes=folder / "classes.txt")
+        import_mmaction(
+            tmp_path / "videos_64", "val", tmp_path / "list.txt", folder, inspect=never, classes=folder / "classes.txt"
+        )
     assert len(str(caught.value)) < 1000 and not (tmp_path / "videos_64").exists()
 
 
@@ -257,7 +269,7 @@ def test_lists_that_lead_astray_are_refused_before_a_file_is_opened(folder, tmp_
 def test_lists_of_frames_that_lead_astray_are_refused(folder, tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        adopt(tmp_path / "frames_64", "val", tmp_path / "list.txt", folder, look=never)
+        import_mmaction(tmp_path / "frames_64", "val", tmp_path / "list.txt", folder, inspect=never)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +285,9 @@ def test_lists_of_frames_that_lead_astray_are_refused(folder, tmp_path, text, me
 def test_class_lists_that_are_none_are_refused(folder, tmp_path, text, message):
     (tmp_path / "map.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        adopt(tmp_path / "videos_64", "val", folder / "videos.txt", folder, look=never, classes=tmp_path / "map.txt")
+        import_mmaction(
+            tmp_path / "videos_64", "val", folder / "videos.txt", folder, inspect=never, classes=tmp_path / "map.txt"
+        )
 
 
 @pytest.mark.parametrize("which", ["list", "classes", "folder"])
@@ -282,7 +296,9 @@ def test_files_that_cannot_be_opened_are_named(folder, tmp_path, which, path):
     paths = {"list": folder / "videos.txt", "classes": folder / "classes.txt", "folder": folder / "videos"}
     paths[which] = tmp_path / path
     with pytest.raises(UserError, match=path[:7]):
-        adopt(tmp_path / "videos_64", "val", paths["list"], paths["folder"], look=never, classes=paths["classes"])
+        import_mmaction(
+            tmp_path / "videos_64", "val", paths["list"], paths["folder"], inspect=never, classes=paths["classes"]
+        )
 
 
 def test_a_playlist_among_the_videos_is_corrupt_and_the_same_list_gives_the_same_bytes(folder, tmp_path):
@@ -293,7 +309,7 @@ def test_a_playlist_among_the_videos_is_corrupt_and_the_same_list_gives_the_same
     made = []
     for name in ("one", "two"):
         form = tmp_path / name / "videos_64"
-        adopt(form, "val", tmp_path / "list.txt", tmp_path / "videos", look=look, max_bad_share=0.5)
+        import_mmaction(form, "val", tmp_path / "list.txt", tmp_path / "videos", inspect=look, max_bad_share=0.5)
         made.append((form / "manifest.csv").read_bytes())
     assert made[0] == made[1]
     reasons = {clip.video_id: clip.reason for clip in read_manifest(form / "manifest.csv") if not clip.is_usable}
@@ -307,7 +323,9 @@ def test_a_fault_of_the_machine_writes_nothing(folder, tmp_path):
         raise MachineFault("the machine failed: Input/output error")
 
     with pytest.raises(MachineFault):
-        adopt(tmp_path / "videos_64", "val", folder / "videos.txt", folder / "videos", look=fail, max_bad_share=1)
+        import_mmaction(
+            tmp_path / "videos_64", "val", folder / "videos.txt", folder / "videos", inspect=fail, max_bad_share=1
+        )
     assert not (tmp_path / "videos_64").exists()
 
 
@@ -319,7 +337,7 @@ def test_a_disk_that_cannot_be_read_is_no_fault_of_the_clips(folder, tmp_path, k
     broken.symlink_to("/proc/self/mem")  # reading it from the start is an EIO
     form = tmp_path / f"{kind}_64"
     with pytest.raises(MachineFault, match="Input/output error"):
-        adopt(form, "val", folder / f"{kind}.txt", tmp_path / kind, look=look, max_bad_share=1)
+        import_mmaction(form, "val", folder / f"{kind}.txt", tmp_path / kind, inspect=look, max_bad_share=1)
     assert not form.exists()
 
 
@@ -328,7 +346,7 @@ def test_a_disk_that_cannot_be_read_is_no_fault_of_the_clips(folder, tmp_path, k
 def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_puts_no_clip_away(folder, tmp_path, kind, workers):
     shutil.copytree(folder / kind, tmp_path / kind)
     form = tmp_path / f"{kind}_64"
-    adopt(form, "val", folder / f"{kind}.txt", tmp_path / kind, look=look)
+    import_mmaction(form, "val", folder / f"{kind}.txt", tmp_path / kind, inspect=look)
     contents = {path: path.read_bytes() for path in (tmp_path / kind / "zumba").rglob("*.*")}
     for path in contents:
         path.unlink()
@@ -353,6 +371,7 @@ def test_a_list_of_three_of_400_classes_is_listed_and_trained_as_400(tmp_path):
     settings["datasets"]["some"] = copy.deepcopy(settings["datasets"]["mirror"])
     settings["data"]["name"] = "some"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+    shutil.copy("published.yaml", tmp_path)
     (tmp_path / "map.txt").write_text("\r\n".join(kinetics400()))
     (tmp_path / "videos").mkdir()
     for label in (3, 7, 399):

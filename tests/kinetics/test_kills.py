@@ -112,6 +112,7 @@ class Workspace:
             "source": url, "splits": ["train", "val"], "max_bad_share": 1.0,
         }  # fmt: skip
         (root / "params.yaml").write_text(yaml.safe_dump(params))
+        shutil.copy(PROJECT / "published.yaml", root)
         (root / "site").mkdir()
         (root / "site/sitecustomize.py").write_text(SITECUSTOMIZE)
         self.environment = {name: value for name, value in os.environ.items() if name != "ACTIONZOO_SOURCE"} | {

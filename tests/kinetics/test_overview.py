@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -310,6 +311,7 @@ def test_the_command_takes_the_first_form_there_is_and_says_the_gist(data):
     params["datasets"]["zoo"] = params["datasets"]["kinetics400"] | {"source": "/nowhere"}
     params["data"]["name"] = "zoo"
     (root / "params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copy(PROJECT / "published.yaml", root)
     done = command(root)
     assert done.returncode == 0, done.stderr
     assert "zoo/videos_256: 2 classes" in done.stdout

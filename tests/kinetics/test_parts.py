@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from actionzoo.errors import MachineFault, UserError
-from actionzoo.kinetics.parts import in_order, key_of, read_record, scratch_folder, write_record
+from actionzoo.kinetics.part_records import PartClip, key_of, read_record, write_record
+from actionzoo.kinetics.parts import in_order, scratch_folder
 from actionzoo.kinetics.shards import index_path
 
 
@@ -38,21 +39,21 @@ BLAMES_MACHINE = [
 
 @pytest.mark.parametrize("fault", BLAMES_MACHINE)
 def test_a_record_of_before_that_blames_the_machine_is_not_believed(shard, fault):
-    write_record(shard, "key", 60, [{"video_id": "a", "fault": fault}])
+    write_record(shard, "key", 60, [PartClip(video_id="a", error=fault)])
     edit(shard, judged=None)
     assert read_record(shard, "key", 60) is None
 
 
 @pytest.mark.parametrize("fault", ["moov atom not found", "zero bytes", "ffmpeg ended with status 1", "cut off"])
 def test_a_record_of_before_that_blames_the_clip_is_believed(shard, fault):
-    write_record(shard, "key", 60, [{"video_id": "a", "fault": fault}])
+    write_record(shard, "key", 60, [PartClip(video_id="a", error=fault)])
     edit(shard, judged=None)
-    assert read_record(shard, "key", 60)["clips"][0]["fault"] == fault
+    assert read_record(shard, "key", 60).clips[0].error == fault
 
 
 @pytest.mark.parametrize("fault", BLAMES_MACHINE)
 def test_what_was_found_out_by_a_control_is_not_tried_in_every_run(shard, fault):
-    write_record(shard, "key", 60, [{"video_id": "a", "fault": fault}])
+    write_record(shard, "key", 60, [PartClip(video_id="a", error=fault)])
     assert read_record(shard, "key", 60) is not None
 
 

@@ -358,7 +358,7 @@ def test_names_in_an_archive_that_are_no_utf8_are_survived(mirror, whole, tmp_pa
 def test_progress_counts_clips(mirror, whole, tmp_path):
     told = []
     root = mirror([{"a": whole, "b": b""}, {"c": whole}], ["a", "b", "c", "gone"])
-    resized(fetched(root, tmp_path, splits=["train"]), progress=lambda *state: told.append(state))
+    resized(fetched(root, tmp_path, splits=["train"]), on_progress=lambda *state: told.append(state))
     assert told == [("resize to 64, clips", done, 3) for done in (1, 2, 3)]
 
 

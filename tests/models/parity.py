@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from actionzoo.engine.flops import count_macs, count_parameters
 from actionzoo.engine.schedule import learning_rate, scaled_lr
 from actionzoo.engine.views import average_views
-from actionzoo.params import as_dict
-from actionzoo.recipe import Recipe
+from actionzoo.jobs.train import learning_rate_schedule
+from actionzoo.recipe import Recipe, as_dict
 from actionzoo.zoo import create_model
-from tests.models.reference import CONFIGS, RECIPES, REFERENCE, build_filled, clips, read_reference
+from tests.models.reference import CONFIGS, PUBLISHED, RECIPES, REFERENCE, build_filled, clips, read_reference
 
 CLIP_256 = (1, 3, 32, 256, 256)  # the published FLOPs are of this size; later tables print 224 beside them
 
@@ -87,9 +87,14 @@ def reference_recipe(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def differences(recipe: Recipe, entry: dict[str, Any]) -> tuple[list[str], int]:
+def shipped(row: str) -> dict[str, Any]:
+    """The recipe of a row and, as `published`, its entry in published.yaml."""
+    return as_dict(RECIPES[row]) | {"published": as_dict(PUBLISHED[row])}
+
+
+def differences(row: str, entry: dict[str, Any]) -> tuple[list[str], int]:
     """Values of a recipe that are not the reference's, as `optim.lr: 0.1, not 0.08`; and how many were compared."""
-    ours, theirs = as_dict(recipe), reference_recipe(entry)
+    ours, theirs = shipped(row), reference_recipe(entry)
     faults, compared = [], 0
     for section, values in theirs.items():
         for key, value in values.items():
@@ -100,12 +105,11 @@ def differences(recipe: Recipe, entry: dict[str, Any]) -> tuple[list[str], int]:
 
 
 def rate_at(recipe: Recipe, step: int, steps_per_epoch: int) -> float:
-    """The learning rate as train_row has it, for the batch that the recipe's rate belongs to."""
-    optim, intervals = recipe.optim, ("val_interval", "checkpoint_interval", "log_interval")
-    schedule = {key: value for key, value in as_dict(recipe.schedule).items() if key not in intervals}
+    """Return the learning rate of a training step, for the batch that the recipe's rate belongs to."""
+    optim = recipe.optim
     batch = optim.gpus * optim.videos_per_gpu * optim.accumulate
     lr = scaled_lr(optim.lr, batch=batch, reference_batch=optim.reference_batch)
-    return learning_rate(step, steps_per_epoch, **(schedule | {"lr": lr}))
+    return learning_rate(learning_rate_schedule(recipe, lr), step, steps_per_epoch)
 
 
 def worst_rate(recipe: Recipe, schedule_id: str) -> tuple[float, int]:
@@ -370,7 +374,7 @@ def _rows() -> Iterator[str]:
         published_size, published_cost = size.get("published_params"), size.get("published_flops")
         same_keys = state == read_reference(f"statedict/{entry['config']}.json")["state_dict"]
         rate, points = worst_rate(RECIPES[row], entry["schedule_id"])
-        faults, compared = differences(RECIPES[row], entry)
+        faults, compared = differences(row, entry)
         macs, cost = count_macs(model, CLIP_256), count_operations(model, CLIP_256)
         yield _line(
             f"`{row}`",
@@ -443,8 +447,8 @@ def _rows_without_numbers() -> Iterator[str]:
     measured = {path.name.partition(".")[0] for path in (REFERENCE / "golden").glob("*.eval64.json")}
     yield "| row without logits of its own | its network is that of |"
     yield "|---|---|"
-    for row, recipe in RECIPES.items():
-        config = recipe.published.config
+    for row in RECIPES:
+        config = PUBLISHED[row].config
         if config not in measured:
             twins = sorted(other for other in measured if _shape(other) == _shape(config))
             yield _line(f"`{row}`", ", ".join(f"`{twin}`" for twin in twins) or "no other: the same classes, deeper")

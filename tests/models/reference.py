@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
-from actionzoo.params import as_dict, load_params
+from actionzoo.params import load_params
+from actionzoo.recipe import as_dict
 
 PROJECT = Path(__file__).resolve().parents[2]
 REFERENCE = PROJECT.parent / "shared" / "reference"
@@ -19,11 +20,13 @@ REFERENCE = PROJECT.parent / "shared" / "reference"
 # Every row of the zoo as written, without what a data set overrides.
 RECIPES = load_params(PROJECT / "params.yaml").recipes
 
+PUBLISHED = load_params(PROJECT / "params.yaml").published
+
 # Every configuration of the zoo, and the arguments its network takes. A configuration may have two rows; their networks
 # are the same.
 CONFIGS = {
-    recipe.published.config: {key: value for key, value in as_dict(recipe.model).items() if key != "family"}
-    for recipe in RECIPES.values()
+    PUBLISHED[row].config: {key: value for key, value in as_dict(recipe.model).items() if key != "family"}
+    for row, recipe in RECIPES.items()
 }
 
 

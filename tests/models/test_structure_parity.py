@@ -7,12 +7,12 @@ from torch import nn
 from actionzoo.engine.flops import count_parameters
 from actionzoo.zoo import create_model
 from tests.models.parity import CLIP_256, count_operations, reference_entries
-from tests.models.reference import CONFIGS, RECIPES, build, read_reference
+from tests.models.reference import CONFIGS, PUBLISHED, RECIPES, build, read_reference
 
 
 @pytest.mark.parametrize("row", RECIPES)
 def test_state_dict_has_keys_order_and_shapes_of_released_weights(row):
-    config = RECIPES[row].published.config
+    config = PUBLISHED[row].config
 
     ours = [[key, list(tensor.shape)] for key, tensor in _create(row).state_dict().items()]
 
@@ -33,10 +33,9 @@ def test_size_is_the_references_and_the_published_one(row):
 
 def test_the_256p_8x8_weights_have_the_size_of_the_network_they_were_trained_as():
     row = "slowfast_r50_256p_8x8x1_256e_kinetics400_rgb"
-    recipe = RECIPES[row]
 
-    assert count_parameters(build(recipe.published.config, **recipe.published.ckpt_model)) == 34_479_288
-    assert count_parameters(build(recipe.published.config)) == 34_565_560
+    assert count_parameters(build(PUBLISHED[row].config, **PUBLISHED[row].ckpt_model)) == 34_479_288
+    assert count_parameters(build(PUBLISHED[row].config)) == 34_565_560
 
 
 @pytest.mark.parametrize("config", CONFIGS)

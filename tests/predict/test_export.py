@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from actionzoo.errors import UserError
-from actionzoo.params import as_dict, network_of
-from actionzoo.predict.export import FORMATS, LARGEST_ERROR, METADATA, export_model
-from actionzoo.weights.checkpoints import Trained
+from actionzoo.params import network_of
+from actionzoo.predict.export import LARGEST_ERROR, METADATA, export_model
+from actionzoo.predict.export_formats import FORMATS
+from actionzoo.recipe import as_dict
+from actionzoo.weights.checkpoints import TrainedModel
 from actionzoo.zoo import build_model
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -22,21 +24,21 @@ CLASSES = ["abseiling", "massaging person's head", "naïve (dance) 跳舞"]
 
 
 @pytest.fixture(scope="module", params=[SLOWFAST, CSN])
-def trained(request, params) -> Trained:
+def trained(request, params) -> TrainedModel:
     """At the demo's size, with norms that do something."""
-    model, viewing = network_of(as_dict(params.recipe(request.param)), params.path)
+    model, spec = network_of(as_dict(params.recipe(request.param)), params.path)
     torch.manual_seed(3)
     network = build_model(model, len(CLASSES))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm3d):
             torch.nn.init.uniform_(module.weight, 0.2, 1)
             module.running_mean.uniform_(-0.2, 0.2)
-    return Trained(network.eval(), CLASSES, request.param, viewing, Path("best.pth"), "ab" * 32)
+    return TrainedModel(network.eval(), CLASSES, request.param, spec, Path("best.pth"), "ab" * 32)
 
 
-def clips(trained: Trained, batch: int) -> torch.Tensor:
-    size = trained.viewing.crop_size
-    return torch.randn(batch, 3, trained.viewing.clip_len, size, size, generator=torch.Generator().manual_seed(batch))
+def clips(trained: TrainedModel, batch: int) -> torch.Tensor:
+    size = trained.test_spec.crop_size
+    return torch.randn(batch, 3, trained.test_spec.clip_len, size, size, generator=torch.Generator().manual_seed(batch))
 
 
 def reload(to: str, path: Path):
@@ -68,8 +70,8 @@ def test_read_back_it_gives_the_networks_logits_for_any_batch(trained, tmp_path,
             exact = trained.network(clips(trained, batch))
             error = (run(clips(trained, batch)) - exact).abs().max() / exact.std()
         assert error < LARGEST_ERROR
-    assert f"{LARGEST_ERROR:g} allowed (batches of 1 and 2)" in said and trained.row in said
-    assert about["classes"] == CLASSES and about["row"] == trained.row
+    assert f"{LARGEST_ERROR:g} allowed (batches of 1 and 2)" in said and trained.model_name in said
+    assert about["classes"] == CLASSES and about["row"] == trained.model_name
     assert about["input"]["shape"] == ["batch", 3, 32, 44, 44] and about["frame_interval"] == 2
     assert (about["mean"], about["std"]) == ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
     assert [path.name for path in tmp_path.iterdir()] == ["out.pt2"]

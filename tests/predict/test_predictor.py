@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,15 +13,18 @@ import pytest
 import torch
 
 from actionzoo.clips.readers import VideoReader, read
+from actionzoo.engine.distributed import World
 from actionzoo.errors import UserError
-from actionzoo.job import RunFiles
-from actionzoo.jobs.evaluate import run_test
+from actionzoo.job import Job
+from actionzoo.jobs.measure import Request, Subject
+from actionzoo.jobs.measure import measure as measure_network
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_size
 from actionzoo.predict.command import predict_all
 from actionzoo.predict.predictor import Predictor, open_predictor
+from actionzoo.records import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.zoo import build_model
 from tests.kinetics.small_films import QUICK
@@ -107,8 +111,8 @@ def one(root) -> Path:
 @pytest.mark.parametrize("row", [VIDEOS, FRAMES])
 def test_predictions_are_those_of_the_pipelines_own_test(params, root, tmp_path, row):
     trained = open_trained(row, params=params, root=root)
-    about, views = {"checkpoint_md5": "0" * 32}, tmp_path / "views.safetensors"
-    outcome = run_test(params, row, trained.network, root, views=views, about=about, classes=CLASSES)
+    subject = Subject(network=trained.network, classes=CLASSES, checkpoint_md5="0" * 32)
+    outcome = measure_network(Job.of(params, row, root), subject, Request(average_clips="prob"), World())
     tested = dict(zip(outcome.views.video_ids, outcome.scores.tolist(), strict=True))
     predictor = Predictor(trained, params)
     films = {path.stem: path for path in (root / "films" / "val").rglob("*.mp4")}
@@ -140,7 +144,7 @@ def test_classes_come_with_falling_probabilities_that_add_up(predictor, one):
 
 def test_fewer_views_are_a_choice(params, root, predictor, one):
     quick = open_predictor(VIDEOS, params=params, root=root, num_clips=1, num_crops=3)
-    assert (quick.trained.viewing.num_clips, quick.trained.viewing.num_crops) == (1, 3)
+    assert (quick.trained.test_spec.num_clips, quick.trained.test_spec.num_crops) == (1, 3)
     assert quick(one) != predictor(one)
 
 
@@ -391,6 +395,7 @@ def test_a_folder_without_videos_is_told(predictor, tmp_path):
 @pytest.mark.slow
 def test_the_command_prints_classes_and_leaves_with_status_1_where_something_failed(root, one, tmp_path):
     (root / "params.yaml").write_text((PROJECT / "params.yaml").read_text())
+    shutil.copy(PROJECT / "published.yaml", root)
     command = [sys.executable, "-m", "actionzoo.cli", "predict", VIDEOS, "--top", "1", str(one)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -78,6 +78,7 @@ def test_a_name_that_no_file_can_have_is_told(tmp_path):
 def test_the_command_says_it_without_torch(film, words, said):
     """A fault that costs seconds of imports before it is told is told too late."""
     shutil.copy(PROJECT / "params.yaml", film.parent)
+    shutil.copy(PROJECT / "published.yaml", film.parent)
     program = (
         "import sys\n"
         "from actionzoo.cli import main\n"

@@ -1,20 +1,21 @@
 import base64
+import dataclasses
 import io
 import json
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.params import load_params
+from actionzoo.recipe import Note, Published
 from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
-from actionzoo.report.results import STATES, Row, read_report, rows_of
+from actionzoo.report.results import Row, read_report, rows_of
 from actionzoo.report.tables import terminal_table, write_tables
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ PUBLISHED = {
     "infer_ckpt": None,
     "log": None,
     "json": "https://example.org/row.log.json",
-    "note": "",
+    "note": Note(),
 }
 
 
@@ -42,7 +43,7 @@ def row(name="row", family="slowfast", overrides=(), **published):
         name=name,
         family=family,
         short_side=256,
-        published=SimpleNamespace(**PUBLISHED | published),
+        published=Published(**PUBLISHED | published),
         overrides=tuple(overrides),
     )
 
@@ -240,8 +241,8 @@ def test_few_clips_are_told_beside_changed_recipes(project):
 def test_on_kinetics_400_as_published_the_difference_is_shown_and_nothing_is_marked(project):
     project.evaluated("row", "kinetics400", top1=0.83, clips=19_404)
     report = project.build(row(), dataset="kinetics400")
-    assert report.results[0].gap == pytest.approx(0.24)
-    assert Page(project.read("zoo.html")).row("row")[6].startswith("83.00 +0.24 82.5–83.5")
+    assert report.results[0].gap == pytest.approx(0.40)
+    assert Page(project.read("zoo.html")).row("row")[6].startswith("83.00 +0.40 82.5–83.5")
     assert "⚠" not in project.read("zoo.html") + project.read("zoo.md") + project.read("zoo.zh.md")
 
 
@@ -255,7 +256,10 @@ def test_a_part_of_the_validation_set_is_marked(project):
 def test_texts_with_signs_of_html_and_markdown_are_shown_as_they_are(project):
     name = "<script>alert('x')</script> & \"r|w\" *_[a](b)"
     nasty = row(
-        name.replace("/", ""), backbone="<b>|bold|", note="5 < 6 & `code` | **not bold**", overrides=["<i>: 1 -> 2"]
+        name.replace("/", ""),
+        backbone="<b>|bold|",
+        note=Note(en="5 < 6 & `code` | **not bold**"),
+        overrides=["<i>: 1 -> 2"],
     )
     project.build(nasty, dataset="<demo>")
     page = Page(project.read("zoo.html"))
@@ -490,11 +494,6 @@ def test_a_strip_that_is_gone_is_named_with_the_next_step(erring):
         erring.build(row())
 
 
-def test_states_are_those_of_the_manifest():
-    manifest = pytest.importorskip("actionzoo.kinetics.manifest")
-    assert manifest.STATES == STATES
-
-
 def test_same_files_give_the_same_bytes_wherever_the_project_lies(project, tmp_path):
     def build(folder):
         there = Project(folder)
@@ -604,10 +603,24 @@ def test_report_needs_neither_torch_nor_mlflow():
 
 
 def test_rows_of_params_yaml_fit(project):
-    params = pytest.importorskip("actionzoo.params")
-    published = params.Published(**PUBLISHED)
+    published = Published(**PUBLISHED)
     project.build(Row(name="row", family="csn", short_side=320, published=published))
     assert Page(project.read("zoo.html")).row("row")[5] == "82.76/82.6"
+
+
+def test_a_model_of_ones_own_is_shown_without_published_numbers(project):
+    params = load_params(PROJECT / "params.yaml")
+    kinetics = dataclasses.replace(params, name="kinetics400", dataset=params.datasets["kinetics400"])
+    recipe = next(iter(params.recipes.values()))
+    (mine,) = rows_of(dataclasses.replace(kinetics, recipes={"mine": recipe}, published={}))
+    project.evaluated("mine", dataset="kinetics400", clips=19_796, listed=19_796, missing=0)
+    report = project.build(mine, dataset="kinetics400")
+    (line,) = [line for line in markdown_rows(project.read("zoo.md")) if "mine" in line[0]]
+    assert [line[column] for column in (2, 3, 4, 5, 7, 9, 11)] == [""] * 7 and line[6].startswith("**81.25")
+    assert Page(project.read("zoo.html")).row("mine")[5] == ""
+    (entry,) = json.loads(project.read("zoo.json"))["rows"]
+    assert (entry["published"]["top1"], entry["top1_gap_points"], entry["is_comparable"]) == ([], None, False)
+    assert "nothing published" in shown(report, 40) and "published ," not in shown(report, 40)
 
 
 TEXTS = {
@@ -662,7 +675,7 @@ def test_remarks_are_chinese_in_the_chinese_table(project):
     rows = rows_of(load_params(PROJECT / "params.yaml"))
     project.build(*rows)
     remarks = project.read("zoo.zh.md").split("## 备注")[1].split("##")[0]
-    noted = [row.name for row in rows if row.published.note]
+    noted = [row.name for row in rows if row.published.note.zh]
     lines = [line for line in remarks.splitlines() if line.startswith("- ")]
     assert len(lines) == len(noted) > 0
     for line in lines:

@@ -1,6 +1,7 @@
 """Links that differ from making to making, and stand beside the page."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ def project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     run = tmp_path / "runs/demo" / ROW
     run.mkdir(parents=True)
     (run / "recipe.json").write_text(json.dumps({"files": {"best.pth": {"md5": "b" * 32}}}))

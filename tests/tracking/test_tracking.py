@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
 from actionzoo.tracking import live
 from actionzoo.tracking.live import recorded_run
@@ -75,9 +74,9 @@ def test_store_lies_in_the_project_wherever_the_command_runs(root, monkeypatch):
     assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
 
 
-def test_dvc_says_which_folder_is_the_project(root, tmp_path, monkeypatch):
+def test_the_store_lies_beside_params_yaml_where_the_dvc_repository_is_larger(root, tmp_path, monkeypatch):
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
-    assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
 
 
 def test_environment_names_another_store(root, monkeypatch):
@@ -85,10 +84,9 @@ def test_environment_names_another_store(root, monkeypatch):
     assert tracking_uri() == "http://example.org:5000"
 
 
-def test_outside_of_a_project_the_message_says_what_is_missing(tmp_path, root, monkeypatch):
+def test_outside_of_a_project_the_store_is_that_of_the_checkout(tmp_path, root, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"no params\.yaml in .* or above"):
-        tracking_uri()
+    assert tracking_uri() == f"sqlite:///{Path(__file__).resolve().parents[2]}/mlflow.db"
 
 
 def test_importing_tracking_does_not_import_mlflow():

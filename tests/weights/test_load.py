@@ -26,9 +26,10 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.serve import FolderHandler, serve
 from actionzoo.models.csn import CSN
 from actionzoo.models.slowfast import SlowFast
-from actionzoo.params import as_dict, load_params
+from actionzoo.params import load_params
+from actionzoo.recipe import as_dict
 from actionzoo.weights.download import fetch_weights
-from actionzoo.weights.formats import HEAD
+from actionzoo.weights.formats import CLASSIFIER
 from actionzoo.weights.load import import_weights, load_weights
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -182,7 +183,7 @@ def test_weights_to_start_from_fill_the_backbone_and_leave_the_head_fresh(traine
     report = load_weights(model, tmp_path / "ig65m.pth")
     assert same_backbone(model, trained["ir"])
     assert torch.equal(model.cls_head.fc_cls.weight, head)
-    assert report.kind == "backbone weights" and report.missing == HEAD
+    assert report.kind == "backbone weights" and report.missing == CLASSIFIER
     assert report.left_over == (("fc.weight", "fc.bias") if fc_classes else ())
     assert report.renamed["conv1.conv.weight"] == "backbone.conv1.conv.weight"
 
@@ -194,7 +195,7 @@ def test_another_number_of_classes_keeps_the_fresh_head_and_says_so(trained, tmp
     report = load_weights(model, tmp_path / "six.pth")
     assert same_backbone(model, trained["ir"]) and torch.equal(model.cls_head.fc_cls.weight, head)
     assert report.head == "fresh, for 4 classes: the file's has 6"
-    assert report.left_over == report.missing == HEAD
+    assert report.left_over == report.missing == CLASSIFIER
 
 
 def test_counters_that_a_file_lacks_are_zero(trained, tmp_path):
@@ -286,7 +287,7 @@ def test_a_family_does_not_load_into_the_other(trained, tmp_path):
     [
         ({"features.0.weight": torch.ones(2), "classifier.bias": torch.ones(2)}, "no known kind: 2 tensors, 2: feat"),
         ({"state_dict": {}}, "no known kind: no tensors"),
-        ([torch.ones(2)], "a list; it is no weights file"),
+        ([torch.ones(2)], "a list instead of named tensors; it is not a weights file"),
     ],
     ids=["other names", "empty", "list"],
 )
@@ -569,6 +570,7 @@ def test_a_source_that_is_no_file_is_named(source):
 @pytest.fixture
 def in_project(tmp_path, monkeypatch):
     (tmp_path / "params.yaml").write_bytes((PROJECT / "params.yaml").read_bytes())
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
@@ -582,6 +584,7 @@ def test_a_rows_import_is_a_checkpoint_of_ours(trained, tmp_path, in_project):
     checkpoint = torch.load(out, weights_only=True)
     assert checkpoint["meta"] == {
         "epoch": 180,
+        "model_name": CSN_ROW,
         "row": CSN_ROW,
         "source": promised_name("released", data),
         "source_sha256": hashlib.sha256(data).hexdigest(),
@@ -607,13 +610,13 @@ def test_an_import_with_a_fresh_head_is_the_same_each_time(trained, tmp_path, in
 def test_a_rows_published_checkpoint_is_what_is_imported_without_a_source(tmp_path, in_project, trained):
     data = saved({"state_dict": trained["ir"].state_dict()})
     (tmp_path / promised_name("released", data)).write_bytes(data)
-    published = load_params().recipes[CSN_ROW].published.ckpt
-    text = (tmp_path / "params.yaml").read_text()
+    published = load_params().published[CSN_ROW].ckpt
+    text = (tmp_path / "published.yaml").read_text()
     with serve(tmp_path) as url:
-        (tmp_path / "params.yaml").write_text(text.replace(published, f"{url}/{promised_name('released', data)}"))
+        (tmp_path / "published.yaml").write_text(text.replace(published, f"{url}/{promised_name('released', data)}"))
         _, report = import_weights(CSN_ROW)
         assert report.file == Path("weights") / promised_name("released", data)
-        (tmp_path / "params.yaml").write_text(text.replace(published, "null"))
+        (tmp_path / "published.yaml").write_text(text.replace(published, "null"))
         with pytest.raises(UserError, match=f"{CSN_ROW} has no published checkpoint; name a file or URL"):
             import_weights(CSN_ROW)
 

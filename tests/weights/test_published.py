@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from actionzoo.errors import UserError
-from actionzoo.jobs.train import _load_init
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import Params, load_params
 from actionzoo.weights.checkpoints import open_checkpoint
 from actionzoo.weights.download import fetch_weights
+from actionzoo.weights.initial import check_initial_weights, initial_weights, load_initial_weights
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.published import PublishedFile, fetch_published, other_network, published_file, published_files
 from actionzoo.zoo import build_model
@@ -54,11 +54,10 @@ def as_published(file: PublishedFile, folder: Path) -> Path:
 
 
 def with_address(params: Params, file: PublishedFile, address: str, mirrors: tuple[str, ...] = ()) -> Params:
-    recipe = params.recipes[file.row]
-    published = dataclasses.replace(recipe.published, **{file.kind: address})
+    published = dataclasses.replace(params.published[file.row], **{file.kind: address})
     return dataclasses.replace(
         params,
-        recipes=params.recipes | {file.row: dataclasses.replace(recipe, published=published)},
+        published={**params.published, file.row: published},
         mirrors={address.rsplit("/", 1)[-1]: mirrors},
     )
 
@@ -81,7 +80,7 @@ def test_the_numbers_of_a_file_are_those_that_were_published_for_it(params):
     assert len(numbers) == 17
     assert numbers[IMPORTED] == ("infer_ckpt", 79.0, 94.2)
     assert {row for row, (kind, _, _) in numbers.items() if kind == "infer_ckpt"} == {
-        row for row, recipe in params.recipes.items() if recipe.published.ckpt is None
+        row for row, published in params.published.items() if published.ckpt is None
     }
 
 
@@ -95,17 +94,16 @@ def test_imported_weights_keep_their_network_when_the_file_is_renamed(params, tm
     here = with_address(params, published_file(params, FIVE), str(path))
     out, _ = import_weights(FIVE, params=here, out=tmp_path / "mine.pth")
     opened = open_checkpoint(out, params=params)
-    assert opened.identity.row == FIVE and opened.identity.model.fusion_kernel == 5
+    assert opened.identity.model_name == FIVE and opened.identity.model.fusion_kernel == 5
 
 
 def test_a_training_cannot_start_from_weights_of_another_network_and_says_what_to_set(params, tmp_path):
-    model = params.recipes[FIVE].model
     here = params.changed(FIVE, init={"weights": FIVE})
     with pytest.raises(UserError, match=rf"set fusion_kernel: 5 in datasets\.demo\.overrides\.{FIVE}\.model"):
-        _load_init(build_model(model, 4), here, FIVE, tmp_path)
+        check_initial_weights(initial_weights(here, FIVE), params.recipes[FIVE].model)
     path = as_published(published_file(params, FIVE), tmp_path / "site")
     here = with_address(here, published_file(params, FIVE), str(path)).changed(FIVE, model={"fusion_kernel": 5})
-    report = _load_init(build_model(here.recipe(FIVE).model, 4), here, FIVE, tmp_path)
+    report = load_initial_weights(build_model(here.recipe(FIVE).model, 4), initial_weights(here, FIVE), tmp_path)
     assert report.head == "fresh, for 4 classes: the file's has 400"
 
 
@@ -113,7 +111,8 @@ def test_a_training_starts_from_a_model_that_has_imported_weights_alone(params, 
     file = published_file(params, IMPORTED)
     path = as_published(file, tmp_path / "site")
     here = with_address(params, file, str(path)).changed(ROW, init={"weights": IMPORTED})
-    assert _load_init(build_model(params.recipes[ROW].model, 400), here, ROW, tmp_path).head == "loaded"
+    network = build_model(params.recipes[ROW].model, 400)
+    assert load_initial_weights(network, initial_weights(here, ROW), tmp_path).head == "loaded"
 
 
 # Addresses
@@ -195,6 +194,7 @@ def test_without_the_internet_it_says_what_to_put_where(tmp_path):
 def test_the_second_address_stands_in_params_yaml(params, tmp_path):
     name = published_files(params, ROW)["ckpt"].name
     text = (PROJECT / "params.yaml").read_text()
+    shutil.copy(PROJECT / "published.yaml", tmp_path)
     (tmp_path / "params.yaml").write_text(f"{text}\nmirrors:\n  {name}: [https://example.org/copy.pth]\n")
     here = load_params(tmp_path / "params.yaml")
     assert published_file(here, ROW).mirrors == ("https://example.org/copy.pth",)
@@ -212,7 +212,8 @@ def test_a_published_file_of_ones_own_is_found_by_its_base_name(params, tmp_path
 
 
 def test_a_mistyped_model_is_told_the_near_one(tmp_path):
-    shutil.copy(PROJECT / "params.yaml", tmp_path)
+    for name in ("params.yaml", "published.yaml"):
+        shutil.copy(PROJECT / name, tmp_path)
     done = subprocess.run(
         [sys.executable, "-m", "actionzoo.cli", "weights", ROW.replace("bnfrozen", "bnfrosen")],
         cwd=tmp_path,

@@ -1,13 +1,14 @@
-"""What kind of file a video is, by its bytes, and what its codec is called. For files from strangers.
+"""The container of a video, judged by its bytes, and the name of its codec. For untrusted files.
 
-decord opens whatever its FFmpeg knows, playlists that name other files and addresses included, and cannot be told to
-leave some out. So a file reaches it only if it begins like one of the containers below, and, when it is new here, if
-our ffmpeg, which has lists of formats and protocols, has read it through.
+decord opens every format that its FFmpeg knows, including playlists that name other files and addresses, and has no
+list of formats to allow. So it gets a file only if the first bytes are those of a container below, and, on import, only
+after our own ffmpeg, which has lists of formats and protocols, has decoded it once.
 """
 
 import re
 
-from ..kinetics.transcode import BadVideo, measure
+from ..kinetics.ffmpeg_process import BadVideo
+from ..kinetics.transcode import measure
 
 CONTAINERS = "mp4, mov, mkv, webm, avi, flv, mpeg, asf, ogg, gif"
 
@@ -22,32 +23,32 @@ _STARTS = (
     b"GIF87a",
     b"GIF89a",
 )
-# FFmpeg finds these words also behind the first bytes of a video
+# FFmpeg finds these words even after the first bytes of a video
 _PLAYLIST = re.compile(
     rb"#EXTM3U|ffconcat version|dash:profile:|<SmoothStreamingMedia|<CompositionPlaylist|\[playlist\]|<smil\b"
     rb"|^c=IN IP[46] ",
     re.IGNORECASE | re.MULTILINE,
 )
-_PROBED_BYTES = 2**20  # FFmpeg looks no further to tell what a file is (PROBE_BUF_MAX)
+_PROBED_BYTES = 2**20  # FFmpeg reads this much to recognise a format (PROBE_BUF_MAX)
 
 
 def begins_like_video(data: bytes) -> bool:
-    """Whether the first bytes are those of one of CONTAINERS. Costs nothing; no playlist passes that is only text."""
+    """Whether the first bytes are those of one of CONTAINERS. Cheap; a playlist of text alone does not pass."""
     if data[4:8] in _BOXES or data.startswith(_STARTS):
         return True
     if data[:4] == b"RIFF":
         return data[8:11] == b"AVI"
-    # a transport stream is packets of 188 bytes, or of 192 with a time before each
+    # transport stream: packets of 188 bytes, or of 192 with a timestamp before each
     return len(data) > 192 and (data[0] == data[188] == 0x47 or data[4] == data[196 % len(data)] == 0x47)
 
 
-def speaks_of_playlist(data: bytes) -> bool:
-    """Whether the part of the file that FFmpeg looks at has words by which it knows a playlist."""
+def mentions_playlist(data: bytes) -> bool:
+    """Whether the part of the file that FFmpeg probes has words by which it recognises a playlist."""
     return _PLAYLIST.search(data[:_PROBED_BYTES]) is not None
 
 
 def codec_of(data: bytes, timeout_seconds: float = 60) -> str:
-    """ffmpeg's name of the video's codec, e.g. `av1`; `unknown` if ffmpeg cannot read the file either.
+    """ffmpeg's name for the video's codec, e.g. `av1`; `unknown` if ffmpeg cannot read the file either.
 
     Raises MachineFault.
     """

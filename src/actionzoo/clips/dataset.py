@@ -1,39 +1,39 @@
-"""What a worker does with a clip: uint8 frames into a slot of shared memory, and a few words on how to cut them.
+"""The work on one clip: uint8 frames into a slot of shared memory, and a description of the views to cut from them.
 
-What is random depends on (seed, epoch, clip) alone, whoever does the work and in whatever order.
+Random numbers depend on (seed, epoch, clip) alone, not on the process or the order in which clips are loaded.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import MachineFault, machine_fault
-from ..kinetics.manifest import Clip
+from ..kinetics.manifest import StoredClip
 from ..recipe import Augment, Clips, TestSpec
 from . import sampling, transforms
 from .readers import FrameReader, Undecodable, open_clip
 from .transforms import Box, Cut
 
 Key = tuple[int, int]
-"""Epoch, and the clip's number."""
+"""(epoch, number of the clip among the data set's), both 0-based."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Views of a clip, as the frames in a slot and where to cut them. View number = box * num_clips + clip."""
+    """All views of a clip: the frames in a slot, and how to cut them. View number = box * num_clips + clip."""
 
     shape: tuple[int, ...] = (0, 3, 0, 0)
-    """Of the frames, (F, 3, H, W): each distinct frame once."""
-    frame_indices: np.ndarray | None = None
-    """int64 (num_clips, clip_len), into the frames: which of them a view takes, in order."""
+    """Of the frames in the slot, (F, 3, H, W): each distinct frame once."""
+    frame_indices: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
+    """int64 (num_clips, clip_len), into the frames: those of each view, in its order."""
     boxes: Sequence[Box] = ()
-    """Where in the frames; to be resized to the size of the crop if it is another."""
+    """In the frames; each is resized to crop_size x crop_size if it has another size."""
     flip: bool = False
-    """Left and right change sides, after all else."""
+    """Mirror left and right, after cutting and resizing."""
     reason: str = ""
-    """Why there is nothing: the clip did not decode."""
+    """Why there are no frames: a sentence on why the clip did not decode; '' if it did."""
 
 
 class TrainClips:
@@ -42,7 +42,7 @@ class TrainClips:
     def __init__(
         self,
         folder: Path,
-        clips: Sequence[Clip],
+        clips: Sequence[StoredClip],
         spec: Clips,
         augment: Augment,
         *,
@@ -86,7 +86,7 @@ class TrainClips:
 class ViewClips:
     """All views (clips x crops) of each video, each frame decoded once."""
 
-    def __init__(self, folder: Path, clips: Sequence[Clip], spec: TestSpec):
+    def __init__(self, folder: Path, clips: Sequence[StoredClip], spec: TestSpec):
         self.folder, self.clips, self._spec = folder, clips, spec
         self.crop_size = spec.crop_size
         self.slot_bytes = max(self._num_bytes(clip) for clip in clips)
@@ -111,14 +111,20 @@ class ViewClips:
             height, width, resize=spec.resize, crop_size=spec.crop_size, num_crops=spec.num_crops
         )
 
-    def _num_bytes(self, clip: Clip) -> int:
+    def _num_bytes(self, clip: StoredClip) -> int:
         cut, _ = self._cut(clip.height, clip.width)
         return min(self._spec.num_clips * self._spec.clip_len, clip.num_frames) * cut.last[0] * cut.last[1] * 3
 
 
-def _fill(slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: Clip, choose_cut) -> np.ndarray:
-    """The wanted frames, cut, at the slot's beginning: (n, 3, height, width). Raises Undecodable and MachineFault."""
-    cut = frames = None
+def _fill(
+    slot: np.ndarray, reader: FrameReader, wanted: np.ndarray, clip: StoredClip, choose_cut: Callable[[int, int], Cut]
+) -> np.ndarray:
+    """The wanted frames, cut, at the start of the slot: (n, 3, height, width) uint8. Raises Undecodable, MachineFault.
+
+    `choose_cut` is called once, with the frames' height and width.
+    """
+    cut: Cut | None = None
+    frames = slot[:0].reshape(0, 3, 0, 0)
     try:
         for number, frame in enumerate(reader.each(wanted)):
             if cut is None:

@@ -1,7 +1,7 @@
-"""Part of an mp4 file as an mp4 file, by its tables alone (ISO/IEC 14496-12).
+"""Cuts some frames out of an mp4 file into an mp4 file by rewriting its tables (ISO/IEC 14496-12); nothing is decoded.
 
-decord decodes on to the end of what it was given, whatever it is asked for, until it is closed. So a clip of a second
-is cut out of its ten first, from the keyframe before it to its last frame; nothing is decoded for that.
+Until it is closed, decord decodes its file to the end, whatever frames it is asked for. So of ten seconds it gets only
+the one that is needed, from the keyframe before its first frame to its last frame.
 """
 
 import struct
@@ -13,9 +13,10 @@ MAX_FRAMES = 1_000_000
 
 
 def excerpt(data: bytes, first: int, last: int) -> tuple[bytes, int] | None:
-    """Frames `first` to `last`, both included, and what a decoder needs before them; and the number of its first frame.
+    """An mp4 file with the frames `first` to `last`, both included, and those that a decoder needs before them; and the
+    number of its first frame in `data`.
 
-    None for a file that is not of the kind that we encode: one track, frames in the order of their times, all shown.
+    None for a file unlike those that we encode, which have one track, frames in the order of their times, all shown.
     """
     try:
         return _excerpt(memoryview(data), first, last)
@@ -62,13 +63,13 @@ def _excerpt(data: memoryview, first: int, last: int) -> tuple[bytes, int] | Non
 
 
 def _shows_all(edts: memoryview | None) -> bool:
-    """Whether the track is shown from its first frame on, as a whole."""
+    """Whether the whole track is shown, from its first frame on."""
     if edts is None:
         return True
     elst = _boxes(edts)[b"elst"]
     (count,) = struct.unpack_from(">I", elst, 4)
     (media_time,) = struct.unpack_from(*((">q", elst, 16) if elst[0] == 1 else (">i", elst, 12)))
-    return count == 1 and media_time == 0
+    return bool(count == 1 and media_time == 0)
 
 
 def _sample_sizes(stsz: memoryview) -> np.ndarray:
@@ -89,26 +90,28 @@ def _sample_offsets(tables: dict[bytes, memoryview], sizes: np.ndarray) -> np.nd
     first_samples = np.cumsum(samples) - samples
     if samples.sum() != len(sizes):
         raise ValueError("chunks and samples disagree")
-    return _repeat(chunks - before[first_samples], samples) + before
+    offsets: np.ndarray = _repeat(chunks - before[first_samples], samples) + before
+    return offsets
 
 
 def _repeat(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """np.repeat, but not by what a damaged table says."""
+    """np.repeat, bounded: a damaged table may ask for any number. Raises ValueError."""
     if counts.sum() > MAX_FRAMES:
         raise ValueError(f"{counts.sum()} frames")
     return np.repeat(values, counts)
 
 
 def _runs(offsets: np.ndarray, ends: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Bytes that lie side by side, as few pieces as possible."""
+    """(start, end) of the samples' bytes, adjacent ones joined."""
     breaks = np.flatnonzero(offsets[1:] != ends[:-1]) + 1
     for piece in np.split(np.arange(len(offsets)), breaks):
         yield int(offsets[piece[0]]), int(ends[piece[-1]])
 
 
 def _boxes(data: memoryview) -> dict[bytes, memoryview]:
-    """Contents of the boxes side by side in `data`, by name. Raises ValueError where a name is there twice."""
-    boxes, start = {}, 0
+    """Name -> contents of the boxes side by side in `data`. Raises ValueError for a second trak, moov or mdat."""
+    boxes: dict[bytes, memoryview] = {}
+    start = 0
     while start + 8 <= len(data):
         size, name = struct.unpack_from(">I4s", data, start)
         header = 8

@@ -1,4 +1,4 @@
-"""The last step to the network's input: from uint8 frames to normalised clips, on the device."""
+"""The last step to the network's input: uint8 frames become normalised clips, on the device."""
 
 import math
 from collections.abc import Sequence
@@ -14,13 +14,14 @@ from .transforms import Box
 
 
 class Footage:
-    """Frames of a clip that its views share. They move to the device once, with the first view that is wanted there."""
+    """Frames of a clip that its views share. They move to the device once, with the first view."""
 
     def __init__(self, frames: Tensor):
         self.frames = frames
         """(F, 3, H, W) uint8 RGB."""
 
     def on(self, device: torch.device) -> Tensor:
+        """(F, 3, H, W) uint8 on the device, where they stay."""
         if self.frames.device != device:
             self.frames = self.frames.to(device, non_blocking=True)
         return self.frames
@@ -28,14 +29,14 @@ class Footage:
 
 @dataclass(frozen=True)
 class View:
-    """One input of the network, not yet cut from its frames."""
+    """One input of the network, before it is cut from its frames."""
 
     footage: Footage
     frame_indices: np.ndarray
     """int64 (T,), into the footage's frames, in the view's order."""
     box: Box
     size: int
-    """Side of the square that the box becomes."""
+    """Side of the square that the box becomes, in pixels."""
     flip: bool = False
 
 
@@ -82,24 +83,24 @@ def to_input(views: Sequence[View], *, mean: Sequence[float], std: Sequence[floa
 
 
 def _by_views(views: Sequence[View], out: Tensor, mean: np.ndarray, scale: np.ndarray) -> Tensor:
-    """For a GPU: few large steps."""
+    """For a GPU: few large operations."""
     device, size = out.device, out.shape[3:]
-    mean, scale = (torch.from_numpy(values).view(3, 1, 1, 1).to(device) for values in (mean, scale))
+    means, scales = (torch.from_numpy(values).view(3, 1, 1, 1).to(device) for values in (mean, scale))
     for view, target in zip(views, out, strict=True):
         box = view.box
         frames = view.footage.on(device)[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
         frames = frames[torch.from_numpy(view.frame_indices).to(device)]
         if frames.shape[2:] != size:
-            # as the workers' cv2 does where there is no GPU, but for one level of 255 in some
+            # equals cv2 in the workers, which resize for a CPU, up to one level of 255
             frames = F.interpolate(frames.float(), size, mode="bilinear", align_corners=False).round_()
         if view.flip:
             frames = frames.flip(3)
-        torch.sub(frames.transpose(0, 1), mean, out=target).mul_(scale)
+        torch.sub(frames.transpose(0, 1), means, out=target).mul_(scales)
     return out
 
 
 def _by_frames(views: Sequence[View], out: np.ndarray, mean: np.ndarray, scale: np.ndarray) -> Tensor:
-    """For the CPU: plane by plane, from the cache into memory once."""
+    """For a CPU: plane by plane, so that each is written to memory once."""
     size = out.shape[3:]
     factors, offsets = scale.tolist(), (-mean * scale).tolist()
     for view, clip in zip(views, out, strict=True):
@@ -111,6 +112,6 @@ def _by_frames(views: Sequence[View], out: np.ndarray, mean: np.ndarray, scale: 
                     plane = cv2.resize(plane, size[::-1], interpolation=cv2.INTER_LINEAR)
                 if view.flip:
                     plane = cv2.flip(plane, 1)
-                # factor * plane + offset in one go; the second plane counts nothing
+                # factor * plane + offset in one pass; the second plane has weight 0
                 cv2.addWeighted(plane, factor, plane, 0, offset, target, cv2.CV_32F)
     return torch.from_numpy(out)

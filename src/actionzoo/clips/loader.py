@@ -1,4 +1,4 @@
-"""Batches of clips in a fixed order, decoded by processes that may hang or die without taking the run along."""
+"""Batches of clips in a fixed order, decoded by worker processes that may hang or die without ending the run."""
 
 import contextlib
 import itertools
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UserError
-from ..kinetics.manifest import Clip
+from ..kinetics.manifest import Clip, StoredClip
 from ..recipe import Augment, Clips, TestSpec
 from .dataset import Key, Sample, TrainClips, ViewClips
 from .inputs import Footage, View
@@ -24,22 +24,25 @@ CPU = torch.device("cpu")
 
 @dataclass
 class Batch:
+    """Clips that pass through a network together; N of them decoded."""
+
     views: list[View]
-    """All views of all clips, those of a clip side by side."""
+    """All views of the N clips, those of a clip adjacent."""
     labels: Tensor
-    """(N,) int64."""
+    """(N,) int64; -1 where a clip has none."""
     video_ids: list[str]
+    """Of the N clips."""
     undecodable: list[str] = field(default_factory=list)
-    """One sentence for each clip that should be here and did not decode."""
+    """A sentence for each clip that belongs here and did not decode."""
 
 
 class EpochBatches:
-    """Every clip once an epoch, in an order that (seed, epoch) fixes, whoever loads it.
+    """Batches of every clip once per epoch, in an order that (seed, epoch) determines.
 
-    A batch is shared among `world_size` processes, of which this is number `rank`: one after another their shares are
-    the batch that one process with `world_size` times the `batch_size` has. A last batch that has less than two clips
-    for each process joins the one before: batch norm cannot train on one value per channel. Raises UserError where
-    there are not even as many clips as processes.
+    `world_size` processes share a batch, of which this is number `rank`: their shares, concatenated, are the batch of
+    one process with `world_size` times the `batch_size`. A last batch with fewer than two clips per process joins the
+    batch before it, because batch norm cannot train on one value per channel. Raises UserError if there are fewer
+    clips than processes.
     """
 
     def __init__(self, num_clips: int, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1):
@@ -56,7 +59,7 @@ class EpochBatches:
         return max(1, full + (rest >= 2 * self.world_size))
 
     def __iter__(self) -> Iterator[list[Key]]:
-        """This process's share of each batch, from number `start` on."""
+        """This process's share of each batch, from batch number `start` on."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_clips)
         size, last = self.batch_size * self.world_size, len(self) - 1
         for number in range(self.start, len(self)):
@@ -65,7 +68,7 @@ class EpochBatches:
 
 
 class EveryClip:
-    """Batches of every `world_size`th clip from number `rank` on: over all ranks each clip once, and none twice."""
+    """Batches of every `world_size`th clip from number `rank` on: over all ranks, each clip exactly once."""
 
     def __init__(self, num_clips: int, *, batch_size: int, rank: int = 0, world_size: int = 1):
         self.numbers, self.batch_size = range(rank, num_clips, world_size), batch_size
@@ -79,7 +82,7 @@ class EveryClip:
 
 
 class ClipGroups:
-    """Batches of neighbouring clips, by number: clips 0 to batch_size - 1 are group 0. Of the groups that are named."""
+    """The named groups, a batch each: group n has the clips n * batch_size to (n + 1) * batch_size, half-open."""
 
     def __init__(self, num_clips: int, *, batch_size: int, groups: Sequence[int]):
         self.num_clips, self.batch_size, self.groups = num_clips, batch_size, groups
@@ -93,6 +96,13 @@ class ClipGroups:
             yield [(0, clip) for clip in range(start, min(start + self.batch_size, self.num_clips))]
 
 
+Order = EpochBatches | EveryClip | ClipGroups
+"""The keys of each batch."""
+
+Results = Iterator[tuple[Key, Sample | Lost, np.ndarray]]
+"""What the pool makes of the keys, in their order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Loading:
     """How clips are loaded; nothing in it changes a pixel."""
@@ -100,25 +110,25 @@ class Loading:
     batch_size: int
     """Clips of a batch, in one process."""
     workers: int
-    """Decoding processes; 0: the calling process decodes, without isolation and without a time limit."""
+    """Decoding processes. 0: the calling process decodes, no isolation, no timeout."""
     timeout_seconds: float
-    """The longest that a worker may take for a clip."""
+    """Longest time that a worker may take for a clip."""
     rank: int = 0
     """Number of this process among the `world_size` that share the clips."""
     world_size: int = 1
     device: torch.device = CPU
-    """Where the clips will go; frames for a GPU lie in pinned memory."""
+    """Where the clips are used; frames for a GPU are put into pinned memory."""
     quarantine: Path | None = None
-    """A file that remembers, until it is deleted, which clips hung or killed a worker."""
+    """File that lists the clips that hung or killed a worker; they are not tried again until it is deleted."""
 
 
 class Loader:
     """Batches of clips, one pass after another.
 
-    A pass that is broken off leaves nothing behind, and the next one begins afresh.
+    A pass that is broken off leaves nothing behind; the next one starts from the beginning.
     """
 
-    def __init__(self, dataset: TrainClips | ViewClips, order: EpochBatches | EveryClip | ClipGroups, loading: Loading):
+    def __init__(self, dataset: TrainClips | ViewClips, order: Order, loading: Loading):
         self.clips, self.workers = dataset.clips, loading.workers
         self._dataset, self._order, self._timeout_seconds = dataset, order, loading.timeout_seconds
         self._is_pinned = loading.device.type == "cuda"
@@ -147,14 +157,14 @@ class Loader:
         self._pool.close()
 
     def text(self) -> str:
-        """How clips are loaded, in a line for the log."""
+        """A line for the log: how clips are decoded."""
         form = self._dataset.folder.name
         if not self.workers:
             return f"{form}, decoded by this process: no time limit on a clip, and no progress meanwhile"
         return f"{form}, decoded by {self.workers} processes, {self._timeout_seconds:g} s per clip at most"
 
     def advice(self) -> str:
-        """What to change if the network waits for clips."""
+        """What to change if the network waits for clips, in a clause."""
         cores = os.cpu_count() or 1
         if self.workers < cores:
             return f"raise runtime.workers from {self.workers}; there are {cores} cores"
@@ -162,7 +172,7 @@ class Loader:
             return "all cores decode; JPEG frames take less of them than videos: clips.form: frames"
         return "all cores decode; smaller frames take less of them (clips.short_side), or find more cores"
 
-    def _collect(self, keys: list[Key], results: Iterator) -> Batch:
+    def _collect(self, keys: list[Key], results: Results) -> Batch:
         batch = Batch([], torch.empty(0, dtype=torch.int64), [])
         labels = []
         for key in keys:
@@ -204,7 +214,7 @@ class Loader:
 
 
 class TrainLoader(Loader):
-    """A Loader whose order and random numbers change from epoch to epoch."""
+    """A Loader whose order of clips and random numbers depend on the epoch."""
 
     def __init__(self, dataset: TrainClips, order: EpochBatches, loading: Loading):
         super().__init__(dataset, order, loading)
@@ -215,12 +225,13 @@ class TrainLoader(Loader):
         self._epochs.epoch, self._epochs.start = epoch, start
 
 
-def usable_clips(clips: Iterable[Clip], split: str, where: Path) -> list[Clip]:
-    """The clips of a split that lie in a shard, in the order given.
+def usable_clips(clips: Iterable[Clip], split: str, where: Path) -> list[StoredClip]:
+    """The clips of a split that can be read, in the order given.
 
-    Raises UserError if there are none; it names `where`, the manifest that the clips are from.
+    `where` is the manifest that they are from. Raises UserError if there are none, or if the manifest lacks the place
+    or the size of one.
     """
-    usable = [clip for clip in clips if clip.split == split and clip.is_usable]
+    usable = [clip.stored() for clip in clips if clip.split == split and clip.is_usable]
     if not usable:
         raise UserError(
             f"{where} has no usable clip in {split}; look at its reasons, or check splits and parts of the data set in "
@@ -230,7 +241,7 @@ def usable_clips(clips: Iterable[Clip], split: str, where: Path) -> list[Clip]:
 
 
 def train_loader(
-    folder: Path, clips: Sequence[Clip], spec: Clips, augment: Augment, *, seed: int, loading: Loading
+    folder: Path, clips: Sequence[StoredClip], spec: Clips, augment: Augment, *, seed: int, loading: Loading
 ) -> TrainLoader:
     """One random, augmented clip of each training video, crops of augment.crop_size.
 
@@ -245,7 +256,7 @@ def train_loader(
 
 
 def view_loader(
-    folder: Path, clips: Sequence[Clip], spec: TestSpec, *, loading: Loading, groups: Sequence[int] | None = None
+    folder: Path, clips: Sequence[StoredClip], spec: TestSpec, *, loading: Loading, groups: Sequence[int] | None = None
 ) -> Loader:
     """All views of each clip, nothing random: this process's share of `clips`, which lie in `folder`.
 

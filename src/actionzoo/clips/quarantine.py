@@ -1,4 +1,4 @@
-"""Clips that hung or killed a decoding process: named, and not tried again."""
+"""The clips that hung or killed a decoding process; they are not tried again."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from ..kinetics.manifest import Clip
 
 
 class Quarantine:
-    """Reasons by clip, for the length of a run: in memory, and in a small file where the run has a place for it.
+    """Reasons by clip, for the length of a run: in memory, and in a JSON file if there is a path.
 
     An entry expires once the timeout is raised above the one it exceeded.
     """
@@ -18,7 +18,7 @@ class Quarantine:
         self._clips = {name: entry for name, entry in known.items() if _is_valid(entry, timeout_seconds)}
 
     def reason(self, clip: Clip) -> str | None:
-        """Why it is in here; None if it is not."""
+        """Why the clip is quarantined; None if it is not."""
         found = self._clips.get(_name(clip))
         return found["reason"] if found else None
 
@@ -29,7 +29,7 @@ class Quarantine:
 
 
 def _is_valid(entry: object, timeout_seconds: float) -> bool:
-    """Whether an entry holds still; one that somebody has edited into something else does not."""
+    """Whether an entry of the file is well-formed and has not expired."""
     match entry:
         case {"reason": str(), "timeout_seconds": int() | float() as exceeded}:
             return exceeded >= timeout_seconds

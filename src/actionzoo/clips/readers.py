@@ -1,23 +1,24 @@
-"""Frames of one clip by number. The only module that knows decord and the JPEG decoder."""
+"""Frames of one clip by number. The only module that imports decord and the JPEG decoder."""
 
 import contextlib
 import functools
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import MachineFault, UserError, machine_fault
+from ..kinetics.ffmpeg_process import BadVideo
 from ..kinetics.frames import frame_spans
-from ..kinetics.manifest import Clip
+from ..kinetics.manifest import StoredClip
 from ..kinetics.shards import pread, read_index, read_member
-from ..kinetics.transcode import BadVideo, measure
-from .containers import CONTAINERS, begins_like_video, codec_of, speaks_of_playlist
+from ..kinetics.transcode import measure
+from .containers import CONTAINERS, begins_like_video, codec_of, mentions_playlist
 from .excerpt import excerpt
 
 Size = tuple[int, int]
@@ -30,38 +31,40 @@ MAX_JPEG_PIXELS = 2**26
 
 
 class Undecodable(Exception):
-    """Frames that cannot be had. The message says why and what to do, in our words: equal bytes give equal messages."""
+    """A clip whose frames cannot be read. The message, which depends on the bytes alone, says why and what to do."""
 
 
 class FrameReader(Protocol):
+    """Reads one clip."""
+
     num_frames: int
 
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
-        """Frame numbers, 0-based, ascending, each once -> (H, W, 3) uint8 RGB of each, valid until the next one.
+        """For 0-based frame numbers, ascending and distinct: each frame, (H, W, 3) uint8 RGB, valid until the next one.
 
-        All are of one size. Raises IndexError for a frame that is not there, Undecodable, and MachineFault.
+        All have one size. Raises IndexError for a number that the clip does not have, Undecodable, and MachineFault.
         """
 
 
 def read(reader: FrameReader, frames: np.ndarray) -> np.ndarray:
     """(n,) frame numbers, any order, repeats allowed -> (n, H, W, 3) uint8 RGB."""
-    wanted, places = np.unique(frames, return_inverse=True)
-    return np.stack([frame.copy() for frame in reader.each(wanted)])[places]
+    wanted, indices = np.unique(frames, return_inverse=True)
+    return np.stack([frame.copy() for frame in reader.each(wanted)])[indices]
 
 
-def open_clip(folder: Path, clip: Clip) -> FrameReader:
-    """A reader of the clip's frames from the form in `folder`, whichever it is.
+def open_clip(folder: Path, clip: StoredClip) -> FrameReader:
+    """A reader of the clip's frames. `folder` holds the prepared data, videos or frames by its name.
 
-    Videos and frames lie in shards; or loose, where the manifest names a file or a folder instead of a shard. A loose
-    video must have the bytes that were looked at when it was imported. Raises Undecodable and MachineFault, as the
-    reader does; both begin with the clip's id.
+    A clip lies in a shard, or loose: then `clip.shard` is the path of a video or of a folder of frames. A loose video
+    must have the bytes that it had when it was imported. Raises Undecodable and MachineFault, as the reader does; both
+    messages begin with the clip's id.
     """
-    size = (clip.height, clip.width) if clip.height and clip.width else None
+    size = (clip.height, clip.width)
     with _faults_told_apart(f"{clip.video_id}: "):
         return _NamedReader(clip.video_id, _open(folder, clip, size))
 
 
-def _open(folder: Path, clip: Clip, size: Size | None) -> FrameReader:
+def _open(folder: Path, clip: StoredClip, size: Size) -> FrameReader:
     if not folder.name.startswith("frames"):
         path = folder / clip.shard
         data = read_member(path, clip.offset, clip.size) if path.suffix == ".tar" else _unchanged(path, clip)
@@ -85,24 +88,26 @@ class _NamedReader:
 
 
 @dataclass(frozen=True)
-class Contents:
-    """What a video or a folder of frames really holds."""
+class VideoInfo:
+    """The content of a video or of a folder of frames."""
 
     num_frames: int
-    """Decoded and counted; of loose frames, found."""
+    """Decoded and counted; loose frames are found, not decoded."""
     width: int
     height: int
     fps: float | None = None
+    """Frames per second, on average; None for a folder of frames."""
 
 
 class VideoReader:
-    """An encoded video in memory. One thread: loaders have many processes.
+    """Reads an encoded video in memory, with one thread: loaders have many processes.
 
-    `num_frames` is how many there are for certain; containers claim too many. A phone's rotation is applied.
+    `num_frames` is the number of frames that were decoded before; containers claim too many. Rotation metadata, as
+    phones write them, are applied.
     """
 
     def __init__(self, data: bytes, num_frames: int, size: Size | None = None):
-        """`size` is what the frames must have; None for the size of the first one."""
+        """`size` is the size that all frames must have; None: that of the first one."""
         self._data, self.num_frames, self._size = data, num_frames, size
 
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
@@ -120,9 +125,9 @@ class VideoReader:
         with _decoder_faults(self._data, "its video"):
             video = _open_video(data)
             num_frames = len(video)
-        # decord hangs on frames that are not there
+        # decord hangs on frames that do not exist
         _check(frames - start, num_frames)
-        # one by one: what is resized right away has not left the cache
+        # one by one: a frame that is resized at once is still in the cache
         for number in (frames - start).tolist():
             with _decoder_faults(self._data, f"frame {start + number} of {self.num_frames}"):
                 frame = _rgb(dlpack.from_dlpack(video[number].to_dlpack()).numpy())  # without a copy
@@ -130,13 +135,13 @@ class VideoReader:
 
 
 class JpegReader:
-    """One JPEG per frame, each a member of the shard."""
+    """Reads a shard that has one JPEG per frame as members."""
 
-    def __init__(self, shard: Path, clip: Clip):
+    def __init__(self, shard: Path, clip: StoredClip):
         self._shard = shard
         self._spans = frame_spans(_index(shard), clip)
         self.num_frames = len(self._spans)
-        self._size = (clip.height, clip.width) if clip.height and clip.width else None
+        self._size = (clip.height, clip.width)
 
     def each(self, frames: np.ndarray) -> Iterator[np.ndarray]:
         _check(frames, self.num_frames)
@@ -151,7 +156,7 @@ class JpegReader:
 
 
 class LooseJpegReader:
-    """One JPEG per frame, img_00001.jpg and so on, in a folder of the clip's own."""
+    """Reads a clip's folder of one JPEG per frame: img_00001.jpg and so on."""
 
     def __init__(self, folder: Path, num_frames: int, size: Size | None = None):
         self._folder, self.num_frames, self._size = folder, num_frames, size
@@ -169,14 +174,14 @@ class LooseJpegReader:
             yield check(decode(data, number), number)
 
 
-def video_contents(data: bytes, timeout_seconds: float = 600) -> Contents:
-    """Decode a video once through, for its frames to be counted. Takes as long as that.
+def inspect_video(data: bytes, timeout_seconds: float = 600) -> VideoInfo:
+    """Count the frames of a video by decoding it all.
 
-    Our ffmpeg reads it before decord sees it, for at most `timeout_seconds`. Raises Undecodable if there are no frames,
-    if a part in the middle is lost, and if frames that are asked for by number are not those that come one after
-    another, as in files that mark no time on each frame. Raises MachineFault.
+    Our ffmpeg decodes it before decord opens it, for at most `timeout_seconds`. Raises Undecodable if there are no
+    frames, if a part in the middle is lost, and if seeking a frame by its number gives another one than decoding in
+    order, as in files without a timestamp per frame. Raises MachineFault.
     """
-    if not begins_like_video(data) or speaks_of_playlist(data):
+    if not begins_like_video(data) or mentions_playlist(data):
         raise Undecodable(_NO_VIDEO)
     try:
         codec = measure(data, timeout_seconds=timeout_seconds).video
@@ -196,16 +201,16 @@ def video_contents(data: bytes, timeout_seconds: float = 600) -> Contents:
                 break
         jumping = _open_video(data, **small)
         keys = [key for key in jumping.get_key_indices() if key < len(frames)]
-        # backwards, so that each is sought anew; the first frames after a seek are those that go wrong
+        # backwards, so that each needs a seek; the first frames after one are those that go wrong
         for key in keys[:: -max(1, len(keys) // 10)]:
             for number in range(min(key + 2, len(frames) - 1), key - 1, -1):
                 if _rgb(jumping[number].asnumpy()).tobytes() != frames[number]:
                     raise Undecodable(f"frame {number} cannot be found by its number; {_ENCODE} ({codec})")
-        return Contents(len(frames), width, height, round(float(through.get_avg_fps()), 3))
+        return VideoInfo(len(frames), width, height, round(float(through.get_avg_fps()), 3))
 
 
-def frames_contents(folder: Path, num_frames: int) -> Contents:
-    """Look whether there are img_00001.jpg to the last of `num_frames`, and at the first one. Raises Undecodable."""
+def inspect_frames(folder: Path, num_frames: int) -> VideoInfo:
+    """Check that the folder has img_00001.jpg to the last of `num_frames`, and decode the first. Raises Undecodable."""
     with _faults_told_apart():
         there = {entry.name for entry in os.scandir(folder)}
         num_missing, first_missing = 0, 0
@@ -218,7 +223,7 @@ def frames_contents(folder: Path, num_frames: int) -> Contents:
             more = f" and {num_missing - 1} more" if num_missing > 1 else ""
             raise Undecodable(f"img_{first_missing:05d}.jpg{more} of {num_frames} frames are not there")
         (first,) = LooseJpegReader(folder, num_frames).each(np.array([0]))
-    return Contents(num_frames, width=first.shape[1], height=first.shape[0])
+    return VideoInfo(num_frames, width=first.shape[1], height=first.shape[0])
 
 
 _ANEW = "download it again, or encode it anew"
@@ -228,7 +233,7 @@ _MANY = 1000
 
 
 @functools.cache
-def _decord():
+def _decord() -> Any:
     # torch first, then decord, and only where frames are decoded: the other order crashes next to CUDA
     import torch  # noqa: F401, I001
     import decord
@@ -237,18 +242,18 @@ def _decord():
     return decord
 
 
-def _open_video(data: bytes, **size: int):
-    # a frame that decord would put in its neighbour's place is an error, from the first one on
+def _open_video(data: bytes, **size: int) -> Any:
+    """A decord VideoReader. Any frame that it would replace by its neighbour is an error (fault_tol)."""
     return _decord().VideoReader(io.BytesIO(data), num_threads=1, fault_tol=1e-9, **size)
 
 
 def _rgb(frame: np.ndarray) -> np.ndarray:
-    """What decord hands over as (H, W, 3) uint8. Raises Undecodable.
+    """decord's frame as (H, W, 3) uint8. Raises Undecodable for anything else.
 
-    FFmpeg pads rows of 3 W bytes to a round number; where that is a multiple of the width (192 bytes at 48 pixels),
-    decord takes it for more channels: (H, W, 4), whose rows begin with the pixels all the same.
+    FFmpeg pads rows of 3 W bytes to a round number. Where that is a multiple of the width (192 bytes at 48 pixels),
+    decord returns (H, W, 4), whose rows begin with the 3 W bytes of pixels all the same.
     """
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] < 3 or not frame.size:
+    if frame.dtype != np.dtype(np.uint8) or frame.ndim != 3 or frame.shape[2] < 3 or not frame.size:
         raise Undecodable(f"decord gives frames of {frame.shape} {frame.dtype}, not (height, width, 3); {_ENCODE}")
     height, width, channels = frame.shape
     if channels == 3:
@@ -258,14 +263,14 @@ def _rgb(frame: np.ndarray) -> np.ndarray:
 
 
 class _SizeCheck:
-    """Every frame has the size that is expected, or that of the first one. Raises Undecodable."""
+    """Checks that every frame has the expected size, by default that of the first one. Raises Undecodable."""
 
     def __init__(self, size: Size | None):
         self._size, self._whose = size, "the manifest has"
         self._is_first = True
 
     def __call__(self, frame: np.ndarray, number: int) -> np.ndarray:
-        size = frame.shape[:2]
+        size = (frame.shape[0], frame.shape[1])
         if self._size is None:
             self._size, self._whose = size, "the one before"
         if size != self._size:
@@ -276,14 +281,14 @@ class _SizeCheck:
         return frame
 
 
-def _jpeg_decoder():
-    """(bytes, frame number) -> (H, W, 3) uint8 RGB, in one and the same buffer as long as the size stays.
+def _jpeg_decoder() -> Callable[[bytes, int], np.ndarray]:
+    """A function (bytes, frame number) -> (H, W, 3) uint8 RGB, which reuses one buffer while the size stays the same.
 
-    Grey becomes RGB. Raises Undecodable: for CMYK, too, whose colours no two decoders agree on.
+    Grey becomes RGB. The function raises Undecodable, also for CMYK, whose colours differ from decoder to decoder.
     """
     import simplejpeg
 
-    buffer = None
+    buffer: np.ndarray | None = None
 
     def decode(data: bytes, number: int) -> np.ndarray:
         nonlocal buffer
@@ -291,13 +296,14 @@ def _jpeg_decoder():
             height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
             if colours in ("CMYK", "YCCK"):
                 raise Undecodable(f"frame {number} is a JPEG in {colours}; make it RGB")
-            if height * width > MAX_JPEG_PIXELS:  # before memory is asked for
+            if height * width > MAX_JPEG_PIXELS:  # before memory is allocated
                 raise Undecodable(
                     f"frame {number} is {width} x {height}, more than {MAX_JPEG_PIXELS} pixels; make it small"
                 )
             if buffer is None or buffer.shape[:2] != (height, width):
                 buffer = np.empty((height, width, 3), np.uint8)
-            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+            frame: np.ndarray = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=buffer)
+            return frame
         except ValueError:
             raise Undecodable(f"frame {number} is a damaged JPEG, or none; make the frames anew") from None
 
@@ -306,12 +312,12 @@ def _jpeg_decoder():
 
 @contextlib.contextmanager
 def _decoder_faults(data: bytes, what: str, codec: str | None = None) -> Iterator[None]:
-    """What decord raises becomes Undecodable in our words, which name `what` and the codec; or MachineFault."""
+    """Turns decord's exceptions into Undecodable, whose message names `what` and the codec, or into MachineFault."""
     try:
         yield
     except (UserError, Undecodable):
         raise
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decord raises many types
         if fault := machine_fault(error):
             raise fault from error
         why = "would be a duplicate of another" if "duplicate" in str(error) else "cannot be decoded by decord"
@@ -320,7 +326,7 @@ def _decoder_faults(data: bytes, what: str, codec: str | None = None) -> Iterato
 
 @contextlib.contextmanager
 def _faults_told_apart(prefix: str = "") -> Iterator[None]:
-    """Errors of the machine become MachineFault, all others Undecodable; both begin with `prefix`."""
+    """Turns errors of the machine into MachineFault, all others into Undecodable; both messages begin with `prefix`."""
     try:
         yield
     except Undecodable as error:
@@ -331,16 +337,15 @@ def _faults_told_apart(prefix: str = "") -> Iterator[None]:
         raise Undecodable(f"{prefix}{_reason(error)}") from error
 
 
-def _unchanged(path: Path, clip: Clip) -> bytes:
-    """A loose video's bytes. Raises Undecodable if they are not those that were imported, and OSError."""
+def _unchanged(path: Path, clip: StoredClip) -> bytes:
+    """A loose video's bytes. Raises Undecodable if they are not those that were imported; OSError."""
     try:
         with path.open("rb") as file:
-            data = file.read() if clip.size is None else file.read(clip.size + 1)
+            data = file.read(clip.size + 1)
     except FileNotFoundError:
         raise Undecodable(f"{path} is not there; put it back, or import the list again") from None
-    is_other = clip.size is not None and len(data) != clip.size
-    if is_other or (clip.sha256 and hashlib.sha256(data).hexdigest() != clip.sha256):
-        raise Undecodable(f"{path} is another file than was imported; import it again")
+    if len(data) != clip.size or (clip.sha256 and hashlib.sha256(data).hexdigest() != clip.sha256):
+        raise Undecodable(f"{path} is not the file that was imported; import it again")
     return data
 
 

@@ -1,4 +1,4 @@
-"""Which frames a clip takes. By frame number alone: the frame rate plays no part, as in the published zoo.
+"""Which frames of a video a clip takes: by frame number alone, whatever the frame rate, as in the published zoo.
 
 A clip of clip_len frames, one every frame_interval video frames, counts as clip_len x frame_interval frames long. With
 clip_len=4 and frame_interval=2 that is 8 frames, the last of them never used:
@@ -24,7 +24,7 @@ import numpy as np
 
 
 def train_frames(num_frames: int, *, clip_len: int, frame_interval: int, rng: np.random.Generator) -> np.ndarray:
-    """One clip at a random place. Returns (clip_len,) int64 frame numbers, 0-based.
+    """One clip with a random start. Returns (clip_len,) int64 frame numbers, 0-based.
 
     All starts from 0 to num_frames - clip_len * frame_interval are equally likely.
     """
@@ -34,7 +34,7 @@ def train_frames(num_frames: int, *, clip_len: int, frame_interval: int, rng: np
 
 
 def view_frames(num_frames: int, *, clip_len: int, frame_interval: int, num_clips: int) -> np.ndarray:
-    """num_clips clips spread evenly, each in the middle of its share; one clip is the centred one.
+    """num_clips clips spread evenly, each in the middle of its share of the video; a single clip is centred.
 
     Returns (num_clips, clip_len) int64 frame numbers, 0-based. Nothing is random.
     """
@@ -43,7 +43,7 @@ def view_frames(num_frames: int, *, clip_len: int, frame_interval: int, num_clip
     if num_frames >= span:
         share = (num_frames - span + 1) / num_clips
         starts = (np.arange(num_clips) * share + share / 2).astype(np.int64)
-    return np.stack([_clip(start, num_frames, clip_len, frame_interval) for start in starts])
+    return np.stack([_clip(start, num_frames, clip_len, frame_interval) for start in starts.tolist()])
 
 
 def _clip(start: int, num_frames: int, clip_len: int, frame_interval: int) -> np.ndarray:

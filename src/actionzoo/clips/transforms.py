@@ -1,6 +1,6 @@
-"""What happens to pixels on the way to the network, one uint8 frame (H, W, 3), RGB, at a time: sizes and boxes.
+"""Resizing and cropping of frames, one uint8 RGB frame (H, W, 3) at a time: sizes and boxes.
 
-Resizing is cv2's bilinear on uint8 without antialiasing: released weights were trained on just that.
+Resizing is cv2's bilinear on uint8 without antialiasing, because the published weights were trained on that.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ cv2.setNumThreads(0)  # loaders have processes of their own
 
 
 class Box(NamedTuple):
-    """Pixels left <= x < left + width, top <= y < top + height."""
+    """The pixels left <= x < left + width, top <= y < top + height."""
 
     left: int
     top: int
@@ -22,24 +22,24 @@ class Box(NamedTuple):
 
 
 def short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) after scaling so that the shorter becomes short_side; halves round up."""
+    """(height, width) after scaling the shorter one to short_side pixels; halves round up."""
     factor = short_side / min(height, width)
     return int(height * factor + 0.5), int(width * factor + 0.5)
 
 
 class Cut(NamedTuple):
-    """How a stored frame becomes what is kept of it. Sizes are (height, width)."""
+    """Which part of a stored frame is kept, at which size. Sizes are (height, width) in pixels."""
 
     first: tuple[int, int] | None
-    """Size that the whole frame takes first; None if it stays as it is."""
+    """The whole frame is resized to this first; None: it keeps its size."""
     box: Box
-    """What is kept then,"""
+    """Cut from it then,"""
     last: tuple[int, int]
-    """and the size that it takes."""
+    """and resized to this."""
 
 
 def apply(cut: Cut, frame: np.ndarray, out: np.ndarray) -> None:
-    """Cut one uint8 frame (H, W, 3) into `out`, (3, *cut.last)."""
+    """Write the cut of a uint8 frame (H, W, 3) into `out`, uint8 (3, *cut.last)."""
     if cut.first is not None:
         frame = cv2.resize(frame, cut.first[::-1], interpolation=cv2.INTER_LINEAR)
     box = cut.box
@@ -50,11 +50,12 @@ def apply(cut: Cut, frame: np.ndarray, out: np.ndarray) -> None:
 
 
 def short_cut(stored: tuple[int, int], size: tuple[int, int], box: Box, last: tuple[int, int]) -> Cut:
-    """Frames of size `stored` would become `size`, and their `box` would become `last`: in one step if that does.
+    """The Cut that resizes frames from `stored` to `size` and their `box` to `last`; in one step where that is close.
 
-    One resizing of the box as stored, to whole pixels, stands for two as long as the first is by a factor of two at
-    most; beyond that the first one skips pixels, and they would be others. On real footage of short side 320 on its way
-    to 256 and 224 pixels differ by 1.9 levels of 255 on average, half of what a shift by one pixel does.
+    Up to a factor of two in the first step, the box is mapped to whole pixels of the stored frame and resized once.
+    Beyond that, resizing skips pixels and the result would differ, so both steps are done. On real footage with a short
+    side of 320, resized to 256 and cropped to 224, pixels differ by 1.9 levels of 255 on average: half as much as after
+    a shift by one pixel.
     """
     if stored == size:
         return Cut(None, box, last)
@@ -67,9 +68,9 @@ def short_cut(stored: tuple[int, int], size: tuple[int, int], box: Box, last: tu
 
 
 def view_cut(height: int, width: int, *, resize: int, crop_size: int, num_crops: int) -> tuple[Cut, list[Box]]:
-    """What is needed of a frame for a validation or a test, and the views' boxes in that.
+    """The part of a frame that the views of an evaluation need, and their boxes in that part.
 
-    The whole frame is resized first, as published: pixels are to be those that the published numbers come from.
+    The whole frame is resized first, as for the published numbers.
     """
     size = short_side_size(height, width, resize)
     boxes = view_boxes(*size, crop_size=crop_size, num_crops=num_crops)
@@ -103,6 +104,7 @@ def random_resized_box(
 
 
 def center_box(height: int, width: int, crop_size: int) -> Box:
+    """The square of crop_size pixels in the middle, rounded to the left and the top."""
     return Box((width - crop_size) // 2, (height - crop_size) // 2, crop_size, crop_size)
 
 
@@ -116,5 +118,5 @@ def three_boxes(height: int, width: int, crop_size: int) -> list[Box]:
 
 
 def view_boxes(height: int, width: int, *, crop_size: int, num_crops: int) -> list[Box]:
-    """num_crops is 1, the centre, or 3."""
+    """The boxes of one clip's views. num_crops is 1, the centre, or 3."""
     return three_boxes(height, width, crop_size) if num_crops == 3 else [center_box(height, width, crop_size)]

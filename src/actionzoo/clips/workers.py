@@ -1,12 +1,12 @@
-"""Work that may hang or kill its process, done by processes that can be spared.
+"""A pool of worker processes for tasks that may hang or kill their process.
 
-    parent  -- a task and a slot -->  worker      through a pipe, a few words
+    parent  -- a task and a slot -->  worker      through a pipe, a few bytes
     parent  <--- its answer --------  worker
-               the slots                          shared memory: what a worker makes lies where the parent reads it
+               the slots                          shared memory: a worker writes where the parent reads
 
-The parent keeps the time. A worker that is over it is killed. Its task, or that of a worker that died, is tried once
-more while no other worker works: memory and cores may have been short through the neighbours. If it fails again, the
-task is lost. Other tasks know nothing of it. Results come in the order of the tasks.
+The parent enforces the time limit: it kills a worker that exceeds it. The task of a worker that was killed or died is
+retried once while no other worker is busy, because the others may have used up memory or cores. If it fails again, the
+task is lost; other tasks are not affected. Results come in the order of the tasks.
 """
 
 import contextlib
@@ -31,27 +31,29 @@ import numpy as np
 from ..errors import MachineFault, machine_fault
 from ..process.supervisor import die_with_parent
 
+Work = Callable[[Any, np.ndarray], Any]
+"""(task, slot) -> answer."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """In the place of an answer: the task was given up."""
+    """Instead of an answer: the task was given up."""
 
     reason: str
 
 
 class Pool:
-    """`workers` processes that do `work(task, slot)`, where slot is a (slot_bytes,) uint8 array to write into.
+    """`workers` processes that call `work(task, slot)`, where slot is a (slot_bytes,) uint8 array to write into.
 
-    Tasks and answers are pickled and should be small. `slots` is how many tasks are under way at once, done ones that
-    nobody took yet included. With 0 workers the caller does the work: nothing can hang alone then, and there is no
-    time limit. Processes start with the first run and last until `close`, or until the parent dies, however it dies.
-    MachineFault in `work` is raised in the parent as it is; any other exception is a mistake of ours and is raised
-    there with its traceback.
+    Tasks and answers are pickled and should be small. `slots` bounds the tasks in flight: waiting, at work, or done
+    and not yet yielded. `workers=0` does the work in the calling process: no isolation, no timeout. Processes start
+    with the first run and end with `close`, or with the parent, however it ends. A MachineFault in `work` is raised in
+    the parent; any other exception is a bug, and is raised there as RuntimeError with the worker's traceback.
     """
 
     def __init__(
         self,
-        work: Callable[[Any, np.ndarray], Any],
+        work: Work,
         *,
         workers: int,
         slots: int,
@@ -64,27 +66,27 @@ class Pool:
         self._free = list(range(slots))
         self._workers: list[_Worker] = []
         self._jobs: deque[_Job] = deque()
-        """Of the run that is under way, in order: handed out, and not given to the caller yet."""
+        """Of the current run, in order: handed to a worker, and not yet yielded."""
         self._held: deque[_Job] = deque()
-        """Taken back from a worker that is gone; to be given to others."""
+        """Taken back from a worker that died; to be given to others."""
         self._retries: deque[_Job] = deque()
-        """Failed once, and to be tried alone."""
+        """Failed once; to be tried while all other workers are idle."""
         self._alone: _Job | None = None
-        """The retry that is under way."""
+        """The retry in progress."""
         self._num_jobs = 0
         self._end = weakref.finalize(self, _end_all, self._workers, os.getpid())
 
-    def run(self, tasks: Iterable) -> Generator[tuple[Any, Any | Lost, np.ndarray], None, None]:
-        """(task, answer or Lost, slot) of each task, in their order. The slot is valid until the next one is asked for.
+    def run(self, tasks: Iterable[Any]) -> Generator[tuple[Any, Any | Lost, np.ndarray], None, None]:
+        """(task, answer or Lost, slot) for each task, in their order. A slot is valid until the next one is requested.
 
-        Tasks are taken ahead of what is given. May be closed at any time; another run ends the one before.
+        Tasks are consumed ahead of the answers. The generator may be closed at any time; a new run ends the one before.
         """
         if not self._num_workers:
             for task in tasks:
                 yield task, self._work(task, self._shared.slots[0]), self._shared.slots[0]
             return
         if not self._workers:
-            self._workers += [_Worker(place, self._work, self._shared) for place in range(self._num_workers)]
+            self._workers += [_Worker(index, self._work, self._shared) for index in range(self._num_workers)]
         self._abandon()
         jobs, tasks = self._jobs, iter(tasks)
         try:
@@ -109,11 +111,11 @@ class Pool:
                 self._abandon()
 
     def close(self) -> None:
-        """End the processes, whatever they do."""
+        """Kill the processes."""
         self._end()
 
-    def _hand_out(self, tasks: Iterator) -> bool:
-        """Make a job for each free slot and give it to the worker that has the fewest. True if no task is left."""
+    def _hand_out(self, tasks: Iterator[Any]) -> bool:
+        """Make a job for each free slot and give it to the worker with the fewest jobs. True if no task is left."""
         self._give_again()
         while self._free and not self._retries and not self._alone:
             try:
@@ -127,7 +129,7 @@ class Pool:
         return False
 
     def _give_again(self) -> None:
-        """Begin a retry when all workers are idle; give what was taken back when there is none."""
+        """Start a retry if all workers are idle; without retries, hand out the jobs that were taken back."""
         if self._retries and not self._alone and not any(worker.jobs for worker in self._workers):
             self._alone = self._retries.popleft()
             self._give(self._alone)
@@ -138,7 +140,7 @@ class Pool:
         min(self._workers, key=lambda worker: len(worker.jobs)).give(job)
 
     def _abandon(self) -> None:
-        """Nobody wants what is left of a run; workers pass over what they did not begin."""
+        """Drop the rest of a run; workers skip its jobs that they have not begun."""
         for job in (*self._retries, *self._held):  # no worker will answer
             job.answer = None
         self._retries.clear()
@@ -152,8 +154,8 @@ class Pool:
         self._shared.run[0] += 1
 
     def _wait(self) -> None:
-        """Until a worker answers, dies or is over its time; and deal with that."""
-        busy = {worker.pipe: worker for worker in self._workers if worker.jobs}
+        """Wait until a worker answers, dies or exceeds the time limit, and handle it."""
+        busy: dict[Any, _Worker] = {worker.pipe: worker for worker in self._workers if worker.jobs}
         limit = min(worker.began() for worker in busy.values()) + self._timeout_seconds
         for pipe in connection.wait(list(busy), max(0.0, limit - time.monotonic())):
             if not self._receive(busy.pop(pipe)):
@@ -165,7 +167,7 @@ class Pool:
                 self._fail(worker, f"took longer than {self._timeout_seconds:g} s")
 
     def _receive(self, worker: "_Worker") -> bool:
-        """Take all its answers. False if it has died, and was replaced."""
+        """Take all answers of a worker. False if it has died and was replaced."""
         try:
             while worker.pipe.poll():
                 number, answer = worker.pipe.recv()
@@ -181,10 +183,10 @@ class Pool:
             return False
 
     def _fail(self, worker: "_Worker", reason: str) -> None:
-        """Replace a worker that is gone. The job it was at is tried again, or lost for the `reason`."""
+        """Replace a worker that died. The job it was working on is retried, or lost for the `reason`."""
         jobs = list(worker.jobs)
-        self._shared.number[worker.place] = 0  # a retry in this place has not begun when the first try did
-        self._workers[worker.place] = _Worker(worker.place, self._work, self._shared)
+        self._shared.number[worker.index] = 0  # else a retry would seem to have begun with the first try
+        self._workers[worker.index] = _Worker(worker.index, self._work, self._shared)
         if jobs:
             job = jobs.pop(0)
             job.tries += 1
@@ -208,18 +210,18 @@ class Pool:
 
 
 def keep_memory() -> None:
-    """Have the C library keep what this process frees: it asks for the same megabytes with every clip, and the system
-    takes up to a third of a clip's time to hand them out anew."""
+    """Let the C library keep memory that this process frees. Every clip needs the same megabytes, and getting them from
+    the system again takes up to a third of a clip's time."""
     if sys.platform.startswith("linux"):
         trim_threshold, mmap_threshold = -1, -3
-        with contextlib.suppress(AttributeError):  # other libraries than GNU's know no mallopt
+        with contextlib.suppress(AttributeError):  # only GNU's C library has mallopt
             ctypes.CDLL(None).mallopt(mmap_threshold, 32 * 2**20)
             ctypes.CDLL(None).mallopt(trim_threshold, 256 * 2**20)
 
 
 _NONE = object()
-_FORK = multiprocessing.get_context("fork")  # a worker has the clip list without a copy
-# The parent's ends of all pipes: a worker closes its copies, so that the last end goes with the parent
+_FORK = multiprocessing.get_context("fork")  # workers share the list of clips without a copy
+# The parent's ends of all pipes: a worker closes its copies, so that a pipe ends with the parent
 _parent_ends: "weakref.WeakSet[connection.Connection]" = weakref.WeakSet()
 
 
@@ -230,7 +232,7 @@ class _Failure:
 
 @dataclasses.dataclass(frozen=True)
 class _Fault:
-    """The machine failed, not the work."""
+    """The machine failed, not the work on this task."""
 
     reason: str
 
@@ -238,45 +240,45 @@ class _Fault:
 @dataclasses.dataclass
 class _Job:
     number: int
-    """Counts the pool's jobs."""
+    """Number among the pool's jobs, from 1."""
     run: int
     task: Any
     slot: int
     answer: Any = _NONE
     is_wanted: bool = True
     tries: int = 0
-    """How often its worker died or ran out of time over it."""
+    """How often its worker died or exceeded the time limit."""
     waits_since: float = 0.0
-    """When it became its worker's next one, as far as the parent could see; time.monotonic()."""
+    """When the parent saw it become its worker's next job; time.monotonic()."""
 
 
 class _Shared:
-    """One anonymous mapping, made before the processes: it has no name that could be left behind."""
+    """One anonymous mapping, made before the processes. It has no name, so nothing is left behind."""
 
     def __init__(self, workers: int, slots: int, slot_bytes: int):
         head = 8 * (1 + 2 * workers)
-        # pages that nobody touches cost nothing
+        # pages that are never written take no memory
         memory = mmap.mmap(-1, head + slots * slot_bytes)
         self.run = np.frombuffer(memory, np.int64, 1)
-        """The run that is under way."""
+        """(1,) int64: number of the current run."""
         self.number = np.frombuffer(memory, np.int64, workers, offset=8)
-        """What each worker is at: the job's number,"""
+        """(workers,) int64: the job that each worker is working on,"""
         self.began = np.frombuffer(memory, np.float64, workers, offset=8 * (1 + workers))
-        """and since when, on the clock of time.monotonic(), which all processes share."""
+        """(workers,) float64: and since when; time.monotonic(), whose clock all processes share."""
         self.slots = np.frombuffer(memory, np.uint8, slots * slot_bytes, offset=head).reshape(slots, slot_bytes)
 
 
 class _Worker:
-    """The parent's side of a process."""
+    """A worker process, as the parent sees it."""
 
-    def __init__(self, place: int, work: Callable, shared: _Shared):
-        self.place, self._shared = place, shared
+    def __init__(self, index: int, work: Work, shared: _Shared):
+        self.index, self._shared = index, shared
         self.jobs: deque[_Job] = deque()
-        """Given to it and not answered; it is at the first."""
+        """Given to it and not answered; it works on the first."""
         self.pipe, theirs = _FORK.Pipe()
         _parent_ends.add(self.pipe)
         self._process = _FORK.Process(
-            target=_serve, args=(place, work, shared, theirs, os.getpid()), name=f"clips-{place}", daemon=True
+            target=_serve, args=(index, work, shared, theirs, os.getpid()), name=f"clips-{index}", daemon=True
         )
         self._process.start()
         theirs.close()
@@ -284,23 +286,23 @@ class _Worker:
     def give(self, job: _Job) -> None:
         job.waits_since = time.monotonic()
         self.jobs.append(job)
-        with contextlib.suppress(OSError):  # a dead one is noticed when its answer is waited for
+        with contextlib.suppress(OSError):  # a dead worker is noticed while waiting for its answer
             self.pipe.send((job.number, job.run, job.task, job.slot))
 
     def began(self) -> float:
-        """When it began the job it is at."""
+        """When it began its current job; time.monotonic()."""
         job = self.jobs[0]
-        is_begun = self._shared.number[self.place] == job.number
-        return float(self._shared.began[self.place]) if is_begun else job.waits_since
+        is_begun = self._shared.number[self.index] == job.number
+        return float(self._shared.began[self.index]) if is_begun else job.waits_since
 
     def kill(self) -> None:
         self._process.kill()
 
     def bury(self) -> str:
-        """See the process off, which is dead or dying; gives in a few words what it died of. Its jobs stay listed."""
+        """Reap the process, which is dead or dying; returns a clause on what it died of. Its jobs stay listed."""
         self._process.join(1)
         self._process.kill()
-        self._process.join(5)  # the kernel may hold it for a disk that does not answer; it runs no more all the same
+        self._process.join(5)  # the kernel may keep it while a disk does not answer; it does not run any more
         self.pipe.close()
         code = self._process.exitcode
         if code is None:
@@ -311,7 +313,7 @@ class _Worker:
 
 
 def _end_all(workers: list[_Worker], owner: int) -> None:
-    if os.getpid() != owner:  # a fork of the parent has no say in this
+    if os.getpid() != owner:  # a fork of the parent does not own the workers
         return
     for worker in workers:
         worker.kill()
@@ -320,22 +322,22 @@ def _end_all(workers: list[_Worker], owner: int) -> None:
     workers.clear()
 
 
-def _serve(place: int, work: Callable, shared: _Shared, pipe: connection.Connection, parent: int) -> None:
-    """A worker's life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # must work in the midst of a decoder, too
+def _serve(index: int, work: Work, shared: _Shared, pipe: connection.Connection, parent: int) -> None:
+    """The main function of a worker process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # ends the process even inside a decoder
     die_with_parent()
     if os.getppid() != parent:
         return
     for end in list(_parent_ends):
         end.close()
-    gc.freeze()  # what the parent made is not ours to collect
+    gc.freeze()  # the garbage collector leaves the parent's objects, and so their shared pages, alone
     keep_memory()
     with contextlib.suppress(EOFError, OSError):
         while True:
             number, run, task, slot = pipe.recv()
-            shared.began[place] = time.monotonic()
-            shared.number[place] = number
+            shared.began[index] = time.monotonic()
+            shared.number[index] = number
             answer = None
             if run == shared.run[0]:
                 try:

@@ -1,1 +1,1 @@
-"""Learning and testing. Takes an nn.Module, loaders and a log callable; needs torch and nothing else."""
+"""Training, evaluation and benchmarks of an nn.Module on loaders of clips. They need Python and torch, nothing else."""

@@ -1,6 +1,6 @@
-"""What a network costs: the time of testing a video, the memory of that and of training.
+"""What a network costs: the time of evaluating a video, and the memory of that and of training.
 
-A video is one batch of all its views, as it is tested; time is the network's alone, from the views on the device to the
+All views of a video make one evaluation of it. Its time is the network's alone, from the views on the device to the
 averaged scores in the host's memory.
 """
 
@@ -11,48 +11,55 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .precision import Precision, autocast, grad_scaler
-from .views import average_views
+from .views import Average, average_views
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a network is executed."""
+
+    device: torch.device
+    precision: Precision = "fp32"
+    layout: torch.memory_format = torch.contiguous_format
+    """Memory layout of the clips."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video as a network sees it: the shape of its random views."""
+
+    clip_shape: tuple[int, int, int, int]
+    """(3, T, H, W) of each view."""
+    num_views: int
+    average_clips: Average = "prob"
+    max_views: int = 10
+    """Views that pass through the network at once, at most."""
 
 
 def seconds_per_video(
     model: nn.Module,
-    clip_shape: tuple[int, int, int, int],
+    video: Video,
+    execution: Execution,
     *,
-    num_views: int,
-    average_clips: Literal["prob", "score"],
-    device: torch.device,
-    precision: Precision = "fp32",
-    layout: torch.memory_format = torch.contiguous_format,
-    max_views: int = 10,
     warmup: int = 2,
     most: int = 10,
     seconds: float = 2.0,
 ) -> list[float]:
-    """Time `model` on videos of num_views random clips (3, T, H, W): the seconds of each, one after another.
+    """Return the seconds of evaluating each of `most` videos, after `warmup` videos that do not count.
 
-    `most` after `warmup` others; fewer, but three, where they take longer than `seconds`. Each stands between two
-    synchronisations and counts once. The model is left on the device, in eval mode.
+    Once the counted ones have taken more than `seconds` together, three are enough. Each time is measured between two
+    synchronisations of the device and counts once. The model is left on the device, in eval mode.
     """
-    test = video_timer(
-        model,
-        clip_shape,
-        num_views=num_views,
-        average_clips=average_clips,
-        device=device,
-        precision=precision,
-        layout=layout,
-        max_views=max_views,
-    )
+    evaluate = video_timer(model, video, execution)
     times: list[float] = []
     for number in range(warmup + most):
-        took = test()
+        took = evaluate()
         if number >= warmup:
             times.append(took)
         if len(times) >= 3 and sum(times) > seconds:
@@ -60,58 +67,51 @@ def seconds_per_video(
     return times
 
 
-def video_timer(
-    model: nn.Module,
-    clip_shape: tuple[int, int, int, int],
-    *,
-    num_views: int,
-    average_clips: Literal["prob", "score"],
-    device: torch.device,
-    precision: Precision = "fp32",
-    layout: torch.memory_format = torch.contiguous_format,
-    max_views: int = 10,
-) -> Callable[[], float]:
-    """A function that tests one video of num_views random clips (3, T, H, W), and gives its seconds.
+def video_timer(model: nn.Module, video: Video, execution: Execution) -> Callable[[], float]:
+    """Return a function that evaluates one video and returns its seconds, between two synchronisations.
 
-    They stand between two synchronisations. The model is left on the device, in eval mode.
+    The model is left on the device, in eval mode.
     """
+    device = execution.device
     model = model.to(device).eval()
-    views = torch.randn(min(num_views, max_views), *clip_shape, device=device).contiguous(memory_format=layout)
+    views = torch.randn(min(video.num_views, video.max_views), *video.clip_shape, device=device)
+    views = views.contiguous(memory_format=execution.layout)
 
-    def test() -> float:
+    def timed() -> float:
         _synchronise(device)
         began = time.perf_counter()
-        _test(model, views, num_views, average_clips, device, precision)
+        _evaluate(model, views, video, execution)
         _synchronise(device)
         return time.perf_counter() - began
 
-    return test
+    return timed
 
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass over real clips, from their bytes to their scores."""
+    """One pass over real clips, from their bytes to their scores."""
 
     clips: int
     seconds: float
+    """Of the whole pass."""
 
 
 @dataclass(frozen=True)
 class Turns:
-    """The network alone and passes over real clips, measured in turns: both meet whatever else the machine does."""
+    """Times of the network alone and of passes over real clips, taken alternately so that both meet the same load."""
 
     alone: list[float]
-    """Seconds of each video."""
+    """Seconds per video of the network alone."""
     passes: list[Pass]
 
     @property
     def with_decoding(self) -> list[float]:
-        """Seconds of a video, on average over each pass."""
+        """Mean seconds per video of each pass."""
         return [each.seconds / each.clips for each in self.passes]
 
     @property
     def machine_was_busy(self) -> bool:
-        """Either decoding made the network faster, which cannot be, or the times differ too much to tell."""
+        """Whether the times vary too much, or are shorter with decoding than without, which is impossible."""
         samples = [self.alone, self.with_decoding] if self.passes else [self.alone]
         quartiles = [seconds_quartiles(times) for times in samples]
         is_wide = any(high - low > WIDE * median for low, median, high in quartiles)
@@ -119,36 +119,37 @@ class Turns:
 
 
 WIDE = 0.3
-"""From the first quartile to the third, as a share of the median: above it other work disturbed a measurement."""
+"""Distance of the quartiles as a share of the median, above which other work disturbed the measurement."""
 
 
 def take_turns(
-    test: Callable[[], float],
+    evaluate: Callable[[], float],
     run_pass: Callable[[], Pass] | None,
     *,
     rounds: int = 5,
     seconds: float = 4.0,
     seconds_alone: float = 0.5,
 ) -> Turns:
-    """`test` the network on videos for `seconds_alone`, at most four and at least one, then run a pass; and so on.
+    """Measure the network alone and with decoding alternately, for `rounds` rounds.
 
-    For so many `rounds`; fewer, but three, where they take longer than `seconds`. A pass without clips does not count.
+    A round calls `evaluate`, which returns the seconds of one video, for `seconds_alone` but at least once and at most
+    four times, then `run_pass`. After `seconds`, three rounds are enough. A pass without clips does not count.
     """
     turns, began = Turns([], []), time.perf_counter()
     for number in range(rounds):
         if number >= 3 and time.perf_counter() - began > seconds:
             break
-        times = [test()]
+        times = [evaluate()]
         while len(times) < 4 and sum(times) < seconds_alone:
-            times.append(test())
+            times.append(evaluate())
         turns.alone.extend(times)
-        if run_pass is not None and (made := run_pass()).clips:
-            turns.passes.append(made)
+        if run_pass is not None and (finished := run_pass()).clips:
+            turns.passes.append(finished)
     return turns
 
 
 def seconds_quartiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """First quartile, median, third quartile."""
+    """Return the first quartile, the median and the third quartile of at least one time."""
     if len(times) == 1:
         return times[0], times[0], times[0]
     low, median, high = statistics.quantiles(times, n=4, method="inclusive")
@@ -158,28 +159,27 @@ def seconds_quartiles(times: Sequence[float]) -> tuple[float, float, float]:
 def train_steps(
     model: nn.Module,
     clip_shape: tuple[int, int, int, int],
+    execution: Execution,
     *,
     batch_size: int,
     momentum: float,
-    device: torch.device,
-    precision: Precision = "fp32",
-    layout: torch.memory_format = torch.contiguous_format,
     steps: int = 2,
 ) -> None:
-    """Train `model`, in the mode it is in, on random clips (batch_size, 3, T, H, W): what needs the memory of training.
+    """Train `model`, in the mode it is in, on random clips (batch_size, 3, T, H, W), to need the memory of training.
 
-    The second step meets the momentum that the first one leaves, so it needs the most.
+    The second step needs the most, because the first one leaves the momentum.
     """
+    device = execution.device
     model.to(device)
-    clips = torch.randn(batch_size, *clip_shape, device=device).contiguous(memory_format=layout)
+    clips = torch.randn(batch_size, *clip_shape, device=device).contiguous(memory_format=execution.layout)
     labels = torch.zeros(batch_size, dtype=torch.int64, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6, momentum=momentum)
-    scaler = grad_scaler(precision, device)
+    scaler = grad_scaler(execution.precision, device)
     for _ in range(steps):
         optimizer.zero_grad(set_to_none=True)
-        with autocast(precision, device):
+        with autocast(execution.precision, device):
             loss = F.cross_entropy(model(clips).float(), labels)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch has no type
         scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         scaler.step(optimizer)
@@ -188,15 +188,15 @@ def train_steps(
 
 
 class PeakMemory:
-    """The most memory in use since it was made, or since `restart`.
+    """The most memory in use since this object was made, or since `restart`.
 
-    On a GPU that of torch's tensors there, as MMAction2's logs have it. On a CPU this process' resident memory beyond
-    what it was when this was made: to be had on Linux, and right in a process that did nothing yet.
+    On a GPU: the memory of torch's tensors, as MMAction2's logs report it. On a CPU, on Linux alone: the resident
+    memory of this process beyond what it was when this object was made; exact in a process that did nothing before.
     """
 
     def __init__(self, device: torch.device):
         self._device = device
-        self._start = None if device.type == "cuda" else _resident("VmRSS")
+        self._start = None if device.type == "cuda" else _resident_mb("VmRSS")
         self.restart()
 
     def restart(self) -> None:
@@ -204,18 +204,18 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self._device)
         else:
             with contextlib.suppress(OSError):
-                Path("/proc/self/clear_refs").write_text("5")  # forgets the highest one, proc(5)
+                Path("/proc/self/clear_refs").write_text("5")  # forgets the peak, proc(5)
 
     def megabytes(self) -> float | None:
-        """In units of 2**20 bytes; None where it cannot be had."""
+        """Return the peak in units of 2**20 bytes; None where the system does not report it."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) / 2**20
-        peak = _resident("VmHWM")
+        peak = _resident_mb("VmHWM")
         return None if peak is None or self._start is None else peak - self._start
 
 
-def _resident(key: str) -> float | None:
-    """VmRSS, now, or VmHWM, at most; of this process, in units of 2**20 bytes."""
+def _resident_mb(key: str) -> float | None:
+    """Read VmRSS (the memory in use) or VmHWM (its peak) of this process, in units of 2**20 bytes."""
     with contextlib.suppress(OSError):
         if found := re.search(rf"^{key}:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE):
             return int(found[1]) / 1024
@@ -223,21 +223,14 @@ def _resident(key: str) -> float | None:
 
 
 @torch.inference_mode()
-def _test(
-    model: Callable[[Tensor], Tensor],
-    views: Tensor,
-    num_views: int,
-    average_clips: Literal["prob", "score"],
-    device: torch.device,
-    precision: Precision,
-) -> Tensor:
-    """Scores (1, num_classes) of a video, on the host; its views are `views`, taken again and again."""
-    logits, missing = [], num_views
+def _evaluate(model: nn.Module, views: Tensor, video: Video, execution: Execution) -> Tensor:
+    """Return a video's scores, (1, num_classes) on the host; `views` are used again until there are num_views."""
+    logits, missing = [], video.num_views
     while missing:
-        with autocast(precision, device):
+        with autocast(execution.precision, execution.device):
             logits.append(model(views[:missing]).float())
         missing -= len(logits[-1])
-    return average_views(torch.cat(logits), num_views, average_clips).cpu()
+    return average_views(torch.cat(logits), video.num_views, video.average_clips).cpu()
 
 
 def _synchronise(device: torch.device) -> None:

@@ -1,6 +1,7 @@
-"""Whether probabilities mean what they say: of the clips that get 0.8, 80 % should be right.
+"""Calibration: of the clips that are classified with probability 0.8, 80 % should be right.
 
-Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.04599. Scores here are (N, num_classes)
+log-probabilities, labels are (N,) int64; every function raises UserError as `metrics.check_scores` does.
 """
 
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from torch import Tensor
 from .metrics import check_scores
 
 BINS = 15
-"""As in the paper."""
+"""Number of bins of equal width, as in the paper."""
 
 _TEMPERATURES = (0.01, 100.0)
 
@@ -22,20 +23,22 @@ class Bin:
     low: float
     high: float
     clips: int
+    """Number of clips."""
     confidence: float | None
-    """Mean of their best probabilities; None where there are no clips."""
+    """Mean of the clips' best probabilities; None without clips."""
     accuracy: float | None
+    """Share of the clips that is right, 0 to 1; None without clips."""
 
 
 def reliability(log_probs: Tensor, labels: Tensor) -> list[Bin]:
-    """The bins of (N, num_classes) log-probabilities. Raises UserError as `check_scores` does."""
+    """Return the BINS bins, those without clips included (section 2 of the paper)."""
     check_scores(log_probs, labels)
     confidence, predictions = log_probs.double().exp().max(dim=1)
     right = (predictions == labels).double()
-    places = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
+    bin_numbers = (confidence * BINS).ceil().long().sub(1).clamp(0, BINS - 1)
     bins = []
     for number in range(BINS):
-        inside = places == number
+        inside = bin_numbers == number
         clips = int(inside.sum())
         means = (confidence[inside].mean().item(), right[inside].mean().item()) if clips else (None, None)
         bins.append(Bin(number / BINS, (number + 1) / BINS, clips, *means))
@@ -43,29 +46,33 @@ def reliability(log_probs: Tensor, labels: Tensor) -> list[Bin]:
 
 
 def expected_calibration_error(bins: list[Bin]) -> float:
-    """Mean over the clips of how far their bin's confidence is from its accuracy."""
-    gaps = sum(abs(bin.confidence - bin.accuracy) * bin.clips for bin in bins if bin.clips)
+    """Return the mean over clips of the distance between their bin's confidence and accuracy (equation 3)."""
+    gaps = sum(
+        abs(bin.confidence - bin.accuracy) * bin.clips
+        for bin in bins
+        if bin.confidence is not None and bin.accuracy is not None
+    )
     return gaps / sum(bin.clips for bin in bins)
 
 
 def negative_log_likelihood(log_probs: Tensor, labels: Tensor) -> float:
-    """Mean over the clips, in nats."""
+    """Return the mean over the clips, in nats."""
     check_scores(log_probs, labels)
     return -log_probs.double().gather(1, labels[:, None]).mean().item()
 
 
 def tempered(log_probs: Tensor, temperature: float) -> Tensor:
-    """Log-probabilities made softer (above 1) or harder: softmax(log_probs / temperature). No clip changes its class.
+    """Return log softmax(log_probs / temperature), float64: softer above 1, harder below. No clip changes its class.
 
-    Of a single view this is softmax(logits / temperature).
+    For a single view this equals log softmax(logits / temperature) (temperature scaling, section 4.2).
     """
     return (log_probs.double() / temperature).log_softmax(dim=1)
 
 
 def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
-    """The temperature with the least negative log-likelihood; at most 100 and at least 0.01, where all are right.
+    """Return the temperature with the least negative log-likelihood, within 0.01 to 100 (0.01 if all are right).
 
-    In 1 / temperature that is convex: its slope has one zero, found by halving.
+    The negative log-likelihood is convex in 1 / temperature, so its slope has one zero, found by bisection.
     """
     check_scores(log_probs, labels)
     log_probs = log_probs.double()
@@ -78,4 +85,5 @@ def fit_temperature(log_probs: Tensor, labels: Tensor) -> float:
     for _ in range(50):
         middle = (low * high) ** 0.5
         low, high = (low, middle) if slope(middle) > 0 else (middle, high)
-    return (low * high) ** -0.5
+    temperature: float = (low * high) ** -0.5
+    return temperature

@@ -1,6 +1,6 @@
-"""Processes that train one network together: torchrun starts them, this is what they say to each other.
+"""Communication between the processes that train or evaluate one network together, as torchrun starts them.
 
-Everything here also holds for one process alone, where nothing is sent.
+A single process may call everything here; then nothing is sent.
 """
 
 import contextlib
@@ -16,27 +16,30 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class World:
+    """This process among all those that work together; by default the only one."""
+
     rank: int = 0
-    """0 is the one that logs and writes."""
+    """0 to size - 1; rank 0 logs and writes."""
     size: int = 1
+    """Number of processes."""
     local_rank: int = 0
-    """Among the processes on this machine; the number of its GPU."""
+    """Rank among the processes on this machine, which is the number of its GPU."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
     def gather_numbers(self, values: list[float]) -> list[list[float]]:
-        """What every process gave, by rank; equally many of each."""
+        """Return the values of every process, by rank, in all processes; each must give equally many."""
         if self.size == 1:
             return [values]
         mine = torch.tensor(values, dtype=torch.float64, device=_device())
-        heard = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(heard, mine)
-        return [told.tolist() for told in heard]
+        gathered = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(gathered, mine)
+        return [theirs.tolist() for theirs in gathered]
 
     def gather(self, value: Any) -> list[Any]:
-        """What every process gave, by rank; to all of them. Plain values and CPU tensors."""
+        """Return the value of every process, by rank, in all processes. For plain values and CPU tensors."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -44,19 +47,23 @@ class World:
         return values
 
     def broadcast_buffers(self, model: nn.Module) -> None:
-        """The first process' batch norm statistics to all: each has seen other clips."""
+        """Copy the first process's buffers to all: each process's batch norm statistics come from its own clips."""
         if self.size > 1:
             for buffer in model.buffers():
                 dist.broadcast(buffer, 0)
 
     def wait(self) -> None:
+        """Return once every process has called it."""
         if self.size > 1:
             dist.barrier()
 
 
 @contextlib.contextmanager
 def joined(device_type: str) -> Iterator[World]:
-    """The world that torchrun's environment describes, for the length of the block; one process without it."""
+    """Join the processes that torchrun's environment describes, for the length of the block.
+
+    Without that environment, the world is this process alone. `device_type` is "cuda" or "cpu".
+    """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield World()
@@ -72,19 +79,20 @@ def joined(device_type: str) -> Iterator[World]:
 
 
 def all_reduce_with_gradient(values: Tensor) -> Tensor:
-    """The sum over all processes; gradients flow back the same way."""
-    return _AllReduce.apply(values)
+    """Return the sum over all processes; gradients are summed over all processes, too."""
+    total: Tensor = _AllReduce.apply(values)  # type: ignore[no-untyped-call]  # torch has no type
+    return total
 
 
 class _AllReduce(torch.autograd.Function):
     @staticmethod
-    def forward(context, values: Tensor) -> Tensor:
+    def forward(context: Any, values: Tensor) -> Tensor:
         values = values.clone()
         dist.all_reduce(values)
         return values
 
     @staticmethod
-    def backward(context, gradient: Tensor) -> Tensor:
+    def backward(context: Any, gradient: Tensor) -> Tensor:
         gradient = gradient.clone()
         dist.all_reduce(gradient)
         return gradient

@@ -1,22 +1,35 @@
-"""Clips through a network in eval mode: the logits of their views, and scores averaged over them."""
+"""Clips through a network in eval mode: the logits of their views, and scores averaged over the views."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import UserError
+from .data import Batch, ToInput
 from .distributed import World
 from .metrics import accuracies
 from .precision import Precision, computing_in
 from .views import Average, average_views
 
 
+@dataclass(frozen=True)
+class Inference:
+    """How views pass through a network."""
+
+    to_input: ToInput
+    max_views: int = 10
+    """Views that pass through the network at once, at most; fewer once memory has run out."""
+    precision: Precision | None = None
+    """None computes as torch is set up."""
+
+
 @dataclass
 class Scores:
-    """One row per clip, in the order of the loader."""
+    """Scores of N clips, in the order of the loader; gathered from several processes, in the order of the ids."""
 
     video_ids: list[str]
     labels: Tensor
@@ -24,75 +37,72 @@ class Scores:
     scores: Tensor
     """(N, num_classes) float32, averaged over views."""
     undecodable: list[str]
-    """One sentence for each clip that is missing here because it did not decode."""
+    """A sentence for each clip that is missing here because it did not decode."""
 
     def accuracies(self) -> dict[str, float]:
-        """top1, top5 and mean_class as fractions. Raises UserError that names a clip whose scores are no numbers."""
+        """Return top1, top5 and mean_class, 0 to 1. Raises UserError that names a clip whose scores are NaN."""
         return accuracies(self.scores, self.labels, self.video_ids)
 
 
 @dataclass
-class ViewBatch:
-    """What came of a batch of a loader."""
+class BatchLogits:
+    """The logits of a batch of N clips; N is 0 if none of them decoded."""
 
     video_ids: list[str]
     labels: Tensor
     """(N,) int64."""
     logits: Tensor
     """(N, num_views, num_classes) float32, on the CPU."""
-    exact: Tensor | None
-    """The same computed in fp32, where that was asked for."""
+    fp32_logits: Tensor | None
+    """The same computed in fp32, for the fp32 comparison; None if the batch is not compared."""
     undecodable: list[str]
+    """A sentence for each clip of the batch that did not decode."""
 
 
 def view_logits(
     model: nn.Module,
-    loader: Iterable,
-    to_input: Callable[[Sequence], Tensor],
+    loader: Iterable[Batch],
+    inference: Inference,
     *,
-    max_views: int = 10,
-    precision: Precision | None = None,
     is_compared: Callable[[str], bool] = lambda video_id: False,
     on_text: Callable[[str], None] = lambda text: None,
-) -> Iterator[ViewBatch]:
-    """Run the model in eval mode over a loader of batches with views, labels and video_ids.
+) -> Iterator[BatchLogits]:
+    """Run the model in eval mode over a loader; yield the logits of one batch after another.
 
-    A batch's views are a sequence, those of a clip side by side. At most max_views of them are cut and pass through the
-    network at once; fewer, and on_text hears of it, once memory has run out. precision None leaves all as it is set.
-    Batches with a clip that is_compared names are computed in fp32 as well. Leaves the model in the mode it was in.
-    Raises UserError where the memory does not even hold one view.
+    Batches with a clip for which `is_compared(video_id)` holds are computed in fp32 as well. `on_text` is called if
+    memory runs out and fewer views pass from there on. Every module is left in the mode that it was in. Raises
+    UserError if the memory does not hold a single view.
     """
-    was_training, forward = model.training, _Forward(model, to_input, max_views, on_text)
-    model.eval()
-    try:
+    forward = _Forward(model, inference, on_text)
+    with _eval_mode(model):
         for batch in loader:
-            logits = exact = torch.empty(0)
+            logits, fp32_logits = torch.empty(0), None
             if batch.video_ids:
-                num_clips = len(batch.video_ids)
-                logits = forward(batch.views, precision).unflatten(0, (num_clips, -1))
+                logits = forward(batch, inference.precision)
                 if any(map(is_compared, batch.video_ids)):
-                    exact = forward(batch.views, "fp32").unflatten(0, (num_clips, -1))
-            yield ViewBatch(batch.video_ids, batch.labels, logits, exact if exact.numel() else None, batch.undecodable)
-    finally:
-        model.train(was_training)
+                    fp32_logits = forward(batch, "fp32")
+            yield BatchLogits(batch.video_ids, batch.labels, logits, fp32_logits, batch.undecodable)
 
 
 def evaluate(
     model: nn.Module,
-    loader: Iterable,
-    to_input: Callable[[Sequence], Tensor],
+    loader: Iterable[Batch],
+    inference: Inference,
     *,
     average_clips: Average = "prob",
-    max_views: int = 10,
     on_batch: Callable[[int], None] = lambda done: None,
     world: World = World(),  # noqa: B008  # frozen
 ) -> Scores:
-    """Scores of all clips of a loader, averaged over their views; of all processes, each clip once.
+    """Return the scores of a loader's clips, averaged over their views; over all processes, each clip once.
 
-    As `view_logits` reads it; keeps no more than the averages.
+    Keeps the averages alone, not the logits. `on_batch` is called with the number of clips that this process has seen.
+    Raises UserError if no clip decodes, and as `view_logits` does.
     """
-    video_ids, labels, scores, undecodable = [], [], [], []
-    for batch in view_logits(model, loader, to_input, max_views=max_views):
+    video_ids: list[str] = []
+    labels: list[Tensor] = []
+    scores: list[Tensor] = []
+    undecodable: list[str] = []
+    for batch in view_logits(model, loader, inference):
         undecodable += batch.undecodable
         if batch.video_ids:
             num_views = batch.logits.shape[1]
@@ -109,47 +119,61 @@ def evaluate(
     return mine if world.size == 1 else _gather(mine, world)
 
 
-class _Forward:
-    """Views -> logits, so many at a time as fit."""
+@contextlib.contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Switch to eval mode, and back to the mode of each module: in training, frozen modules are in eval mode too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, is_training in modes:
+            module.training = is_training
 
-    def __init__(
-        self, model: nn.Module, to_input: Callable[[Sequence], Tensor], size: int, on_text: Callable[[str], None]
-    ):
-        self._model, self._to_input, self._size, self._on_text = model, to_input, size, on_text
+
+class _Forward:
+    """Computes logits, as many views at a time as fit into memory."""
+
+    def __init__(self, model: nn.Module, inference: Inference, on_text: Callable[[str], None]):
+        self._model, self._to_input, self._on_text = model, inference.to_input, on_text
+        self._max_views = inference.max_views
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
-    def __call__(self, views: Sequence, precision: Precision | None) -> Tensor:
-        """(len(views), num_classes) float32, on the CPU."""
-        parts, start = [], 0
+    def __call__(self, batch: Batch, precision: Precision | None) -> Tensor:
+        """Return the logits of a batch that has clips, (N, num_views, num_classes) float32 on the CPU."""
+        views, parts, start = batch.views, [], 0
         while start < len(views):
-            part, fault = views[start : start + self._size], ""
+            part, fault = views[start : start + self._max_views], ""
             try:
                 parts.append(self._pass(part, precision))
                 start += len(part)
             except torch.OutOfMemoryError as error:
                 fault = str(error).splitlines()[0]
-            if fault:  # outside of the except block, whose traceback holds what is to be freed
-                self._take_fewer(len(part), fault)
-        return torch.cat(parts)
+            if fault:  # outside the except block, whose traceback keeps alive what is to be freed
+                self._lower_max_views(len(part), fault)
+        return torch.unflatten(torch.cat(parts), 0, (len(batch.video_ids), -1))
 
     @torch.inference_mode()
-    def _pass(self, views: Sequence, precision: Precision | None) -> Tensor:
+    def _pass(self, views: Sequence[Any], precision: Precision | None) -> Tensor:
         with computing_in(precision, self._device) if precision else contextlib.nullcontext():
-            return self._model(self._to_input(views)).float().cpu()
+            logits: Tensor = self._model(self._to_input(views))
+            return logits.float().cpu()
 
-    def _take_fewer(self, tried: int, fault: str) -> None:
+    def _lower_max_views(self, tried: int, fault: str) -> None:
         if tried == 1:
             raise UserError(
                 f"the GPU's memory does not hold one view ({fault}); end what else runs there, or set "
                 "runtime.precision to bf16. What is finished stays, run again"
             )
-        self._size = tried // 2
+        self._max_views = tried // 2
         torch.cuda.empty_cache()
-        self._on_text(f"the GPU's memory does not hold {tried} views ({fault}); {self._size} at a time from here on")
+        self._on_text(
+            f"the GPU's memory does not hold {tried} views ({fault}); {self._max_views} at a time from here on"
+        )
 
 
 def _gather(mine: Scores, world: World) -> Scores:
-    """The scores of all processes, in the order of the ids: each clip is in one process' share, and counts once."""
+    """Return the scores of all processes, sorted by video id. Each clip is in one process's share."""
     everyone = [Scores(*parts) for parts in world.gather((mine.video_ids, mine.labels, mine.scores, mine.undecodable))]
     parts = [part for part in everyone if part.video_ids]
     undecodable = sorted(reason for part in everyone for reason in part.undecodable)
@@ -160,4 +184,4 @@ def _gather(mine: Scores, world: World) -> Scores:
         raise RuntimeError("two processes evaluated the same clip")
     order = sorted(range(len(video_ids)), key=video_ids.__getitem__)
     labels, scores = torch.cat([part.labels for part in parts]), torch.cat([part.scores for part in parts])
-    return Scores([video_ids[place] for place in order], labels[order], scores[order], undecodable)
+    return Scores([video_ids[number] for number in order], labels[order], scores[order], undecodable)

@@ -1,4 +1,4 @@
-"""The size of a network: what one clip costs, and how many numbers it holds."""
+"""The size of a network: multiply-adds per clip, and parameters."""
 
 from itertools import chain
 
@@ -9,9 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 def count_macs(model: nn.Module, clip_shape: tuple[int, ...]) -> int:
-    """Multiply-adds of the convolutions and the classifier for one forward of (N, 3, T, H, W) `clip_shape`.
+    """Return the multiply-adds of convolutions and classifier in one forward pass of (N, 3, T, H, W) `clip_shape`.
 
-    Norms, ReLUs, pools and sums are not counted. Nothing is computed and nothing of `model` changes: it runs on shapes.
+    Norms, ReLUs, pools and sums are not counted. The pass runs on shapes alone and leaves `model` as it was.
     """
     shapes = {
         name: torch.empty_like(tensor, device="meta")
@@ -20,9 +20,10 @@ def count_macs(model: nn.Module, clip_shape: tuple[int, ...]) -> int:
     dtype = next(model.parameters()).dtype
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         functional_call(model, shapes, torch.empty(clip_shape, dtype=dtype, device="meta"))
-    return counter.get_total_flops() // 2  # the counter takes a multiply-add for two operations
+    flops: int = counter.get_total_flops()
+    return flops // 2  # the counter takes a multiply-add for two operations
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that training may change, frozen ones included; running statistics are not among them."""
+    """Return the number of parameters, frozen ones included, running statistics not."""
     return sum(parameter.numel() for parameter in model.parameters())

@@ -1,7 +1,7 @@
-"""The two logs of a training: <time>.log for people, <time>.log.json for programs.
+"""The two logs of a training: <time>.log to read, <time>.log.json for programs.
 
-The JSON one has a line per event with MMAction2's keys, so that its analysis scripts read it; its first line tells
-about the run. It is the truth of a run: curves, MLflow and reports can be made from it again.
+The JSON log has a line per event with MMAction2's keys, so that MMAction2's analysis scripts read it; its first line
+describes the run. It is the source of record: curves, MLflow runs and reports can be made from it again.
 """
 
 import datetime
@@ -14,7 +14,7 @@ from ..files.atomic import atomic_write
 
 
 class RunLog:
-    """Appends to both files; every line is on the disk before the call returns."""
+    """Appends to both files, which are closed after every line."""
 
     def __init__(self, folder: Path, stamp: str):
         folder.mkdir(parents=True, exist_ok=True)
@@ -22,23 +22,26 @@ class RunLog:
         self.json_path = folder / f"{stamp}.log.json"
 
     def begin(self, meta: dict[str, Any], finished_epochs: int, finished_steps: int = 0) -> None:
-        """Start, or go on after so many epochs, and steps of the next: lines of what will be run again are dropped."""
+        """Start the JSON log with the line `meta`, or resume it: events behind the finished steps are dropped.
+
+        finished_steps counts the steps of the epoch after finished_epochs.
+        """
         if not self.json_path.exists():
             self._append(self.json_path, json.dumps(meta))
             return
         kept = [json.dumps(meta)] + [
-            json.dumps(line) for line in read_log(self.json_path) if _is_behind(line, finished_epochs, finished_steps)
+            json.dumps(line) for line in read_log(self.json_path) if _is_finished(line, finished_epochs, finished_steps)
         ]
         with atomic_write(self.json_path) as file:
             file.write(("\n".join(kept) + "\n").encode())
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Append a line to the readable log, with the local time."""
         now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
         self._append(self.text_path, f"{now} - actionzoo - INFO - {text}")
 
     def event(self, line: dict[str, Any]) -> None:
-        """A line for programs, floats rounded to 5 decimals as MMAction2 does."""
+        """Append a line to the JSON log; floats are rounded to 5 decimals, as in MMAction2."""
         rounded = {key: round(value, 5) if isinstance(value, float) else value for key, value in line.items()}
         self._append(self.json_path, json.dumps(rounded))
 
@@ -49,7 +52,7 @@ class RunLog:
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:
-    """The events of a .log.json, without its first line. A last line that a kill cut off is left out."""
+    """Yield the events of a .log.json, without its first line. A last line that a kill cut off is left out."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
         try:
             event = json.loads(line)
@@ -59,11 +62,12 @@ def read_log(path: Path) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def _is_behind(line: dict[str, Any], finished_epochs: int, finished_steps: int) -> bool:
-    is_of_this_epoch = line["epoch"] == finished_epochs + 1 and line["mode"] == "train"
-    return line["epoch"] <= finished_epochs or (is_of_this_epoch and line["iter"] <= finished_steps)
+def _is_finished(line: dict[str, Any], finished_epochs: int, finished_steps: int) -> bool:
+    epoch, step = int(line["epoch"]), int(line["iter"])
+    is_of_next_epoch = epoch == finished_epochs + 1 and line["mode"] == "train"
+    return epoch <= finished_epochs or (is_of_next_epoch and step <= finished_steps)
 
 
 def eta(seconds: float) -> str:
-    """`1 day, 2:03:04`."""
+    """Format a duration: `1 day, 2:03:04`."""
     return str(datetime.timedelta(seconds=int(seconds)))

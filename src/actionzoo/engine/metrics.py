@@ -1,7 +1,7 @@
-"""Accuracies over (N, num_classes) scores and (N,) labels, exact down to ties.
+"""Accuracies of (N, num_classes) scores and (N,) int64 labels, as fractions from 0 to 1, exact down to ties.
 
-MMAction2 sorts with numpy's default sort, which leaves the order of equal scores open: it depends on numpy's version
-and on the CPU, whatever the number of classes. Here the sort is stable, so that ties are decided alike everywhere.
+MMAction2 sorts with numpy's default sort, whose order of equal scores depends on numpy's version and on the CPU. Here
+the sort is stable, so that ties are decided alike everywhere.
 """
 
 from collections.abc import Sequence
@@ -15,33 +15,35 @@ from ..errors import UserError
 def accuracies(
     scores: Tensor, labels: Tensor, video_ids: Sequence[str] = (), topk: Sequence[int] = (1, 5)
 ) -> dict[str, float]:
-    """top1, top5 and mean_class as fractions; other k if they are given. Raises UserError as `check_scores` does."""
+    """Return top1, top5 (or top<k> of the given k) and mean_class. Raises UserError as `check_scores` does."""
     check_scores(scores, labels, video_ids)
     best = dict(zip((f"top{k}" for k in topk), top_k_accuracy(scores, labels, topk), strict=True))
     return best | {"mean_class": mean_class_accuracy(scores, labels)}
 
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, topk: Sequence[int] = (1, 5)) -> list[float]:
-    """Share of clips whose label is among the k best scores, for each k. Of equal scores the later class wins.
+    """Return the share of clips whose label is among the k best scores, for each k.
 
-    Of fewer than k classes all are among the k best. Raises UserError as `check_scores` does.
+    Of equal scores the later class wins. With fewer than k classes, all are among the k best. Raises UserError as
+    `check_scores` does.
     """
     check_scores(scores, labels)
-    return top_k_hits(scores, labels, topk).double().mean(dim=0).tolist()
+    shares: list[float] = top_k_hits(scores, labels, topk).double().mean(dim=0).tolist()
+    return shares
 
 
 def top_k_hits(scores: Tensor, labels: Tensor, topk: Sequence[int]) -> Tensor:
-    """(N, len(topk)) bool: whether a clip's label is among its k best scores."""
+    """Return whether a clip's label is among its k best scores, (N, len(topk)) bool."""
     order = scores.argsort(dim=1, stable=True).flip(1)
     hits = order == labels[:, None]
     return torch.stack([hits[:, :k].any(dim=1) for k in topk], dim=1)
 
 
 def mean_class_accuracy(scores: Tensor, labels: Tensor) -> float:
-    """Mean over classes of the share of their clips that is right. Of equal scores the earlier class wins.
+    """Return the mean over classes of the share of a class's clips that is right.
 
-    Averages over the classes that occur as a label or as a prediction, as MMAction2 does: a class that is only
-    predicted counts 0. Raises UserError as `check_scores` does.
+    As in MMAction2, the mean is over the classes that occur as a label or as a prediction, and a class that is only
+    predicted counts 0. Of equal scores the earlier class wins. Raises UserError as `check_scores` does.
     """
     check_scores(scores, labels)
     predictions = scores.argsort(dim=1, descending=True, stable=True)[:, 0]
@@ -53,29 +55,32 @@ def mean_class_accuracy(scores: Tensor, labels: Tensor) -> float:
 
 
 def check_scores(scores: Tensor, labels: Tensor | None = None, video_ids: Sequence[str] = ()) -> None:
-    """Raises UserError that names a clip whose scores have a NaN, or whose label is none of the classes; or if there
-    is no clip. An accuracy of such would be a number all the same."""
+    """Raise UserError if there is no clip, or if a clip has NaN scores or a label that is no class; names the clip.
+
+    `scores` may have dimensions between the first and the last, such as views. Without this check, such input would
+    yield an accuracy that looks valid.
+    """
     if not len(scores):
-        raise UserError("there is no clip to take an accuracy of")
+        raise UserError("there is no clip to compute an accuracy of")
     bad = scores.isnan().flatten(1).any(dim=1)
     if bad.any():
         raise UserError(
-            f"{_names(bad, video_ids)}: scores are NaN, so the network's weights or its input are no numbers there; "
-            "look at the clip, set runtime.precision to fp32, or take another checkpoint"
+            f"{_names(bad, video_ids)}: scores are NaN, so the network's weights or its input are NaN or infinite; "
+            "look at the clip, set runtime.precision to fp32, or use another checkpoint"
         )
     if labels is None:
         return
-    strange = (labels < 0) | (labels >= scores.shape[-1])
-    if strange.any():
-        label = int(labels[strange.nonzero()[0, 0]])
+    invalid = (labels < 0) | (labels >= scores.shape[-1])
+    if invalid.any():
+        label = int(labels[invalid.nonzero()[0, 0]])
         raise UserError(
-            f"{_names(strange, video_ids)}: label {label} is none of the {scores.shape[-1]} classes scored"
+            f"{_names(invalid, video_ids)}: label {label} is none of the {scores.shape[-1]} classes scored"
             + ("; a split without labels has no accuracy" if label == -1 else "")
         )
 
 
 def _names(which: Tensor, video_ids: Sequence[str]) -> str:
-    """The first of the clips, and how many there are."""
+    """Name the first of the clips, and how many there are."""
     numbers = which.nonzero()[:, 0].tolist()
     first = video_ids[numbers[0]] if video_ids else f"clip number {numbers[0]}"
     return f"{first} ({len(numbers)} of {len(which)} clips)" if len(numbers) > 1 else first

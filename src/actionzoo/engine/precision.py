@@ -1,8 +1,8 @@
-"""Numbers of fewer bits where they are faster, and the check that they still are the same numbers.
+"""Arithmetic in reduced precision, and the precision check that finds broken kernels.
 
-fp32    float32 throughout
-tf32    float32, but matrix units may round inputs of convolutions to 10 bits (NVIDIA, from Ampere on)
-bf16    convolutions in bfloat16: 8 bits, float32's range
+fp32    float32 throughout: 24 significant bits
+tf32    float32, but matrix units may round the inputs of convolutions to 11 bits (NVIDIA, from Ampere on)
+bf16    convolutions in bfloat16: 8 bits, the range of float32
 fp16    convolutions in float16: 11 bits, a small range, so the loss is scaled
 """
 
@@ -21,18 +21,18 @@ from ..errors import UserError
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 LARGEST_ERROR = {"tf32": 0.005, "bf16": 0.03, "fp16": 0.005}
-"""Distance to fp32's result over its length, of one layer's output or gradient. Rounding stays well below; a broken
-kernel, of which there have been several for 3-D convolutions in bfloat16, does not."""
+"""Norm of the difference to fp32 over fp32's norm, of one layer's output or gradient. Rounding stays well below; broken
+kernels, of which there have been several for 3-D convolutions in bfloat16, exceed it."""
 
 
 def set_tf32(precision: Precision) -> None:
-    """Let convolutions and matrix products use TF32, or forbid it: torch's own default has changed over the years."""
+    """Let convolutions and matrix products use TF32, or forbid it: torch's own default differs between versions."""
     torch.backends.cudnn.allow_tf32 = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
-def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager:
-    """What a forward pass and its loss run under."""
+def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Return the context in which a forward pass and its loss are computed."""
     if precision in ("fp32", "tf32"):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
@@ -40,7 +40,7 @@ def autocast(precision: Precision, device: torch.device) -> contextlib.AbstractC
 
 @contextlib.contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """A forward pass in that precision; behind the block TF32 is as it was."""
+    """Compute a forward pass in `precision`; restores the TF32 settings afterwards."""
     before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
     set_tf32(precision)
     try:
@@ -51,17 +51,17 @@ def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def grad_scaler(precision: Precision, device: torch.device) -> torch.amp.GradScaler:
-    """Does nothing unless precision is fp16."""
+    """Return a gradient scaler, which does nothing unless `precision` is fp16."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
 @torch.no_grad()
 def check_precision(model: nn.Module, clips: Tensor, precision: Precision) -> str:
-    """Compare every convolution and matrix product, forward and backward, with fp32's; gives a line on what came out.
+    """Compare every convolution and matrix product, forward and backward, with fp32; return the result as a line.
 
-    clips (N, 3, T, H, W) go through the network in fp32, and each layer computes once more, on what reaches it, in the
-    precision: so one layer's rounding is seen, and not what hundred layers make of it. Weights, statistics and random
-    numbers stay as they were. Raises UserError if a layer is further off than LARGEST_ERROR.
+    clips (N, 3, T, H, W) pass through the network in fp32, and each layer computes its input once more in `precision`.
+    So the comparison sees the rounding of single layers, not its accumulation over a hundred layers. Weights,
+    statistics and random generators are left as they were. Raises UserError if a layer exceeds LARGEST_ERROR.
     """
     state = copy.deepcopy(model.state_dict())
     generators = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -93,20 +93,20 @@ def check_precision(model: nn.Module, clips: Tensor, precision: Precision) -> st
     limit = LARGEST_ERROR.get(precision, 1e-5)
     if not errors[worst] <= limit:
         raise UserError(
-            f"runtime.precision {precision} is off on this machine: {worst} is {errors[worst]:.1e} of fp32's length "
-            f"away, and rounding stays below {limit}. A kernel is broken (torch {torch.__version__}, cuDNN "
-            f"{torch.backends.cudnn.version()}); set runtime.precision to fp32, or install another torch"
+            f"runtime.precision {precision} is wrong on this machine: {worst} differs from fp32 by {errors[worst]:.1e} "
+            f"of its norm; rounding alone stays below {limit}. A kernel is broken (torch {torch.__version__}, cuDNN "
+            f"{_cudnn_version()}); set runtime.precision to fp32, or install another torch"
         )
     where = f"at most {errors[worst]:.1e} off ({worst})"
     return f"{precision} beside fp32, {len(errors)} layers forward and backward: {where}"
 
 
 def _pass(module: nn.Module, input: Tensor, precision: Precision) -> tuple[Tensor, ...]:
-    """Output, and the gradients of input and weight for one and the same gradient of the output."""
+    """Return the output, and the gradients of input and weight for a random gradient that is always the same."""
     set_tf32(precision)
-    input, weight = input.detach().requires_grad_(), module.weight.detach().requires_grad_()
+    input, weight = input.detach().requires_grad_(), module.get_parameter("weight").detach().requires_grad_()
     with autocast(precision, input.device):
-        output = torch.func.functional_call(_Bare(module), {"module.weight": weight}, (input,))
+        output: Tensor = torch.func.functional_call(_Bare(module), {"module.weight": weight}, (input,))
     generator = torch.Generator(output.device).manual_seed(0)
     gradient = torch.randn(output.shape, device=output.device, generator=generator)
     set_tf32(precision)
@@ -116,15 +116,22 @@ def _pass(module: nn.Module, input: Tensor, precision: Precision) -> tuple[Tenso
 
 
 class _Bare(nn.Module):
-    """A layer without its hooks."""
+    """A layer whose forward hooks are not called."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
         self.module = module
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.module.forward(input)
+        output: Tensor = self.module.forward(input)
+        return output
 
 
 def _distance(found: Tensor, exact: Tensor) -> float:
-    return ((found - exact).norm() / exact.norm().clamp(min=1e-12)).item()
+    difference, norm = torch.linalg.vector_norm(found - exact), torch.linalg.vector_norm(exact)
+    return float(difference / norm.clamp(min=1e-12))
+
+
+def _cudnn_version() -> int | None:
+    version: int | None = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch has no type
+    return version

@@ -1,10 +1,10 @@
-"""Tensors in a file of the safetensors format: written piece by piece, read by mapping, never whole in memory.
+"""Tensors in a safetensors file, written piece by piece and read by memory mapping, never whole in memory.
 
     8 bytes      length of the header, little-endian
-    header       JSON: name -> dtype, shape, first and last byte of its data; __metadata__: texts
-    data         of one tensor after the other, row-major
+    header       JSON: name -> dtype, shape, [begin, end) of its data in bytes; __metadata__: name -> text
+    data         one tensor after the other, row-major
 
-Any reader of that format reads these files; equal content gives equal bytes.
+Any safetensors reader reads these files. Equal content gives equal bytes.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,26 +25,27 @@ from ..files.atomic import atomic_write
 
 
 class DamagedFile(UserError):
-    """Not a whole file of that format; names it and the next step."""
+    """A file is not a whole safetensors file; names the file and the remedy."""
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A tensor to be written, as what follows one another along its first axis."""
+    """A tensor to be written, in pieces that are concatenated along its first axis."""
 
     shape: tuple[int, ...]
+    """Of the whole tensor."""
     dtype: torch.dtype
     tensors: Iterable[Tensor]
 
 
 @dataclass(frozen=True)
-class Place:
+class TensorLocation:
     """Where a tensor lies in its file."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
     offset: int
-    """Bytes from the file's start."""
+    """Bytes from the beginning of the file."""
 
     @property
     def size_bytes(self) -> int:
@@ -52,7 +53,7 @@ class Place:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Pieces], metadata: Mapping[str, str]) -> None:
-    """Write the file whole or not at all. Tensors whose values take more bytes come first, so that all are aligned."""
+    """Write the file whole or not at all. Give tensors of wider types first, so that all are aligned."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     end = 0
     for name, pieces in tensors.items():
@@ -77,32 +78,39 @@ def write_tensors(path: Path, tensors: Mapping[str, Pieces], metadata: Mapping[s
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Name -> tensor, mapped: the system reads what is looked at, and nobody's writing reaches the file. And the
-    metadata. Raises DamagedFile; FileNotFoundError if there is none."""
-    places, metadata = read_header(path)
+    """Return the tensors by name, and the metadata.
+
+    Memory-mapped copy-on-write: pages load on access; writes to a tensor never reach the file. Raises DamagedFile, and
+    FileNotFoundError if there is no file.
+    """
+    locations, metadata = read_header(path)
     with open(path, "rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     tensors = {}
-    for name, place in places.items():
-        if place.size_bytes:
-            flat = torch.frombuffer(mapped, dtype=place.dtype, count=math.prod(place.shape), offset=place.offset)
-            tensors[name] = flat.view(place.shape)
+    for name, location in locations.items():
+        if location.size_bytes:
+            count = math.prod(location.shape)
+            flat = torch.frombuffer(mapped, dtype=location.dtype, count=count, offset=location.offset)
+            tensors[name] = flat.view(location.shape)
         else:
-            tensors[name] = _empty(path, name, place)
+            tensors[name] = _empty(path, name, location)
     return tensors, metadata
 
 
-def _empty(path: Path, name: str, place: Place) -> Tensor:
+def _empty(path: Path, name: str, location: TensorLocation) -> Tensor:
     try:
-        return torch.empty(place.shape, dtype=place.dtype)
+        return torch.empty(location.shape, dtype=location.dtype)
     except (RuntimeError, OverflowError, ValueError):
         raise DamagedFile(
-            f"{path} is no whole safetensors file ({name!r} has shape {place.shape}); delete it and make it anew"
+            f"{path} is no whole safetensors file ({name!r} has shape {location.shape}); delete it and make it anew"
         ) from None
 
 
-def read_header(path: Path) -> tuple[dict[str, Place], dict[str, str]]:
-    """Name -> where it lies, and the metadata. Raises DamagedFile; FileNotFoundError if there is none."""
+def read_header(path: Path) -> tuple[dict[str, TensorLocation], dict[str, str]]:
+    """Return where each tensor lies, by name, and the metadata.
+
+    Raises DamagedFile, and FileNotFoundError if there is no file.
+    """
     if path.is_dir():
         raise DamagedFile(f"{path} is a folder, not a safetensors file; name the file in it")
     with open(path, "rb") as file:
@@ -117,22 +125,22 @@ def read_header(path: Path) -> tuple[dict[str, Place], dict[str, str]]:
                 raise ValueError("its header is no object")
             metadata = header.pop("__metadata__", {})
             if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-                raise ValueError("its metadata are no texts")
-            places = {name: _place(name, entry, 8 + length) for name, entry in header.items()}
-            _check_places(places, 8 + length, size)
+                raise ValueError("its metadata are not all texts")
+            locations = {name: _location(name, entry, 8 + length) for name, entry in header.items()}
+            _check_locations(locations, 8 + length, size)
         except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise DamagedFile(f"{path} is no whole safetensors file ({error}); delete it and make it anew") from None
         except (RecursionError, OverflowError, MemoryError):
             raise DamagedFile(f"{path} is no whole safetensors file; delete it and make it anew") from None
-    return places, metadata
+    return locations, metadata
 
 
 MAX_HEADER_BYTES = 512 * 2**20
-"""A header lists the ids of all clips."""
+"""Bound of a header, which lists the ids of all clips."""
 
 
-def _place(name: str, entry: object, start: int) -> Place:
-    """Where a tensor lies that the header describes, its data beginning at byte `start`. Raises ValueError."""
+def _location(name: str, entry: object, start: int) -> TensorLocation:
+    """Read an entry of the header; the data begin at byte `start` of the file. Raises ValueError."""
     if not isinstance(entry, dict):
         raise ValueError(f"{name!r} is not described")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
@@ -140,16 +148,16 @@ def _place(name: str, entry: object, start: int) -> Place:
         raise ValueError(f"{name!r} is of type {dtype!r:.50}, not one of {', '.join(_DTYPES)}")
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
         raise ValueError(f"{name!r} has shape {shape!r:.50} and data_offsets {offsets!r:.50}")
-    place = Place(tuple(shape), _DTYPES[dtype], start + offsets[0])
-    if place.size_bytes != offsets[1] - offsets[0]:
+    location = TensorLocation(tuple(shape), _DTYPES[dtype], start + offsets[0])
+    if location.size_bytes != offsets[1] - offsets[0]:
         raise ValueError(f"{name!r} has shape {shape!r:.50}, which is not what its data_offsets {offsets!r:.50} hold")
-    if place.offset % place.dtype.itemsize:
-        raise ValueError(f"{name!r} begins at byte {place.offset}, which is not aligned")
-    return place
+    if location.offset % location.dtype.itemsize:
+        raise ValueError(f"{name!r} begins at byte {location.offset}, which is not aligned")
+    return location
 
 
-def _are_counts(values: object) -> bool:
-    """Whether it is a list of whole numbers from 0 on, as many and as large as a tensor can have."""
+def _are_counts(values: object) -> TypeGuard[list[int]]:
+    """Whether `values` is a list of whole numbers from 0 on, as many and as large as a tensor can have."""
     return (
         isinstance(values, list)
         and len(values) <= 64
@@ -158,13 +166,13 @@ def _are_counts(values: object) -> bool:
     )
 
 
-def _check_places(places: Mapping[str, Place], start: int, size: int) -> None:
-    """Raises ValueError unless the tensors fill the file from byte `start` to its end, one after the other."""
+def _check_locations(locations: Mapping[str, TensorLocation], start: int, size: int) -> None:
+    """Raise ValueError unless the tensors fill the file from byte `start` to its end, one after the other."""
     end = start
-    for place in sorted(places.values(), key=lambda place: (place.offset, place.size_bytes)):
-        if place.offset != end:
-            raise ValueError(f"a tensor begins at byte {place.offset}, the one before it ends at {end}")
-        end += place.size_bytes
+    for location in sorted(locations.values(), key=lambda location: (location.offset, location.size_bytes)):
+        if location.offset != end:
+            raise ValueError(f"a tensor begins at byte {location.offset}, the one before it ends at {end}")
+        end += location.size_bytes
     if end != size:
         raise ValueError(f"it has {size} bytes, its header speaks of {end}")
 
@@ -174,7 +182,7 @@ _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def _write(file: BinaryIO, tensor: Tensor) -> None:
-    """The tensor's memory, without a copy and without numpy; on machines that store the low byte first."""
+    """Write the tensor's memory without a copy and without numpy. For little-endian machines."""
     tensor = tensor.contiguous()
     if size := tensor.numel() * tensor.element_size():
         file.write((ctypes.c_char * size).from_address(tensor.data_ptr()))

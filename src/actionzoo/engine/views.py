@@ -1,10 +1,10 @@
-"""The logits of every view of every clip, and what follows from them without another look at the clips.
+"""The logits of every view of every video in a file, and averages over chosen views.
 
-A view is one of num_clips clips of a video, cut at one of num_crops places. View number = crop * num_clips + clip:
+A view is one of num_clips clips of a video, cut by one of num_crops crops. View number = crop * num_clips + clip:
 
     2 clips, 3 crops  ->  left 0, left 1, right 0, right 1, centre 0, centre 1
 
-(top, bottom, centre of a portrait video). One crop is the centre.
+(top, bottom, centre of a portrait video). A single crop is the centre.
 """
 
 import json
@@ -23,29 +23,32 @@ Average = Literal["prob", "score"]
 
 _FORMAT = "actionzoo views 1"
 _BLOCK = 64
-"""Clips that are in memory at once; one size everywhere, so that sums are the same to the last bit."""
+"""Videos that are in memory at once. One size everywhere, so that averages are the same to the last bit."""
 
 
 @dataclass(frozen=True)
-class Views:
+class ViewLogits:
+    """The content of a file of view logits, of N videos."""
+
     video_ids: list[str]
     labels: Tensor
-    """(N,) int64; -1 where the clip has none."""
+    """(N,) int64; -1 for a video without a label."""
     logits: Tensor
     """(N, num_crops * num_clips, num_classes) float32, mapped from the file."""
     num_clips: int
     num_crops: int
     classes: list[str]
-    """By place among the logits."""
+    """Names of the classes, in the order of the logits."""
     about: dict[str, Any]
-    """row, dataset, split, list_sha256; listed, missing, undecodable: numbers of clips; precision; what made it."""
+    """What the file says about the evaluation: row (the model), dataset, split, list_sha256, precision, fingerprint,
+    checkpoint_md5, and the numbers of listed, missing and undecodable clips."""
 
     @property
     def num_views(self) -> int:
         return self.num_clips * self.num_crops
 
 
-def write_views(
+def write_views(  # eight parameters: the fields of the file
     path: Path,
     logits: Iterable[Tensor],
     *,
@@ -56,7 +59,11 @@ def write_views(
     classes: Sequence[str],
     about: dict[str, Any],
 ) -> None:
-    """Write the file whole or not at all; `logits` are of one clip each, (views, num_classes), in the clips' order."""
+    """Write the file whole or not at all.
+
+    `logits` yields (num_crops * num_clips, num_classes) float32 for one video after the other, in the order of
+    `video_ids`. `labels` are int, -1 for none.
+    """
     known = {
         "num_clips": num_clips,
         "num_crops": num_crops,
@@ -74,18 +81,16 @@ def write_views(
     )
 
 
-def read_views(path: Path) -> Views:
-    """The file, mapped. Raises UserError if it is not there, damaged, or something else."""
+def read_views(path: Path) -> ViewLogits:
+    """Map the file. Raises UserError if it is missing, damaged, or of another kind."""
     try:
         tensors, texts = read_tensors(path)
     except FileNotFoundError:
         raise UserError(
-            f"{path} is not there; `dvc repro evaluate@<row>` and `actionzoo test --views` make it"
+            f"{path} is not there; `dvc repro evaluate@<model>` and `actionzoo evaluate --views` make it"
         ) from None
     if texts.get("format") != _FORMAT:
-        raise UserError(
-            f"{path} has no view logits; give a file that `dvc repro evaluate@<row>` made: views.safetensors"
-        )
+        raise UserError(f"{path} has no view logits; give a views.safetensors that `dvc repro evaluate@<model>` made")
     known = _about(texts)
     labels, logits = tensors.get("labels"), tensors.get("logits")
     names = (("video_ids", list), ("num_clips", int), ("num_crops", int), ("classes", list))
@@ -101,8 +106,9 @@ def read_views(path: Path) -> Views:
         elif count and not -1 <= int(labels.min()) <= int(labels.max()) < len(known["classes"]):
             faults.append("a class for each label")
     if faults:
-        raise UserError(f"{path} is damaged: it lacks {', '.join(faults)}; test the row again")
-    return Views(
+        raise UserError(f"{path} is damaged: it lacks {', '.join(faults)}; evaluate the model again")
+    assert labels is not None and logits is not None
+    return ViewLogits(
         video_ids=known.pop("video_ids"),
         labels=labels,
         logits=logits,
@@ -114,16 +120,18 @@ def read_views(path: Path) -> Views:
 
 
 def _about(texts: Mapping[str, str]) -> dict[str, Any]:
-    """What the file says of its test; empty if it says nothing that can be read."""
+    """Return what the file says about its evaluation; empty if that cannot be read."""
     try:
         known = json.loads(texts.get("about", ""))
     except (ValueError, RecursionError):
         return {}
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        return {}
+    return {"model" if key == "row" else key: value for key, value in known.items()}  # row: as older versions wrote
 
 
 def fingerprint_of(path: Path) -> str | None:
-    """Of what made the file; None if there is none, or none that is whole."""
+    """Return the fingerprint of the evaluation that made the file; None if there is no whole file."""
     try:
         texts = read_header(path)[1]
     except (FileNotFoundError, UserError):
@@ -132,17 +140,17 @@ def fingerprint_of(path: Path) -> str | None:
 
 
 def average_views(logits: Tensor, num_views: int, average_clips: Average) -> Tensor:
-    """(N x num_views, num_classes) logits, views of a video adjacent -> (N, num_classes).
+    """Average (N * num_views, num_classes) logits, views of a video adjacent, to (N, num_classes) float32.
 
-    prob: softmax of each view, then their mean. score: mean of the raw scores.
+    "prob" averages the softmax of each view, "score" the logits themselves.
     """
-    views = logits.float().unflatten(0, (-1, num_views))
+    views = torch.unflatten(logits.float(), 0, (-1, num_views))
     return (views.softmax(dim=2) if average_clips == "prob" else views).mean(dim=1)
 
 
-def average(views: Views, average_clips: Average, chosen: Sequence[int] | None = None) -> Tensor:
-    """(N, num_classes): each clip's average over its views, or over the `chosen` ones."""
-    # made first: results that stay between blocks that go would leave holes as large as the file
+def average(views: ViewLogits, average_clips: Average, chosen: Sequence[int] | None = None) -> Tensor:
+    """Return each video's average over its views, or over the `chosen` view numbers: (N, num_classes) float32."""
+    # allocated first: small results between large blocks that are freed would fragment the memory
     averages, end = torch.empty(len(views.video_ids), len(views.classes)), 0
     for block in blocks(views):
         block = block if chosen is None else block[:, list(chosen)]
@@ -151,16 +159,16 @@ def average(views: Views, average_clips: Average, chosen: Sequence[int] | None =
     return averages
 
 
-def blocks(views: Views) -> Iterator[Tensor]:
-    """The logits of some clips after the other, (n, views, num_classes)."""
+def blocks(views: ViewLogits) -> Iterator[Tensor]:
+    """Yield the logits of successive videos, (n, num_views, num_classes) with n up to 64."""
     for start in range(0, len(views.video_ids), _BLOCK):
         yield views.logits[start : start + _BLOCK]
 
 
-def choose(views: Views, clips: int, crops: int) -> list[int]:
-    """Numbers of the views of `clips` clips, evenly spread over the video, at `crops` places.
+def choose(views: ViewLogits, clips: int, crops: int) -> list[int]:
+    """Return the view numbers of `clips` clips, evenly spread over the video, each with `crops` crops.
 
-    One crop is the centre, two are the outer ones. Raises UserError if there are not so many.
+    One crop is the centre, two are the outer ones. Raises UserError if the file has fewer.
     """
     if not (1 <= clips <= views.num_clips and 1 <= crops <= views.num_crops):
         raise UserError(
@@ -170,22 +178,23 @@ def choose(views: Views, clips: int, crops: int) -> list[int]:
     return [crop * views.num_clips + clip for crop in _crops(views)[crops] for clip in _evenly(clips, views.num_clips)]
 
 
-def choose_number(views: Views, number: int) -> list[int]:
-    """`number` views: clips evenly spread, at the centre first; then at the other places too."""
+def choose_number(views: ViewLogits, number: int) -> list[int]:
+    """Return `number` view numbers, evenly spread over the video: of the centre crop first, then of the others, too."""
     centre = _crops(views)[1][0] * views.num_clips
     if number <= views.num_clips:
         return [centre + clip for clip in _evenly(number, views.num_clips)]
     others = [view for view in range(views.num_views) if not centre <= view < centre + views.num_clips]
-    # in the order of time, so that those taken are evenly spread as well
+    # in the order of time, so that the chosen ones are evenly spread as well
     others.sort(key=lambda view: (view % views.num_clips, view))
-    more = [others[place] for place in _evenly(number - views.num_clips, len(others))]
+    more = [others[index] for index in _evenly(number - views.num_clips, len(others))]
     return sorted([*range(centre, centre + views.num_clips), *more])
 
 
-def _crops(views: Views) -> dict[int, list[int]]:
+def _crops(views: ViewLogits) -> dict[int, list[int]]:
+    """Number of crops -> which crops."""
     return {1: [0]} if views.num_crops == 1 else {1: [2], 2: [0, 1], 3: [0, 1, 2]}
 
 
 def _evenly(count: int, total: int) -> list[int]:
-    """Each in the middle of its share: 2 of 10  ->  2, 7"""
+    """Return `count` indices below `total`, each in the middle of its share: 2 of 10  ->  2, 7"""
     return [int((number + 0.5) * total / count) for number in range(count)]

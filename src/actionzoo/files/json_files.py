@@ -1,4 +1,4 @@
-"""Small JSON files that say what was done: read as they are, written whole."""
+"""Small JSON files, written whole or not at all. A damaged file is either read as empty or refused with a remedy."""
 
 import json
 from collections.abc import Iterator
@@ -11,16 +11,26 @@ from .text import read_text
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The file's object; empty where there is none, or none that is whole."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
-        return {}
+    """The file's object; empty if there is no such file, or none that holds a JSON object. Raises OSError."""
+    content = _load(path)
     return content if isinstance(content, dict) else {}
 
 
+def read_json_list(path: Path) -> list[Any]:
+    """The file's array; empty if there is no such file, or none that holds a JSON array. Raises OSError."""
+    content = _load(path)
+    return content if isinstance(content, list) else []
+
+
+def _load(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, RecursionError):
+        return None
+
+
 def require_json(path: Path, remedy: str) -> dict[str, Any]:
-    """The file's object. Raises UserError, ending with `remedy`, if it is not there or is no JSON object."""
+    """The file's object. Raises UserError, which ends with `remedy`, if the file is absent or holds no JSON object."""
     text = read_text(path, remedy)
     try:
         content = json.loads(text)
@@ -53,7 +63,8 @@ def json_lines(path: Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
         yield number, content
 
 
-def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+def write_json(path: Path, content: object, indent: int | None = 2) -> None:
+    """Write or replace the file: UTF-8, and a line feed at its end. `indent=None` writes one line. Raises OSError."""
     try:
         data = json.dumps(content, indent=indent, ensure_ascii=False).encode()
     except UnicodeEncodeError:  # half a surrogate pair, which another's JSON may hold, and no UTF-8

@@ -51,7 +51,8 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise _fault(self.peek_event().start_mark, f"more than {MAX_DEPTH} levels, one inside the other")
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise _fault(mark, f"more than {MAX_DEPTH} levels, one inside the other")
         try:
             return super().compose_node(parent, index)
         finally:

@@ -1,41 +1,43 @@
-"""What a row costs on this machine: videos per second with and without decoding, memory in test and training, size.
+"""What a model costs on this machine: videos per second with and without decoding, memory in test and training, size.
 
-One device, one video at a time with all its views, at the sizes that the row really uses. Published tables call the
+One device, one video at a time with all its views, at the sizes that the recipe really uses. Published tables call the
 network's speed "inference time" and the training's memory "GPU memory"; both are measured as they were. The network
 alone and the way with decoding are measured in turns, and their medians and quartiles are kept.
 """
 
 import contextlib
+import dataclasses
 import os
 import platform
 import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from ..devices import device_of
-from ..files.hashes import sha256_of
-from ..files.json_files import read_json, write_json
+from ..devices import device_of, layout_of, place
 from ..files.locks import locked
-from ..job import RunFiles, data_folder
-from ..kinetics.manifest import read_manifest
-from ..params import Params, digest
+from ..job import Job
+from ..params import Runtime, digest
 from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
+from ..records import Benchmark
 from ..zoo import build_model, freeze
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import torch
+    from torch import nn
 
-    from ..engine.benchmark import Pass, Turns
+    from ..clips.inputs import View
+    from ..engine.benchmark import Execution, Pass, Turns
 
 NUM_CLASSES = 400
-"""Of the networks that are measured, whatever the data set: the published ones are so."""
+"""Classes of the networks that are measured, whatever the data set: the published ones have as many."""
 
-FORM = 2
-"""Of benchmark.json: 2 has medians and quartiles. One of another form is measured anew when its stage runs."""
+_MEASUREMENT = 2
+"""Version of what is measured: 2 has medians and quartiles. Results of another one are measured anew."""
 
 WARMUP = 2
 """Videos that the network tests before its time counts."""
@@ -44,122 +46,115 @@ CLIPS, PASS_SECONDS = 16, 1.0
 """Clips of a pass from their bytes to scores: at most so many, and as many as take so long, but one."""
 
 
-def benchmark_row(params: Params, row: str, root: Path = Path()) -> str:
-    """Measure `row` on its device, with clips of its val split if they are there; gives the last line to print.
+def benchmark(job: Job) -> str:
+    """Measure the model on its device, with clips of val if they are there; returns the last line to print.
 
     Raises UserError.
     """
     import torch
 
-    recipe, files, runtime = params.recipe(row), RunFiles(root, params.name, row), params.runtime
-    folder, device = data_folder(params, recipe, root), device_of(params.runtime)
-    circumstances = {
+    recipe, runtime, device = job.recipe, job.runtime, device_of(job.runtime)
+    circumstances: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "precision": runtime.precision,
         "channels_last": runtime.channels_last,
         "compile": runtime.compile,
         "max_views": runtime.max_views,
     }
-    manifest = sha256_of(folder / "manifest.csv") if (folder / "manifest.csv").is_file() else ""
+    manifest = job.manifest.sha256 if job.has_manifest else ""
     used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
-    fingerprint = digest(FORM, *used, recipe.test, circumstances, manifest)
-    busy = f"{row} is being measured by another process; two at once measure each other: wait for it, or end it"
-    with locked(root / ".scratch" / "benchmark" / params.name / f"{row}.lock", busy=busy):
-        made = read_json(files.metrics("benchmark.json"))
-        if made.get("fingerprint") != fingerprint:
-            made = (
-                _measure(params, recipe, folder if manifest else None, device)
-                | circumstances
-                | {"fingerprint": fingerprint}
-            )
-            write_json(files.metrics("benchmark.json"), made)
-    path = files.metrics("benchmark.json")
-    busy = (
-        f"; machine was busy: these speeds may be far off; delete the file and run `dvc repro benchmark@{row}` when "
-        "nothing else runs"
+    fingerprint = digest(_MEASUREMENT, *used, recipe.test, circumstances, manifest)
+    busy = f"{job.model} is being measured by another process, which would disturb this one: wait for it, or stop it"
+    path = job.files.metrics("benchmark.json")
+    with locked(job.root / ".scratch" / "benchmark" / job.dataset / f"{job.model}.lock", busy=busy):
+        measured = Benchmark.read_if_there(path)
+        if measured is None or measured.fingerprint != fingerprint:
+            measured = dataclasses.replace(_measure(job, device), **circumstances, fingerprint=fingerprint)
+            measured.write(path)
+    advice = (
+        f"; machine was busy: these speeds may be far off; delete the file and run `dvc repro benchmark@{job.model}` "
+        "when nothing else runs"
     )
-    return f"benchmark: {row}: {_summary(made)}{busy if made['machine_was_busy'] else ''} ({path})"
+    return f"benchmark: {job.model}: {_summary(measured)}{advice if measured.machine_was_busy else ''} ({path})"
 
 
-def _measure(params: Params, recipe: Recipe, folder: Path | None, device) -> dict[str, Any]:
-    from ..engine.benchmark import take_turns, video_timer
+def _measure(job: Job, device: "torch.device") -> Benchmark:
+    from ..engine.benchmark import Video, take_turns, video_timer
     from ..engine.flops import count_macs, count_parameters
 
+    recipe, runtime = job.recipe, job.runtime
     model = build_model(recipe.model, NUM_CLASSES)
     shape, num_views = _test_shape(recipe), recipe.test.num_clips * recipe.test.num_crops
-    size = {"parameters": count_parameters(model), "macs_per_view": count_macs(model, (1, *shape))}
-    ready, how = _ready(params, model, device)
-    test = video_timer(
-        ready,
-        shape,
-        num_views=num_views,
-        max_views=params.runtime.max_views,
-        average_clips=recipe.test.average_clips,
-        device=device,
-        **how,
-    )
+    parameters, macs_per_view = count_parameters(model), count_macs(model, (1, *shape))
+    ready, execution = _ready(model, runtime, device)
+    test = video_timer(ready, Video(shape, num_views, recipe.test.average_clips, runtime.max_views), execution)
     for _ in range(WARMUP):
         test()
-    with _passes(params, recipe, folder, ready, device, how) as run_pass:
+    with _passes(job, ready, execution) as run_pass:
         turns = take_turns(test, run_pass)
     del model, ready, test, run_pass
-    memory = _memory(params, recipe, device) if device.type == "cuda" else _memory_of_a_process(params, recipe)
-    return {
-        **_speeds(turns),
-        "workers": params.runtime.num_workers if folder else None,
-        "frames": frames_text(recipe),
-        "views": num_views,
-        "crop_size": recipe.test.crop_size,
-        **memory,
-        **size,
-    }
+    is_gpu = device.type == "cuda"
+    memory = _memory(recipe, runtime, device) if is_gpu else _memory_of_a_process(recipe, runtime)
+    return dataclasses.replace(
+        _speeds(turns),
+        workers=runtime.num_workers if job.has_manifest else None,
+        frames=frames_text(recipe),
+        views=num_views,
+        crop_size=recipe.test.crop_size,
+        test_memory_mb=memory.test_mb,
+        train_memory_mb=memory.train_mb,
+        memory_of="tensors" if is_gpu else "process",
+        memory_reason=memory.reason,
+        parameters=parameters,
+        macs_per_view=macs_per_view,
+    )
 
 
-def _speeds(turns: "Turns") -> dict[str, Any]:
-    """Medians and quartiles in videos per second, and the seconds that they are of."""
+def _speeds(turns: "Turns") -> Benchmark:
+    """Medians and quartiles in videos per second, and the seconds they come from."""
     from ..engine.benchmark import seconds_quartiles
 
-    def speeds(times: list[float]) -> list[float | None]:
+    def speeds(seconds: list[float]) -> tuple[float, float, float]:
         """First quartile, median, third."""
-        return [1 / seconds for seconds in reversed(seconds_quartiles(times))] if times else [None] * 3
+        low, median, high = (1 / each for each in reversed(seconds_quartiles(seconds)))
+        return low, median, high
 
     low, alone, high = speeds(turns.alone)
-    low_decoding, with_decoding, high_decoding = speeds(turns.with_decoding)
-    return {
-        "videos_per_second": alone,
-        "videos_per_second_quartiles": [low, high],
-        "seconds_per_video": [round(each, 6) for each in turns.alone],
-        "end_to_end_videos_per_second": with_decoding,
-        "end_to_end_quartiles": [low_decoding, high_decoding] if turns.passes else None,
-        "end_to_end_seconds_per_video": [round(each, 6) for each in turns.with_decoding],
-        "end_to_end_clips": sum(each.clips for each in turns.passes),
-        "machine_was_busy": turns.machine_was_busy,
-    }
+    made = Benchmark(
+        videos_per_second=alone,
+        videos_per_second_quartiles=(low, high),
+        seconds_per_video=tuple(round(each, 6) for each in turns.alone),
+        end_to_end_seconds_per_video=tuple(round(each, 6) for each in turns.with_decoding),
+        end_to_end_clips=sum(each.clips for each in turns.passes),
+        machine_was_busy=turns.machine_was_busy,
+    )
+    if not turns.with_decoding:
+        return made
+    low, with_decoding, high = speeds(turns.with_decoding)
+    return dataclasses.replace(made, end_to_end_videos_per_second=with_decoding, end_to_end_quartiles=(low, high))
 
 
 def _test_shape(recipe: Recipe) -> tuple[int, int, int, int]:
     return 3, recipe.clips.clip_len, recipe.test.crop_size, recipe.test.crop_size
 
 
-def _ready(params: Params, model, device) -> tuple[Any, dict[str, Any]]:
-    """The model as runtime wants it, on the device; and the precision and the layout that go with it."""
+def _ready(model: "nn.Module", runtime: Runtime, device: "torch.device") -> "tuple[nn.Module, Execution]":
+    """The model on the device as runtime wants it, and how it is executed."""
     import torch
 
+    from ..engine.benchmark import Execution
     from ..engine.precision import set_tf32
 
-    runtime = params.runtime
     set_tf32(runtime.precision)
-    layout = torch.channels_last_3d if runtime.channels_last else torch.contiguous_format
-    model.to(device, memory_format=layout)
-    return torch.compile(model) if runtime.compile else model, {"precision": runtime.precision, "layout": layout}
+    place(model, runtime, device)
+    ready = torch.compile(model) if runtime.compile else model
+    return cast("nn.Module", ready), Execution(device, runtime.precision, layout_of(runtime))
 
 
 @contextlib.contextmanager
-def _passes(
-    params: Params, recipe: Recipe, folder: Path | None, model, device, how
-) -> "Iterator[Callable[[], Pass] | None]":
+def _passes(job: Job, model: "nn.Module", execution: "Execution") -> "Iterator[Callable[[], Pass] | None]":
     """A function that makes a pass over the first clips of val, from their bytes to averaged scores, by the loader that
     tests use. None where there are no clips.
 
@@ -174,28 +169,28 @@ def _passes(
     from ..engine.precision import autocast
     from ..engine.views import average_views
 
-    if folder is None:
+    if not job.has_manifest:
         yield None
         return
+    recipe, runtime, device = job.recipe, job.runtime, execution.device
     clips = [0, 1]  # by number, those of the next pass
-    manifest = folder / "manifest.csv"
     loading = Loading(
         batch_size=1,
-        workers=params.runtime.num_workers,
-        timeout_seconds=params.runtime.clip_timeout_seconds,
+        workers=runtime.num_workers,
+        timeout_seconds=runtime.clip_timeout_seconds,
         device=device,
     )
-    val_clips = usable_clips(read_manifest(manifest), "val", manifest)
-    loader = view_loader(folder, val_clips, recipe.test_spec, loading=loading, groups=clips)
-    to_input = ToInput(mean=recipe.augment.mean, std=recipe.augment.std, device=device, layout=how["layout"])
+    val_clips = usable_clips(job.manifest, "val", job.manifest.path)
+    loader = view_loader(job.data, val_clips, recipe.test_spec, loading=loading, groups=clips)
+    augment = recipe.augment
+    to_input = ToInput(mean=augment.mean, std=augment.std, device=device, layout=execution.layout)
 
     @torch.inference_mode()
-    def test(views: list) -> None:
-        logits, step = [], params.runtime.max_views
+    def test(views: "Sequence[View]") -> None:
+        logits, step = [], runtime.max_views
         for start in range(0, len(views), step):
-            inputs = to_input(views[start : start + step])
-            with autocast(how["precision"], device):
-                logits.append(model(inputs).float())
+            with autocast(execution.precision, device):
+                logits.append(model(to_input(views[start : start + step])).float())
         average_views(torch.cat(logits), len(views), recipe.test.average_clips).cpu()
 
     def run_pass() -> Pass:
@@ -217,68 +212,62 @@ def _passes(
         loader.close()
 
 
-def _memory(params: Params, recipe: Recipe, device) -> dict[str, Any]:
-    """Peaks of a test and of training; what is there already counts on a GPU, and not on a CPU (PeakMemory)."""
-    from ..engine.benchmark import PeakMemory, seconds_per_video, train_steps
+@dataclasses.dataclass(frozen=True)
+class _Memory:
+    """Peaks in MB, None where unknown, and why."""
+
+    test_mb: float | None = None
+    train_mb: float | None = None
+    reason: str = ""
+
+
+def _memory(recipe: Recipe, runtime: Runtime, device: "torch.device") -> _Memory:
+    """Peaks of a test and of training. What is there already counts on a GPU, and not on a CPU (PeakMemory)."""
+    from ..engine.benchmark import PeakMemory, Video, seconds_per_video, train_steps
 
     memory, optim = PeakMemory(device), recipe.optim
     model = build_model(recipe.model, NUM_CLASSES)
-    ready, how = _ready(params, model, device)
-    views = min(params.runtime.max_views, recipe.test.num_clips * recipe.test.num_crops)
-    seconds_per_video(
-        ready,
-        _test_shape(recipe),
-        num_views=views,
-        max_views=views,
-        average_clips="prob",
-        device=device,
-        warmup=0,
-        most=1,
-        **how,
-    )
-    made = _no_memory("", device.type) | {"test_memory_mb": memory.megabytes()}
-    if made["test_memory_mb"] is None:
-        return made | {"memory_reason": "this system does not say how much memory a process takes"}
+    ready, execution = _ready(model, runtime, device)
+    views = min(runtime.max_views, recipe.test.num_clips * recipe.test.num_crops)
+    seconds_per_video(ready, Video(_test_shape(recipe), views, max_views=views), execution, warmup=0, most=1)
+    test_mb = memory.megabytes()
+    if test_mb is None:
+        return _Memory(reason="this system does not say how much memory a process takes")
     memory.restart()
     model.train()
     for module in freeze(model, recipe.init.frozen_stages):
         module.eval()
     shape = (3, recipe.clips.clip_len, recipe.augment.crop_size, recipe.augment.crop_size)
     try:
-        train_steps(ready, shape, batch_size=optim.videos_per_gpu, momentum=optim.momentum, device=device, **how)
+        train_steps(ready, shape, execution, batch_size=optim.videos_per_gpu, momentum=optim.momentum)
     except (RuntimeError, MemoryError) as error:  # the CPU's allocator has no exception of its own
         if "memory" not in str(error):
             raise
-        return made | {"memory_reason": f"a training step of {optim.videos_per_gpu} clips does not fit into memory"}
-    return made | {"train_memory_mb": memory.megabytes()}
+        return _Memory(test_mb, reason=f"a training step of {optim.videos_per_gpu} clips does not fit into memory")
+    return _Memory(test_mb, memory.megabytes())
 
 
-def _memory_of_a_process(params: Params, recipe: Recipe) -> dict[str, Any]:
-    """The same on a CPU, by a process that did nothing yet and that the kernel takes first, should memory run out."""
+def _memory_of_a_process(recipe: Recipe, runtime: Runtime) -> _Memory:
+    """The same on a CPU, in a fresh process, which the kernel kills first if memory runs out."""
     with ProcessPoolExecutor(1, get_context("spawn"), _be_the_first_to_go, (os.getpid(),)) as pool:
         try:
-            return pool.submit(_memory_on_cpu, params, recipe).result()
+            return pool.submit(_memory_on_cpu, recipe, runtime).result()
         except BrokenProcessPool:
-            return _no_memory("the process that measured it was killed, as when memory runs out", "cpu")
+            return _Memory(reason="the process that measured it was killed, as when memory runs out")
 
 
-def _memory_on_cpu(params: Params, recipe: Recipe) -> dict[str, Any]:
+def _memory_on_cpu(recipe: Recipe, runtime: Runtime) -> _Memory:
     import torch
 
-    import actionzoo.engine.benchmark  # noqa: F401  # is not to count
+    import actionzoo.engine.benchmark  # noqa: F401  # its memory is not to count
 
-    return _memory(params, recipe, torch.device("cpu"))
+    return _memory(recipe, runtime, torch.device("cpu"))
 
 
 def _be_the_first_to_go(parent: int) -> None:
     die_with_parent(parent=parent)
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("1000")
-
-
-def _no_memory(reason: str, device: str) -> dict[str, Any]:
-    of = "tensors" if device == "cuda" else "process"
-    return {"test_memory_mb": None, "train_memory_mb": None, "memory_of": of, "memory_reason": reason}
 
 
 def frames_text(recipe: Recipe) -> str:
@@ -289,17 +278,17 @@ def frames_text(recipe: Recipe) -> str:
     return f"{frames}x{recipe.test.num_clips}x{recipe.test.num_crops} frames"
 
 
-def _summary(made: dict[str, Any]) -> str:
-    def number(key: str, layout: str) -> str:
-        return "unknown" if made[key] is None else format(made[key], layout)
+def _summary(made: Benchmark) -> str:
+    def number(value: float | None, layout: str) -> str:
+        return "unknown" if value is None else format(value, layout)
 
-    def spread(key: str) -> str:
-        return "" if made[key] is None else " (quartiles {:.2f}-{:.2f})".format(*made[key])
+    def spread(quartiles: tuple[float, ...] | None) -> str:
+        return "" if quartiles is None else " (quartiles {:.2f}-{:.2f})".format(*quartiles)
 
     return (
-        f"{made['videos_per_second']:.2f} videos/s of {made['frames']} at {made['crop_size']} pixels on "
-        f"{made['device']} in {made['precision']}{spread('videos_per_second_quartiles')}, with decoding "
-        f"{number('end_to_end_videos_per_second', '.2f')}{spread('end_to_end_quartiles')}; "
-        f"memory in test {number('test_memory_mb', '.0f')}, in training {number('train_memory_mb', '.0f')} MB; "
-        f"{made['parameters'] / 1e6:.2f} M parameters, {made['macs_per_view'] / 1e9:.2f} G multiply-adds a view"
+        f"{number(made.videos_per_second, '.2f')} videos/s of {made.frames} at {made.crop_size} pixels on "
+        f"{made.device} in {made.precision}{spread(made.videos_per_second_quartiles)}, with decoding "
+        f"{number(made.end_to_end_videos_per_second, '.2f')}{spread(made.end_to_end_quartiles)}; "
+        f"memory in test {number(made.test_memory_mb, '.0f')}, in training {number(made.train_memory_mb, '.0f')} MB; "
+        f"{(made.parameters or 0) / 1e6:.2f} M parameters, {(made.macs_per_view or 0) / 1e9:.2f} G multiply-adds a view"
     )

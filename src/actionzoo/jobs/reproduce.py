@@ -1,149 +1,116 @@
-"""Published weights, tested on the clips at hand: measured beside published, with a verdict.
+"""Reproduce: published weights, evaluated on the clips at hand; measured beside published, with a verdict.
 
-weights/<file>                                 as fetched, its hash checked
-released/results/<dataset>/<row>/<kind>.json   scores of every clip; kind is ckpt or infer_ckpt. Beside it,
-                                               <kind>.views.safetensors
-released/metrics/<dataset>/<row>.json          kind -> accuracies, 95 % intervals, published numbers, verdict
-released/report/<dataset>/released.*           the table of all rows, as .md, .html and .json
+weights/<file>                                   as fetched, its hash checked
+released/results/<dataset>/<model>/<kind>.json   scores of every clip; kind is ckpt or infer_ckpt. Beside it,
+                                                 <kind>.views.safetensors
+released/metrics/<dataset>/<model>.json          records.Reproduction
+released/report/<dataset>/released.*             the table of all models, as .md, .html and .json
 """
 
+import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
-from ..accuracy import wilson_interval
-from ..errors import UserError
+from ..accuracy import judge
 from ..files.hashes import md5_of
-from ..files.json_files import write_json
-from ..job import data_folder
-from ..kinetics.manifest import label_map, read_manifest
+from ..job import Job
 from ..params import Params, digest
-from ..report.results import KINETICS400, PUBLISHED_CLIPS
+from ..process.progress import progress
+from ..records import ReproducedFile, Reproduction, TestResult
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
 from ..weights.published import CACHE, PublishedFile, fetch_published, published_files
-from .evaluate import FORM, find_label_places, list_fingerprint, read_head, run_test, write_result
-
-REPRODUCED, NOT_REPRODUCED, DIFFERENT_DATA = "reproduced", "not reproduced", "different data"
 
 
-def evaluate_released(params: Params, row: str, root: Path = Path()) -> str:
-    """Test what was published for `row` on all views of the val split; gives the last line to print.
+def reproduce(params: Params, model: str, root: Path = Path()) -> str:
+    """Evaluate what was published for `model` on all views of val; returns the last line to print.
 
-    A file that was tested by the same protocol on the same clips is not tested again. Raises UserError.
+    A file that was evaluated by the same protocol on the same clips is not evaluated again. Raises UserError.
     """
-    recipe = params.recipe(row)
-    manifest = data_folder(params, recipe, root) / "manifest.csv"
-    if not manifest.is_file():
-        stage = f"{'resize' if recipe.clips.form == 'videos' else 'frames'}@{recipe.clips.short_side}"
-        raise UserError(f"{manifest} is not there; `dvc repro {stage}` makes it")
-    classes = label_map(read_manifest(manifest))
-    metrics = {
-        kind: _evaluate(params, published, classes, manifest, root)
-        for kind, published in published_files(params, row).items()
-    }
-    path = root / "released" / "metrics" / params.name / f"{row}.json"
-    write_json(path, metrics)
-    said = [
-        f"{kind} top-1 {100 * made['top1']:.2f} ({100 * made['top1_low']:.2f}-{100 * made['top1_high']:.2f}), "
-        f"published {made['published_top1']}: {made['verdict']}"
-        for kind, made in metrics.items()
-    ]
-    return f"released: {row}: {'; '.join(said)} ({path})"
-
-
-def judge(params: Params, row: str, metrics: dict[str, Any], published_top1: float) -> tuple[str, str]:
-    """A verdict on a measured top-1, and its reason.
-
-    Reproduced: on the clips of the published list, all of them, the published number lies in the 95 % interval that
-    their number leaves. Without the list, or with clips missing from it, it is another question; likewise where the
-    data set is not Kinetics-400 or its overrides change the row.
-    """
-    if params.name != KINETICS400:
-        return DIFFERENT_DATA, f"this is {params.name}"
-    if overrides := params.overrides(row):
-        return DIFFERENT_DATA, f"changed recipe: {', '.join(overrides)}"
-    if not metrics.get("published_list_sha256"):
-        return DIFFERENT_DATA, (
-            f"{metrics['clips']:,} clips, and not those of the published list: "
-            f"datasets.{params.name}.published_lists.val does not give it"
+    job, files = Job.of(params, model, root), published_files(params, model)
+    record = Reproduction(files={kind: _reproduce_file(params, job, file) for kind, file in files.items()})
+    path = root / "released" / "metrics" / job.dataset / f"{model}.json"
+    record.write(path)
+    verdicts = []
+    for kind, file in record.files.items():
+        low, high = (100 * bound for bound in file.metrics.interval())
+        top1 = 100 * file.metrics.accuracies["top1"]
+        verdicts.append(
+            f"{kind} top-1 {top1:.2f} ({low:.2f}-{high:.2f}), published {file.published_top1}: {file.verdict}"
         )
-    if metrics["listed"] != PUBLISHED_CLIPS:
-        return DIFFERENT_DATA, f"the list that is given has {metrics['listed']:,} clips, published {PUBLISHED_CLIPS:,}"
-    if gone := metrics["listed"] - metrics["clips"]:
-        return DIFFERENT_DATA, f"{gone:,} of the {metrics['listed']:,} listed clips are missing or did not decode"
-    low, high = (100 * bound for bound in _interval(metrics["top1"], metrics["clips"]))
-    why = f"{100 * metrics['top1'] - published_top1:+.2f} points"
-    for key, what in (("other_frames", "another number of frames"), ("other_label", "another label")):
-        if count := metrics.get(key, 0):
-            why += f"; {count:,} clips have {what}"
-    return (REPRODUCED if low <= published_top1 <= high else NOT_REPRODUCED), why
+    return f"released: {model}: {'; '.join(verdicts)} ({path})"
 
 
-def _evaluate(
-    params: Params, published: PublishedFile, classes: list[str], manifest: Path, root: Path
-) -> dict[str, Any]:
-    """Metrics of one published file."""
-    from ..process.progress import progress
-
-    row, kind, recipe = published.row, published.kind, params.recipe(published.row)
-    with progress("bytes") as tell:
-        file = fetch_published(published, root / CACHE, tell=tell)
+def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> ReproducedFile:
+    with progress("bytes") as on_progress:
+        file = fetch_published(published, job.root / CACHE, on_progress=on_progress)
     checkpoint_md5 = md5_of(file)
-    sections = (published.model, recipe.clips, recipe.augment, recipe.test)
-    fingerprint = digest(
-        FORM, *sections, manifest.read_text(encoding="utf-8"), checkpoint_md5, *list_fingerprint(params, "val", root)
+    job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, model=published.model))
+    path = job.root / "released" / "results" / job.dataset / job.model / f"{published.kind}.json"
+    fingerprint, result = job.evaluation_fingerprint(checkpoint_md5), TestResult.read_if_there(path)
+    if result is None or result.fingerprint not in (fingerprint, _fingerprint_of_before(job, checkpoint_md5)):
+        result = _measure(params, job, published, file, fingerprint, path)
+    verdict, why = judge(job.dataset, job.overrides, result.metrics, published.top1)
+    return ReproducedFile(
+        metrics=result.metrics,
+        published_top1=published.top1,
+        published_top5=published.top5,
+        verdict=verdict,
+        why=why,
+        file=result.file or file.name,
+        sha256=result.sha256 or "",
     )
-    path = root / "released" / "results" / params.name / row / f"{kind}.json"
-    made = read_head(path)
-    if made.get("fingerprint") != fingerprint:
-        opened = open_checkpoint(file, params=params, row=row, root=root)
-        model, report, known = opened.network, opened.report, opened.identity.classes
-        print(report.text(), flush=True)
-        about = {
-            "row": row,
-            "dataset": params.name,
-            "fingerprint": fingerprint,
-            "checkpoint_md5": checkpoint_md5,
-            "file": file.name,
-            "sha256": report.sha256,
-        }
-        outcome = run_test(
-            params,
-            row,
-            model,
-            root,
-            views=path.with_name(f"{kind}.views.safetensors"),
-            about=about,
-            classes=known or classes,
-            label_places=find_label_places(file, classes, known, model),
-        )
-        made = about | outcome.head
-        write_result(path, made, outcome)
-        shutil.rmtree(outcome.scratch)
-        _record(params, row, kind, made, checkpoint_md5, path)
-    metrics = made["metrics"]
-    verdict, why = judge(params, row, metrics, published.top1)
-    bounds = {}
-    for name in ("top1", "top5"):
-        bounds[f"{name}_low"], bounds[f"{name}_high"] = _interval(metrics[name], metrics["clips"])
-    numbers = {"published_top1": published.top1, "published_top5": published.top5}
-    return metrics | bounds | numbers | {"verdict": verdict, "why": why, "file": made["file"], "sha256": made["sha256"]}
 
 
-def _record(params: Params, row: str, kind: str, made: dict[str, Any], checkpoint_md5: str, path: Path) -> None:
-    """In an experiment of its own: these runs trained nothing."""
+def _measure(
+    params: Params, job: Job, published: PublishedFile, file: Path, fingerprint: str, path: Path
+) -> TestResult:
+    from ..engine.distributed import World
+    from .measure import Request, Subject, find_label_mapping, measure
+
+    opened = open_checkpoint(file, params=params, model=job.model, root=job.root)
+    print(opened.report.text(), flush=True)
+    known, classes = opened.identity.classes, job.manifest.classes
+    subject = Subject(
+        network=opened.network,
+        classes=known or classes,
+        checkpoint_md5=md5_of(file),
+        label_mapping=find_label_mapping(file, classes, known, opened.num_classes),
+        fingerprint=fingerprint,
+        file=file.name,
+        sha256=opened.report.sha256,
+    )
+    views = path.with_name(f"{published.kind}.views.safetensors")
+    outcome = measure(job, subject, Request(average_clips=job.recipe.test.average_clips, views=views), World())
+    assert outcome is not None  # there is one process
+    outcome.write(path)
+    shutil.rmtree(outcome.scratch)
+    _record(job, published, outcome.result, path)
+    return outcome.result
+
+
+def _fingerprint_of_before(job: Job, checkpoint_md5: str) -> str:
+    """As the version before had it, of the manifest's text: what it evaluated need not be evaluated again."""
+    recipe, text = job.recipe, job.manifest.path.read_text(encoding="utf-8")
+    sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
+    return digest(3, *sections, text, checkpoint_md5, *job.list_hashes("val"))
+
+
+def _record(job: Job, published: PublishedFile, result: TestResult, path: Path) -> None:
+    """In an experiment of its own: nothing was trained."""
     with recorded_run(
-        experiment=f"{params.name}-released",
-        name=f"{row} {kind}",
+        experiment=f"{job.dataset}-released",
+        name=f"{job.model} {published.kind}",
         phase="evaluate",
-        params={"row": row, "kind": kind, "file": made["file"], "sha256": made["sha256"], "test": made["protocol"]},
-        tags={"recipe": row, "dataset": params.name, "checkpoint.md5": checkpoint_md5},
+        params={
+            "model": job.model,
+            "kind": published.kind,
+            "file": result.file,
+            "sha256": result.sha256,
+            "test": result.protocol,
+        },
+        tags={"recipe": job.model, "dataset": job.dataset, "checkpoint.md5": result.checkpoint_md5},
     ) as record:
-        record.log(TEST_STEP, to_metrics(made["metrics"] | {"mode": "test"}))
+        record.log(TEST_STEP, to_metrics(result.metrics.counts() | {"mode": "test"}))
         record.artifact(path)
-
-
-def _interval(share: float, clips: int) -> tuple[float, float]:
-    return wilson_interval(round(share * clips), clips)

@@ -9,45 +9,27 @@ from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
-from ..job import RunFiles
-from ..params import Params, digest
+from ..recipe import differences
+from ..records import RunFiles, RunRecord
 
 
-def training_fingerprint(params: Params, row: str, manifest_sha256: str, num_processes: int = 1) -> str:
-    """Equal for trainings that would end the same, but for rounding.
+def finished_training(files: RunFiles, fingerprint: str) -> RunRecord | None:
+    """The record of the finished training with that fingerprint, if every file it vouches for is whole.
 
-    The learning rate stands in it beside the recipe as used: the reference batch it is scaled from is that of the
-    recipe as written, which a data set's overrides can hide.
+    Raises UserError for a damaged recipe.json.
     """
-    recipe = params.recipe(row)
-    sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, recipe.optim, recipe.schedule)
-    scaled = batch_and_lr(params, row, num_processes)
-    return digest(*sections, scaled, num_processes, params.runtime.batch_norm, manifest_sha256)
-
-
-def batch_and_lr(params: Params, row: str, num_processes: int = 1) -> tuple[int, int, float]:
-    """Clips of one step, clips of the reference batch, and the learning rate for the former."""
-    from ..engine.schedule import scaled_lr
-
-    optim, reference = params.recipe(row).optim, params.recipes[row].optim.reference_batch
-    batch = optim.videos_per_gpu * optim.accumulate * num_processes
-    lr = scaled_lr(optim.lr, batch=batch, reference_batch=reference) if optim.scale_lr else optim.lr
-    return batch, reference, lr
-
-
-def finished_training(files: RunFiles, fingerprint: str) -> dict[str, Any] | None:
-    made = read_json(files.recipe)
-    if made.get("fingerprint") != fingerprint or not isinstance(made.get("files"), dict):
+    record = RunRecord.read_if_there(files.recipe)
+    if record is None or record.fingerprint != fingerprint:
         return None
-    for name, known in made["files"].items():
+    for name, known in record.files.items():
         path = files.run / name if name.endswith(".pth") else files.metrics().parent / name
-        if not path.is_file() or path.stat().st_size != known["size"] or md5_of(path) != known["md5"]:
+        if not path.is_file() or known.size not in (None, path.stat().st_size) or md5_of(path) != known.md5:
             return None
-    return made
+    return record
 
 
 class RunMemory:
-    """What an interrupted training's successor must know from its first moment: which logs, which MLflow run."""
+    """What a resumed training must know from its first moment: its log files and its MLflow run."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -60,24 +42,18 @@ class RunMemory:
         write_json(self.path, {"stamp": self.stamp, "run_id": run_id})
 
 
-def state_about(made: dict[str, Any]) -> dict[str, Any]:
+def state_about(record: RunRecord) -> dict[str, Any]:
     """What a saved state says of its training."""
-    return {key: made[key] for key in ("row", "dataset", "manifest_sha256", "recipe", "batch", "lr")}
+    return {key: getattr(record, key) for key in ("model", "dataset", "manifest_sha256", "recipe", "batch", "lr")}
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """`recipe.optim.lr: 0.1 -> 0.05`"""
-    lines = []
-    for key in [*before, *(key for key in now if key not in before)]:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            lines += _differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            lines.append(f"{prefix}{key}: {old} -> {new}")
-    return lines
+def _changes(about: dict[str, Any], record: RunRecord) -> list[str]:
+    """What differs between the training that a state is of and this one."""
+    known = {"model" if key == "row" else key: value for key, value in about.items() if key != "mlflow_run"}
+    return differences(known, state_about(record))
 
 
-def take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
+def take_state(source: Path, scratch: Path, record: RunRecord) -> None:
     """Let the training go on from a state that the user names. Raises UserError if it is of another recipe."""
     from ..engine.checkpoint import load_checkpoint
 
@@ -86,8 +62,7 @@ def take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     saved = load_checkpoint(source)
     if not isinstance(saved.get("about"), dict):
         raise UserError(f"{source} is no saved state but weights alone; give it as init.weights to start from it")
-    about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
-    if changes := _differences(about, state_about(made)):
+    if changes := _changes(saved["about"], record):
         raise UserError(
             f"{source} is of another training, it was not resumed: {'; '.join(changes)}. Set these back, or start anew "
             "with the state's weights in init.weights"
@@ -98,8 +73,8 @@ def take_state(source: Path, scratch: Path, made: dict[str, Any]) -> None:
     RunMemory(scratch / "run.json").remember(saved["about"].get("mlflow_run"))
 
 
-def other_unfinished(files: RunFiles, scratch: Path, made: dict[str, Any]) -> list[str]:
-    """A sentence for each training of this row that was left unfinished under another recipe."""
+def other_unfinished(files: RunFiles, scratch: Path, record: RunRecord) -> list[str]:
+    """A sentence for each training of this model that was interrupted and had another recipe."""
     from ..engine.checkpoint import CheckpointError, load_checkpoint
     from ..engine.state import saved_states
 
@@ -111,8 +86,7 @@ def other_unfinished(files: RunFiles, scratch: Path, made: dict[str, Any]) -> li
             saved = load_checkpoint(states[0])
             if not isinstance(saved.get("about"), dict) or not isinstance(saved.get("state"), dict):
                 continue
-            about = {key: value for key, value in saved["about"].items() if key != "mlflow_run"}
-            changes = "; ".join(_differences(about, state_about(made))) or "other processes or batch norm"
+            changes = "; ".join(_changes(saved["about"], record)) or "other processes or batch norm"
             lines.append(
                 f"not going on from {folder}, which stopped after epoch {saved['state'].get('finished_epochs')} of "
                 f"another recipe: {changes}. Delete that folder if you do not want it any more"

@@ -21,7 +21,7 @@ def launch_torchrun(runtime: Runtime) -> None:
             "the first machine, and give the same command on every machine"
         )
     meeting = ["--standalone"]
-    if runtime.nodes > 1:
+    if runtime.nodes > 1 and runtime.rendezvous:
         meeting = ["--nnodes", str(runtime.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", runtime.rendezvous]
     command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(runtime.gpus)]
     threads = max(1, (os.cpu_count() or 1) // runtime.gpus)

@@ -20,7 +20,7 @@ from ..engine.calibration import (
     tempered,
 )
 from ..engine.metrics import accuracies, check_scores, top_k_hits
-from ..engine.views import Average, Views, average, average_views, blocks, choose, choose_number, read_views
+from ..engine.views import Average, ViewLogits, average, average_views, blocks, choose, choose_number, read_views
 from ..errors import UserError
 
 
@@ -73,7 +73,7 @@ def measure(
     return made
 
 
-def by_number_of_views(views: Views, average_clips: Average = "prob") -> list[dict[str, float]]:
+def by_number_of_views(views: ViewLogits, average_clips: Average = "prob") -> list[dict[str, float]]:
     """views, top1, top5 for 1 view, 2 views, … all. Few views are clips spread over the video, at the centre."""
     numbers = range(1, views.num_views + 1)
     chosen = [choose_number(views, number) for number in numbers]
@@ -118,7 +118,7 @@ def as_json(made: dict[str, Any]) -> str:
     return json.dumps(made, indent=1, ensure_ascii=False)
 
 
-def _chosen(views: Views, clips: int | None, crops: int | None) -> list[int] | None:
+def _chosen(views: ViewLogits, clips: int | None, crops: int | None) -> list[int] | None:
     if clips is None and crops is None:
         return None
     clips = views.num_clips if clips is None else clips
@@ -126,12 +126,12 @@ def _chosen(views: Views, clips: int | None, crops: int | None) -> list[int] | N
 
 
 _ABOUT = (
-    *("row", "dataset", "split", "precision", "checkpoint_md5", "list_sha256"),
+    *("model", "dataset", "split", "precision", "checkpoint_md5", "list_sha256"),
     *("missing", "undecodable", "listed"),
 )
 
 
-def _of_file(path: Path, views: Views, clips: int | None, crops: int | None, scores: Tensor) -> dict[str, Any]:
+def _of_file(path: Path, views: ViewLogits, clips: int | None, crops: int | None, scores: Tensor) -> dict[str, Any]:
     about = {key: views.about[key] for key in _ABOUT}
     of = f"{views.num_clips}x{views.num_crops}"
     used = f"{clips or views.num_clips}x{crops or views.num_crops}"
@@ -139,7 +139,7 @@ def _of_file(path: Path, views: Views, clips: int | None, crops: int | None, sco
     return {"file": str(path), **about, "views": used, "of_views": of, "metrics": metrics}
 
 
-def _check_alike(paths: Sequence[Path], files: Sequence[Views]) -> None:
+def _check_alike(paths: Sequence[Path], files: Sequence[ViewLogits]) -> None:
     """Raises UserError if scores of one file mean something else in another."""
     first = files[0]
     for path, views in zip(paths[1:], files[1:], strict=True):
@@ -171,7 +171,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def _fused(
-    files: Sequence[Views], alone: Sequence[Tensor], shares: Sequence[float], average_clips: Average
+    files: Sequence[ViewLogits], alone: Sequence[Tensor], shares: Sequence[float], average_clips: Average
 ) -> tuple[Tensor, Tensor, list[str], list[list[str]]]:
     """Probabilities, labels and ids of the clips that all files have; and of each file the clips that others lack."""
     common = set(files[0].video_ids).intersection(*(views.video_ids for views in files[1:]))
@@ -211,7 +211,7 @@ def _file_line(file: dict[str, Any], number: int, made: dict[str, Any]) -> str:
     views = file["views"] if file["views"] == file["of_views"] else f"{file['views']} of {file['of_views']}"
     metrics = file["metrics"]
     line = (
-        f"{file['file']}: {file['row']} on {file['split']} of {file['dataset']}, {metrics['clips']} of "
+        f"{file['file']}: {file['model']} on {file['split']} of {file['dataset']}, {metrics['clips']} of "
         f"{file['listed']} listed clips, {views} views, average {made['average_clips']}"
     )
     if "weights" in made:

@@ -1,10 +1,10 @@
-"""The annotation: which clips there should be, and of which class.
+"""The annotation: the clips that a split should have, and their classes.
 
     label,youtube_id,time_start,time_end,split,is_cc
     climbing a rope,--QUuC4vJs0,84,94,val,0
 
-Copies in the wild differ: times as 84.0, names in quotes, a byte order mark, a test split without labels, and class
-names in the three spellings of directories. They are all read alike here.
+Copies differ: times as 84.0, names in quotes, a byte order mark, a test split without labels, and class names in the
+three spellings of directories. All of them are read.
 """
 
 import csv
@@ -30,8 +30,9 @@ class Annotation:
 
 
 def read_annotations(path: str | Path, split: str) -> list[Annotation]:
-    """Each clip that the CSV lists, once, in the file's order. Raises UserError that names file, line and value."""
-    path, clips = Path(path), {}
+    """Each clip that the CSV lists, once, in the file's order. Raises UserError with file, line and value."""
+    path = Path(path)
+    clips: dict[str, Annotation] = {}
     for line, row in read_rows(path, ["youtube_id"], "delete it and run the stage `download`"):
         try:
             texts = {column: plain_cell(cell) for column, cell in row.items()}
@@ -46,40 +47,40 @@ def read_annotations(path: str | Path, split: str) -> list[Annotation]:
     return list(clips.values())
 
 
-def read_rows(path: Path, needed: Sequence[str], mend: str) -> Iterator[tuple[int, dict[str, str]]]:
+def read_rows(path: Path, needed: Sequence[str], remedy: str) -> Iterator[tuple[int, dict[str, str]]]:
     """(line number, column -> text) for each line under the header, which must have one of the columns `needed`.
 
-    Raises UserError; `mend` says what to do about a file that is no CSV.
+    `remedy` ends the error about a file that is no CSV. Raises UserError.
     """
     if not path.exists():
         raise UserError(f"{path} is not there; run the stage `download`")
-    text = read_text(path, mend, keep_line_ends=True)
+    text = read_text(path, remedy, keep_line_ends=True)
     try:
         rows = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
         rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
         if not set(needed) & set(rows.fieldnames):
             start = ",".join(rows.fieldnames)[:200]
-            raise UserError(f"{path} starts with {start!r}; a column {' or '.join(needed)} is needed; {mend}")
+            raise UserError(f"{path} starts with {start!r}; a column {' or '.join(needed)} is needed; {remedy}")
         for row in rows:
             yield rows.line_num, {name: (text or "").strip() for name, text in row.items() if name is not None}
     except csv.Error as error:  # a cell of more than 131,072 characters, too
-        raise UserError(f"{path} is no CSV file: {error}; {mend}") from None
+        raise UserError(f"{path} is no CSV file: {error}; {remedy}") from None
 
 
 def class_names(annotations: Iterable[Annotation]) -> list[str]:
-    """The classes by label. A label is a name's place among the sorted names; spellings of one name are one class.
+    """Class names by label: sorted, with the spellings of one name as one class.
 
-    On Kinetics-400 all three spellings sort alike, and give the order of all released weights.
+    On Kinetics-400 all three spellings sort alike, into the order of all released weights.
     """
     spellings: dict[str, set[str]] = {}
     for name in {clip.class_name for clip in annotations if clip.class_name is not None}:
         spellings.setdefault(class_key(name), set()).add(name)
-    # the spelling that says most: with apostrophe and parentheses, and spaces rather than underscores
+    # the fullest spelling: with apostrophe and parentheses, and spaces rather than underscores
     return sorted(max(names, key=lambda name: (len(name), name.count(" "), name)) for names in spellings.values())
 
 
 def class_key(name: str) -> str:
-    """What the three spellings of a class have in common.
+    """The same text for all three spellings of a class.
 
     massaging person's head = massaging_person's_head = massaging_persons_head
     """
@@ -91,7 +92,7 @@ _SECONDS = r"[0-9]{1,7}(\.[0-9]{0,20})?"
 
 
 def clip_name(row: dict[str, str]) -> str:
-    """A line's video_id: <youtube id>_<start, 6 digits>_<end, 6 digits>. Raises ValueError that says why not."""
+    """A line's video_id: <youtube id>_<start, 6 digits>_<end, 6 digits>. Raises ValueError with the reason."""
     youtube_id = row["youtube_id"]
     # it becomes a file name, and a word in lists
     if not re.fullmatch(r"[^\s/\\.][^\s/\\]*", youtube_id):

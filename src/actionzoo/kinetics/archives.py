@@ -1,6 +1,6 @@
-"""Archives as streams: what is in a part, read from end to end, and never written anywhere by a name out of it.
+"""Read the files of an archive as a stream. No name in an archive ever becomes a path.
 
-A part may also be a list of videos that stay where they are, a CSV file with the columns of LISTED.
+A part may also be a list of videos that stay where they are: a CSV file with the columns of LISTED.
 """
 
 import bz2
@@ -13,45 +13,49 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import BinaryIO, Protocol, cast
 
 from ..errors import UserError, machine_fault
 from ..files.csv_cells import plain_cell
 
 
-class BrokenArchive(UserError):
-    """An archive that is not whole."""
+class _Readable(Protocol):
+    def read(self, size: int = -1, /) -> bytes: ...
 
-    def __init__(self, path: Path, fault: str) -> None:
-        what = path.name if path.suffix == ".csv" else "it"  # of a list and a video, it is the list
-        super().__init__(f"{path} is not a whole archive: {fault}; delete {what} and run the stage `download`")
-        self.fault = fault
+
+class BrokenArchive(UserError):
+    """An archive that is not whole, or a list with a video that is not as it was."""
+
+    def __init__(self, path: Path, error: str) -> None:
+        what = path.name if path.suffix == ".csv" else "it"  # the list, not the video that the error names
+        super().__init__(f"{path} is not a whole archive: {error}; delete {what} and run the stage `download`")
+        self.error = error
 
 
 MAX_MEMBER_BYTES = 256 * 2**20
-"""Of a clip in an archive. Ten seconds are some megabytes; more than this is an accident or an attack."""
+"""Limit for a clip in an archive. Ten seconds are some megabytes; more than this is an accident or an attack."""
 
 MAX_VIDEO_BYTES = 2**30
-"""Of a video of one's own, which stays where it lies."""
+"""Limit for one's own video in a folder."""
 
 MAX_MEMBERS = 200_000
-"""Of an archive; a part of the mirror has about 1,000."""
+"""Limit for an archive; a part of the mirror has about 1,000."""
 
 MAX_RATIO = 20
-"""Unpacked bytes for each packed one, beyond the first MAX_FREE_BYTES. Videos hardly shrink."""
+"""Limit for unpacked bytes per packed byte, beyond the first MAX_FREE_BYTES. Videos hardly compress."""
 
 MAX_FREE_BYTES = 64 * 2**20
 
 LISTED = ("video_id", "sha256", "path")
-"""Columns of a list of videos. Without a sha256 a video is only named: it is in no annotation, and nobody reads it."""
+"""Columns of a list of videos. A line without a sha256 is a video that no annotation lists; it is not read."""
 
 
 def read_archive(path: str | Path) -> Iterator[tuple[str, bytes]]:
-    """(name, contents) of every file in a tar archive, in its order; name without folders and ending.
+    """(name, contents) of every file in a tar archive, in its order; the name without folders and ending.
 
-    How it is compressed is told from its first bytes, since a plain tar has been served as .tar.gz. Hidden files (`._x`
-    of macOS), folders, links, devices and names that point outside are passed over. Raises BrokenArchive, perhaps after
-    the last file: only a reader who came to the end knows that the archive is whole.
+    The compression follows from the first bytes, since some servers send a plain tar as .tar.gz. Hidden files (`._x` of
+    macOS), folders, links, devices and names that point outside are skipped. Raises BrokenArchive, perhaps only after
+    the last file: the archive is whole if the iteration ends without it. Raises MachineFault for errors of the disk.
     """
     if Path(path).suffix == ".csv":
         yield from _listed_videos(Path(path))
@@ -61,15 +65,15 @@ def read_archive(path: str | Path) -> Iterator[tuple[str, bytes]]:
 
 
 def check_archive(path: str | Path) -> tuple[int, str]:
-    """Read an archive through: number of files in it, and the sha256 of its own bytes. Raises BrokenArchive."""
+    """(number of files, sha256 of the archive's bytes), after reading it to its end. Raises BrokenArchive."""
     with open(path, "rb") as raw:
         file = _Hashing(raw)
-        num_files = sum(1 for _ in _members(Path(path), file, with_contents=False))
+        num_files = len([name for name, _ in _members(Path(path), file, with_contents=False)])
     return num_files, file.sha256.hexdigest()
 
 
 def _listed_videos(path: Path) -> Iterator[tuple[str, bytes]]:
-    """What a list names, each video as it was when it was listed."""
+    """(video_id, contents) of each video on a list. Raises BrokenArchive for one that changed since it was listed."""
     for video_id, sha256, video in _list_rows(path):
         data = b""
         if sha256:
@@ -100,18 +104,20 @@ def _list_rows(path: Path) -> Iterator[list[str]]:
         raise BrokenArchive(path, f"it is no CSV file: {error}") from None
 
 
-def _members(path: Path, file: BinaryIO, with_contents: bool = True) -> Iterator[tuple[str, bytes]]:
-    """The files in a tar archive; without contents they are passed over in pieces, and b"" stands for each."""
+def _members(path: Path, file: _Readable, with_contents: bool = True) -> Iterator[tuple[str, bytes]]:
+    """(name, contents) of the files in a tar archive; b"" in place of the contents if they are not wanted."""
     packed = _Counting(file)
     try:
         with (
             contextlib.closing(_decompressed(packed)) as unpacked,
-            tarfile.open(fileobj=(stream := _Bounded(unpacked, packed)), mode="r|", tarinfo=_Header) as archive,
+            tarfile.open(
+                fileobj=cast(BinaryIO, stream := _Bounded(unpacked, packed)), mode="r|", tarinfo=_Header
+            ) as archive,
         ):
             for number, member in enumerate(archive, 1):
                 if number > MAX_MEMBERS:
                     raise _Broken(f"it holds more than {MAX_MEMBERS} members")
-                _check_size(member)  # before anything is passed over: tarfile would read that far
+                _check_size(member)  # before tarfile skips the contents, which reads that far
                 name = PurePosixPath(member.name)
                 is_inside = not name.is_absolute() and ".." not in name.parts
                 if not member.isreg() or not is_inside or not name.name or name.name.startswith("."):
@@ -119,7 +125,8 @@ def _members(path: Path, file: BinaryIO, with_contents: bool = True) -> Iterator
                 stem = name.stem.encode(errors="backslashreplace").decode()  # names need not be UTF-8
                 contents = archive.extractfile(member) if with_contents else None
                 yield stem, contents.read() if contents else b""
-            # checksums stand at the very end
+            # checksums are at the very end
+            rest: _Readable
             for rest in (stream, packed):
                 while rest.read(2**20):
                     pass
@@ -133,7 +140,7 @@ class _Broken(Exception):
     """Becomes a BrokenArchive, with the file's name."""
 
 
-# what tarfile itself does not expect in a header: words for numbers, values that are not there, chains without end
+# what tarfile raises for a malformed header: words in place of numbers, absent values, endless chains
 _UNEXPECTED = (ValueError, ArithmeticError, LookupError, RecursionError)
 _FAULTS = (_Broken, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, *_UNEXPECTED)
 
@@ -144,39 +151,39 @@ _ABOUT_NEXT = (
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
 )
-"""Members that say something of the next one, such as a long name."""
+"""Members that describe the next one, for example its long name."""
 _MAX_ABOUT_BYTES = 2**20
 
 
 def _check_size(member: tarfile.TarInfo) -> None:
-    """Raises _Broken for a size that nothing in an archive of clips has."""
+    """Raises _Broken for a size that no member of an archive of clips has."""
     largest = _MAX_ABOUT_BYTES if member.type in _ABOUT_NEXT else MAX_MEMBER_BYTES
     name = PurePosixPath(member.name).name[:100]
     if member.type == tarfile.GNUTYPE_SPARSE or member.sparse or "GNU.sparse.major" in member.pax_headers:
-        raise _Broken(f"{name} in it is a sparse file, which takes no room there and any amount here")
+        raise _Broken(f"{name} in it is a sparse file, which may unpack to any size")
     if not 0 <= member.size <= largest:
         raise _Broken(f"{name} in it claims {member.size} bytes; at most {largest} are read")
 
 
 class _Header(tarfile.TarInfo):
-    """tarfile takes a broken header after the first member for the archive's end, and believes any size. We do not."""
+    """A header with stricter checks: tarfile takes a broken one for the archive's end, and believes any size."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         try:
             member = super().frombuf(buf, encoding, errors)
             _check_size(member)
             return member
-        except tarfile.EOFHeaderError:
+        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # typeshed lacks it
             raise
         except tarfile.HeaderError as error:
             raise _Broken("it ends too early" if len(buf) < tarfile.BLOCKSIZE else str(error)) from None
 
 
 class _Counting:
-    """A file to read once from end to end, that knows how far it was read."""
+    """A file that counts the bytes read from it."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: _Readable) -> None:
         self.num_bytes = 0
         self._file = file
 
@@ -187,9 +194,9 @@ class _Counting:
 
 
 class _Bounded:
-    """What is unpacked, as long as it stands in some relation to what was packed. Raises _Broken beyond."""
+    """The unpacked stream. Raises _Broken when it grows beyond MAX_RATIO."""
 
-    def __init__(self, unpacked: BinaryIO, packed: _Counting) -> None:
+    def __init__(self, unpacked: _Readable, packed: _Counting) -> None:
         self._unpacked, self._packed = unpacked, packed
         self._num_bytes = 0
 
@@ -202,7 +209,7 @@ class _Bounded:
 
 
 class _Hashing:
-    """A file to read once from end to end, that knows its sha256 then."""
+    """A file that hashes the bytes read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.sha256 = hashlib.sha256()
@@ -214,23 +221,24 @@ class _Hashing:
         return data
 
 
-def _decompressed(file: BinaryIO) -> BinaryIO:
+def _decompressed(file: _Readable) -> "gzip.GzipFile | bz2.BZ2File | lzma.LZMAFile | _Ahead":
     start = _Ahead(file, file.read(6))
+    stream = cast(BinaryIO, start)  # read and close are all that the decompressors call
     match start.head:
         case head if head.startswith(b"\x1f\x8b"):
-            return gzip.GzipFile(fileobj=start, mode="rb")
+            return gzip.GzipFile(fileobj=stream, mode="rb")
         case head if head.startswith(b"BZh"):
-            return bz2.BZ2File(start)
+            return bz2.BZ2File(stream)
         case head if head.startswith(b"\xfd7zXZ\0"):
-            return lzma.LZMAFile(start)
+            return lzma.LZMAFile(stream)
         case _:
             return start
 
 
 class _Ahead:
-    """A stream whose first bytes were looked at and are given again."""
+    """A stream whose first bytes were read already and are returned again."""
 
-    def __init__(self, file: BinaryIO, head: bytes) -> None:
+    def __init__(self, file: _Readable, head: bytes) -> None:
         self.head = head
         self._rest, self._file = head, file
 
@@ -242,4 +250,4 @@ class _Ahead:
         return first + self._file.read(size - len(first)) if len(first) < size else first
 
     def close(self) -> None:
-        """The file itself is closed by who opened it."""
+        """Does nothing: the function that opened the file closes it."""

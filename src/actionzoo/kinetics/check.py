@@ -1,25 +1,24 @@
-"""Prepared data against what was recorded of them: every byte of archives and shards, or of a sample.
+"""Check prepared data against their records: every byte of the archives and shards, or of a sample of them.
 
-A file that is missing or differs is declared unfinished. Its stage makes it again, alone and with the same bytes:
+A file that is missing or differs is declared unfinished. Its stage makes that file again, with the same bytes:
 
     archive/val/part_7.tar.gz     removed; `download` fetches it
-    videos_256/val/part_007.tar   its record is removed; `resize` makes it from the archive's part
-    frames_256/val/part_007.tar   its record is removed; `frames` makes it from the videos' shard
+    videos_256/val/part_007.tar   its record is removed; `resize` makes the shard from the archive's part
+    frames_256/val/part_007.tar   its record is removed; `frames` makes the shard from the videos' shard
 
-Frames that were made of a damaged shard of videos are made again too: nobody can tell whether it was damaged before.
+Frames of a damaged shard of videos are made again too, since the shard may have been damaged before they were made.
 """
 
 import dataclasses
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
-from ..files.atomic import atomic_write
 from ..files.hashes import sha256_of
-from .download import read_inventory
-from .parts import forget_record
+from ..process.progress import Progress
+from .inventory import read_inventory
+from .part_records import forget_record, load_record, record_path, save_record
 from .shards import index_path
 
 FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
@@ -28,29 +27,30 @@ FORMS = ("videos_256", "videos_320", "frames_256", "frames_320")
 @dataclasses.dataclass(frozen=True)
 class Damage:
     path: Path
-    fault: str
+    error: str
+    """What is wrong with it."""
     stage: str
-    """The stage that makes the file again, as `dvc repro` takes it: resize@256."""
+    """The stage that makes the file again, as `dvc repro` names it: resize@256."""
 
     def text(self) -> str:
-        return f"{self.path}: {self.fault}; `dvc repro {self.stage}` makes it again"
+        return f"{self.path}: {self.error}; `dvc repro {self.stage}` makes it again"
 
 
 @dataclasses.dataclass(frozen=True)
 class Checked:
-    """What a check found."""
+    """The result of a check."""
 
     num_files: int
     num_recorded: int
-    """Shards of an older version that had no hash yet: it was recorded now."""
+    """Shards of an older version that had no hash; it was recorded now."""
     num_finished: int
-    """All files that could have been checked."""
+    """Files that could have been checked: all of them."""
     damages: tuple[Damage, ...]
 
     def text(self) -> str:
-        """Some lines for people."""
+        """A line for each damaged file, then the counts."""
         lines = [damage.text() for damage in self.damages]
-        ok = self.num_files - len({damage.path for damage in self.damages if damage.fault != _SUSPECT})
+        ok = self.num_files - len({damage.path for damage in self.damages if damage.error != _SUSPECT})
         lines.append(f"data check: {ok} of {self.num_files} files are as recorded; {self.num_finished} are finished")
         if self.num_recorded:
             lines.append(f"  {self.num_recorded} shards of an older version had no hash; it is recorded now")
@@ -62,11 +62,11 @@ def check_data(
     *,
     sample: int | None = None,
     seed: int | None = None,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Checked:
-    """Hash the files below `data`, e.g. data/demo, and compare; `sample` takes so many of them, drawn with `seed`.
+    """Hash the files below `data`, e.g. data/demo, and compare; with `sample` only so many of them, drawn by `seed`.
 
-    `progress` is told bytes. Files that fail are declared unfinished. Raises UserError if nothing is finished there.
+    Files that fail are declared unfinished. `on_progress` counts bytes. Raises UserError if no file is finished.
     """
     files = _archive_files(data) + [shard for form in FORMS for shard in _shards(data / form)]
     if not files:
@@ -78,15 +78,15 @@ def check_data(
     damages: dict[Path, Damage] = {}
     num_recorded, done, total = 0, 0, sum(file.size for file in chosen)
     for file in chosen:
-        fault, found = _fault(file)
-        if fault:
-            damages[file.path] = Damage(file.path, fault, file.stage)
+        error, found = _error(file)
+        if error:
+            damages[file.path] = Damage(file.path, error, file.stage)
         elif not file.sha256:
             _record_sha256(file.path, found)
             num_recorded += 1
         done += file.size
-        if progress:
-            progress("check, bytes", done, total)
+        if on_progress:
+            on_progress("check, bytes", done, total)
     for damage in list(damages.values()):
         for frames in _frames_made_of(damage.path, data):
             damages.setdefault(frames, Damage(frames, _SUSPECT, f"frames@{frames.parts[-3].partition('_')[2]}"))
@@ -114,9 +114,9 @@ def _archive_files(data: Path) -> list[_File]:
     if not (archive / "inventory.json").is_file():
         return []
     return [
-        _File(archive / name, facts["size"], facts.get("sha256", ""), "download")
-        for name, facts in sorted(read_inventory(archive).files.items())
-        if "sha256" in facts and not (name.endswith(".csv") and "/part_" in name)  # a list of videos that lie elsewhere
+        _File(archive / name, file.size, file.sha256, "download")
+        for name, file in sorted(read_inventory(archive).files.items())
+        if file.sha256 and not (name.endswith(".csv") and "/part_" in name)  # a list of videos that lie elsewhere
     ]
 
 
@@ -126,20 +126,23 @@ def _shards(form: Path) -> list[_File]:
     found = []
     for path in sorted(form.glob("*/*.json")):
         shard = path.with_suffix(".tar")
-        try:
-            record = json.loads(path.read_text())
-            size, hashes = int(record["size"]), [str(record.get(key, "")) for key in ("sha256", "index_sha256")]
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            size, hashes = 0, ["?", ""]
-        found.append(_File(shard, size, hashes[0], stage, hashes[1]))
+        record = load_record(shard)
+        if record is None:
+            found.append(_File(shard, 0, _UNREADABLE, stage))
+        else:
+            found.append(_File(shard, record.size, record.sha256, stage, record.index_sha256))
     return found
 
 
-def _fault(file: _File) -> tuple[str, str]:
-    """What is wrong with the file, '' for nothing; and its sha256."""
+_UNREADABLE = "?"
+"""In place of a hash: the record cannot be read."""
+
+
+def _error(file: _File) -> tuple[str, str]:
+    """(what is wrong with the file, '' for nothing; its sha256, '' if it was not computed)."""
     if not file.path.is_file():
         return "it is not there", ""
-    if file.sha256 == "?":
+    if file.sha256 == _UNREADABLE:
         return "its record cannot be read", ""
     if (size := file.path.stat().st_size) != file.size:
         return f"it has {size} bytes, {file.size} were recorded", ""
@@ -154,16 +157,14 @@ def _fault(file: _File) -> tuple[str, str]:
 
 
 def _record_sha256(shard: Path, sha256: str) -> None:
-    path = shard.with_suffix(".json")
-    record = json.loads(path.read_text()) | {"sha256": sha256}
-    with atomic_write(path) as file:
-        file.write((json.dumps(record, indent=0) + "\n").encode())
+    if record := load_record(shard):
+        save_record(shard, dataclasses.replace(record, sha256=sha256))
 
 
 def _frames_made_of(path: Path, data: Path) -> Sequence[Path]:
     kind, _, short_side = path.parent.parent.name.partition("_")
     frames = data / f"frames_{short_side}" / path.parent.name / path.name
-    return [frames] if kind == "videos" and frames.with_suffix(".json").is_file() else []
+    return [frames] if kind == "videos" and record_path(frames).is_file() else []
 
 
 def _declare_unfinished(path: Path, data: Path) -> None:

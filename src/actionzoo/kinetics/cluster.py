@@ -1,11 +1,11 @@
-"""Parts on many machines: the one place that talks to Dask.
+"""Parts on many machines: the only module that talks to Dask.
 
     stage --- scheduler --- worker    one part at a time, as many clips at once as the worker has threads
                         `-- worker    the same
 
-Archives, shards and scratch lie on storage that all machines see under the same paths; what travels is the order to
-make a part, and its record. A part is made in a scratch folder of its own and published by renaming, so a worker that
-was given up but lives on does no harm: it makes the same bytes, or finds that nobody waits for them any more.
+Archives, shards and scratch are on storage that all machines see under the same paths; over the network go only the
+order to make a part, and its record. A part is made in its own scratch folder and published by renaming. A worker that
+the scheduler gave up but that is still alive does no harm: it makes the same bytes, or finds that the run is over.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from ..errors import UserError
 from .transcode import ffmpeg_version
@@ -32,32 +32,39 @@ _log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 20.0
 WORKERS_SECONDS = 300.0
-"""How long a run waits while the scheduler has no worker: at its start, or when all were lost."""
+"""How long a run waits while the scheduler has no worker: at its start, or after all were lost."""
 ATTEMPTS = 3
-"""Of a part that ends in an error: a worker being shut down takes its ffmpeg along, and shared storage has its days."""
+"""Attempts to make a part before its error counts. Errors may be passing: a worker that is shut down kills its ffmpeg,
+and shared storage fails at times."""
+
+Part = TypeVar("Part")
+Result = TypeVar("Result")
+Made = Generator[tuple[str, Result | UserError], None, None]
+"""(name of a part, its result or the error that kept it from being made)."""
 
 
 def made_by_workers(
-    scheduler: str, make: Callable[..., Any], parts: Mapping[str, Any], scratch: Path
-) -> Iterator[tuple[str, Any]]:
-    """(name, what `make` gave) of every part, in the order in which they are finished.
+    scheduler: str, make: Callable[..., Result], parts: Mapping[str, Part], scratch: Path
+) -> Made[Result]:
+    """Make the parts on a scheduler's workers; yields (name, result of `make`) in the order in which they are finished.
 
-    On a worker `make(part, scratch=, jobs=, progress=)` is called, with an empty folder, the worker's number of
-    threads, and a function that it must call now and then: it raises when nobody waits for the part any more. `make`
-    and the parts are pickled, and paths in them are absolute. The part of a worker that is lost goes to another. In
-    place of the result of a part that failed there is the UserError that says why.
+    A worker calls `make(part, scratch=, jobs=, on_progress=)` with an empty folder, its own number of threads, and a
+    function that `make` must call now and then; it raises once the run is over. `make` and the parts are pickled, and
+    paths in them are absolute. The part of a lost worker goes to another one. A part that failed has the UserError in
+    place of its result.
 
-    Raises UserError if there is no such scheduler, it has no workers, or a worker is unfit: without the program, with
-    another ffmpeg, or without the folder `scratch`. Left early, by Ctrl-C too, it calls the parts back.
+    Raises UserError if there is no such scheduler, if it has no workers, or if a worker is unfit: without this program,
+    with another ffmpeg, or without the folder `scratch`. If the caller leaves early, by Ctrl-C too, the parts are
+    cancelled.
     """
     run = _Run(scratch.absolute() / uuid.uuid4().hex, _versions())
     run.folder.mkdir(parents=True)
     run.token.touch()
     try:
-        with _told_to_stop_is_an_exception(), _client(scheduler) as client:
+        with _sigterm_as_exit(), _client(scheduler) as client:
             yield from _Parts(scheduler, client, functools.partial(_make, make, run), parts).made()
     finally:
-        run.token.unlink(missing_ok=True)  # it is what the workers look at
+        run.token.unlink(missing_ok=True)  # the workers check for it
         shutil.rmtree(run.folder, ignore_errors=True)
 
 
@@ -68,38 +75,43 @@ class _Run:
 
     @property
     def token(self) -> Path:
-        """A file that is there as long as somebody waits for the parts."""
+        """A file that exists as long as the run."""
         return self.folder / "wanted"
 
 
 class _UnfitWorker(UserError):
-    """No part can be made there; the message says why, and names the worker."""
+    """A worker that can make no part; the message names the worker and the reason."""
 
 
 @dataclass
-class _Parts:
-    """The parts of a run, and where they are."""
+class _Parts(Generic[Part, Result]):
+    """The parts of a run, and the workers that make them."""
 
     scheduler: str
     client: Any
-    make: Callable[[Any], Any]
-    parts: Mapping[str, Any]
+    """A distributed.Client, which has no types."""
+    make: Callable[[Part], Result]
+    parts: Mapping[str, Part]
 
-    def made(self) -> Iterator[tuple[str, Any]]:
+    def made(self) -> Made[Result]:
         suspects = []
         for name, result in self._made(list(self.parts), at_once=None):
             if isinstance(result, _LostWorkers):
                 suspects.append(name)
             else:
                 yield name, result
-        # Whatever was on a worker when it died is suspected, guilty or not. Alone, only the guilty are.
+        # Every part that was on a worker when it died is suspected. Run alone, only the one that kills workers is.
         for name, result in self._made(suspects, at_once=1):
             yield name, UserError(f"{name}: {result}") if isinstance(result, _LostWorkers) else result
 
-    def _made(self, names: list[str], at_once: int | None) -> Iterator[tuple[str, Any]]:
-        """One part per worker at a time, in the order of `names`; no more than `at_once` altogether."""
-        waiting, running = list(reversed(names)), {}
-        known, last_seen = set(), time.monotonic()
+    def _made(
+        self, names: list[str], at_once: int | None
+    ) -> Generator[tuple[str, "Result | UserError | _LostWorkers"], None, None]:
+        """One part per worker at a time, in the order of `names`; at most `at_once` in all."""
+        waiting: list[str] = list(reversed(names))
+        running: dict[Any, str] = {}
+        known: set[str] = set()
+        last_seen = time.monotonic()
         try:
             while waiting or running:
                 workers = self._workers(running)
@@ -122,11 +134,11 @@ class _Parts:
                     yield running.pop(future), self._result(future)
         finally:
             if running:
-                with contextlib.suppress(Exception):  # the scheduler may be what is lost
+                with contextlib.suppress(Exception):  # the scheduler itself may be lost
                     self.client.cancel(list(running), force=True)
 
-    def _workers(self, running: dict) -> dict[str, set[str]]:
-        """Address -> keys of those of our parts that are there."""
+    def _workers(self, running: Mapping[Any, str]) -> dict[str, set[str]]:
+        """Address of each worker -> keys of our parts on it."""
         ours = {future.key for future in running}
         try:
             return {worker: ours & set(keys) for worker, keys in self.client.processing().items()}
@@ -134,7 +146,7 @@ class _Parts:
             raise self._lost(error) from None
 
     def _check(self, new: set[str]) -> None:
-        """A part would kill a worker that cannot import what it is to do, and only the worker's log would say why."""
+        """Raises UserError for a new worker that lacks this program: a part would kill it, and only its log say why."""
         if not new:
             return
         try:
@@ -145,8 +157,8 @@ class _Parts:
             if spec is None or isinstance(spec, ImportError):
                 raise self._without_program(f"the worker {worker}")
 
-    def _submit(self, name: str, worker: str):
-        # By Dask's own choice the parts would heap up on some workers: it sees threads, of which a part uses all.
+    def _submit(self, name: str, worker: str) -> Any:
+        """The part's Future. Dask would choose by threads and pile up parts on few workers; a part uses all threads."""
         return self.client.submit(
             self.make,
             self.parts[name],
@@ -157,28 +169,29 @@ class _Parts:
             pure=False,
         )
 
-    def _finished(self, futures: list) -> list:
-        """Those that are done, after a second at most."""
-        from distributed import CancelledError, wait
+    def _finished(self, futures: list[Any]) -> list[Any]:
+        """The futures that are done; waits for a second at most."""
+        distributed = _distributed()
 
         if not futures:
             time.sleep(0.2)
             return []
-        # cancelled by Dask, when the scheduler is lost: the future says so too
-        with self.client.as_current(), contextlib.suppress(TimeoutError, CancelledError):
-            wait(futures, timeout=1, return_when="FIRST_COMPLETED")
+        # Dask cancels when the scheduler is lost; the future's status says the same
+        with self.client.as_current(), contextlib.suppress(TimeoutError, distributed.CancelledError):
+            distributed.wait(futures, timeout=1, return_when="FIRST_COMPLETED")
         return [future for future in futures if future.done()]
 
-    def _result(self, future) -> Any:
-        """What came of a part; a part's own misfortunes are given, what concerns the whole run is raised."""
-        from distributed import KilledWorker
+    def _result(self, future: Any) -> "Result | UserError | _LostWorkers":
+        """A part's result or its own error. Raises the errors that concern the whole run."""
+        distributed = _distributed()
 
         if future.status == "finished":
-            return future.result()
+            result: Result = future.result()
+            return result
         if future.status != "error":  # cancelled, lost
             raise self._lost("the connection broke")
         error = future.exception()
-        if isinstance(error, KilledWorker):
+        if isinstance(error, distributed.KilledWorker):
             return _LostWorkers(error)
         if isinstance(error, UserError) and not isinstance(error, _UnfitWorker):
             return error
@@ -200,7 +213,7 @@ class _Parts:
 
 
 class _LostWorkers(Exception):
-    """Too many workers died with a part; the message is for the user."""
+    """Too many workers died while they made a part; the message is for the user."""
 
     def __init__(self, error: Any) -> None:
         super().__init__(
@@ -209,22 +222,20 @@ class _LostWorkers(Exception):
         )
 
 
-def _make(make: Callable[..., Any], run: _Run, part: Any) -> Any:
-    """Make a part: this is what runs on a worker."""
-    from distributed import get_worker
-
-    worker = get_worker()
+def _make(make: Callable[..., Result], run: _Run, part: Part) -> Result:
+    """Make a part. Runs on a worker."""
+    worker = _distributed().get_worker()
     if run.versions != (here := _versions()):
         theirs, ours = (", ".join(f"{name} {version}" for name, version in of.items()) for of in (here, run.versions))
         raise _UnfitWorker(f"the worker {worker.address} has {theirs}, and this machine {ours}; make them the same")
     scratch = run.folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
-    def still_wanted(*_) -> None:
+    def check_run(*_: object) -> None:
         if not run.token.exists():
-            raise _UnfitWorker(f"{run.folder} is gone: the run is over that wanted this")
+            raise _UnfitWorker(f"{run.folder} is gone: the run that wanted this part is over")
 
     try:
-        still_wanted()
+        check_run()
         scratch.mkdir()
     except (OSError, UserError):
         raise _UnfitWorker(
@@ -232,23 +243,30 @@ def _make(make: Callable[..., Any], run: _Run, part: Any) -> Any:
             "must lie on storage that all machines share, under the same path, and be writable there"
         ) from None
     try:
-        return make(part, scratch=scratch, jobs=worker.state.nthreads, progress=still_wanted)
+        return make(part, scratch=scratch, jobs=worker.state.nthreads, on_progress=check_run)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         with contextlib.suppress(OSError):
-            run.folder.rmdir()  # it is empty if the run was over while we worked on
+            run.folder.rmdir()  # empty if the run ended while this worker was busy
 
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    """What the bytes of a part depend on."""
+    """Versions of the programs that a part's bytes depend on."""
     return {"actionzoo": importlib.metadata.version("actionzoo"), "ffmpeg": ffmpeg_version()}
+
+
+def _distributed() -> Any:
+    """The package, imported late. Its functions have no types."""
+    import distributed
+
+    module: Any = distributed
+    return module
 
 
 @contextlib.contextmanager
 def _client(scheduler: str) -> Iterator[Any]:
-    import distributed
-
+    distributed = _distributed()
     try:
         client = distributed.Client(
             scheduler, name="actionzoo", timeout=CONNECT_SECONDS, set_as_default=False, direct_to_workers=False
@@ -258,7 +276,7 @@ def _client(scheduler: str) -> Iterator[Any]:
             f"no Dask scheduler answers at {scheduler} ({error}); start one with `dask scheduler`, and give the "
             "address that it prints, as in tcp://10.0.0.1:8786"
         ) from None
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what is to be said, we say
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # errors are raised here, in our words
     try:
         yield client
     finally:
@@ -266,13 +284,13 @@ def _client(scheduler: str) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _told_to_stop_is_an_exception() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C does, so that the workers are told."""
+def _sigterm_as_exit() -> Iterator[None]:
+    """SIGTERM ends the block with SystemExit, so that the parts are cancelled as by Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    def leave(number: int, _) -> None:
+    def leave(number: int, _: object) -> None:
         raise SystemExit(128 + number)
 
     before = signal.signal(signal.SIGTERM, leave)

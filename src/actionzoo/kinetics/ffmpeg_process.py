@@ -1,13 +1,13 @@
-"""One clip through ffmpeg: run the program, and tell what is wrong with the clip from what is wrong with the machine.
+"""Run ffmpeg on one clip, and separate the clip's errors from the machine's.
 
-    it worked                              the result
-    the clip's fault                       BadVideo
-    took too long                          once more, with no other clip at work; then BadVideo
-    disk, memory, threads, files, killed   once more, alone; then MachineFault: nothing is recorded about the clip
+    success                                the result
+    an error of the clip                   BadVideo
+    timeout                                a second attempt while no other clip is processed; then BadVideo
+    disk, memory, threads, files, killed   a second attempt, alone; then MachineFault: nothing is recorded of the clip
 
 A clip can provoke the machine's messages: a header that claims a huge frame makes ffmpeg say "Cannot allocate memory".
-So after the second failure a control runs: a picture of ours through the same program, with room on the same disk.
-Where the control works, a third attempt has the clip judged like any other.
+So after the second failure a control runs: our own picture through the same program, with room on the same disk. If the
+control succeeds, a third attempt treats every error as the clip's.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from ..process.supervisor import die_with_parent
 TIMED_OUT = "timed out"
 
 MAX_COMPLAINT_BYTES = 64 * 2**10
-"""So much of what ffmpeg prints is kept; a broken clip can complain by the megabyte."""
+"""Limit for what is kept of ffmpeg's messages; a broken clip can cause megabytes of them."""
 
 Result = TypeVar("Result")
 
 
 class BadVideo(Exception):
-    """A clip that gives no picture; the message is a short reason, fit for the manifest."""
+    """No picture can be had of a clip; the message is a short reason, fit for the manifest."""
 
 
 class _TimedOut(BadVideo):
@@ -51,18 +51,18 @@ class Clip:
 
     folder: Path
     source: Path
-    """The clip's file; its name is ours."""
+    """The clip's file, under a name of ours."""
     deadline: float
-    """time.monotonic() at which all of the clip's work must have ended."""
+    """Value of time.monotonic() at which the clip's work must have ended."""
     timeout_seconds: float
     is_machine_sound: bool
-    """Whether the control has worked, so that whatever goes wrong now is the clip's fault."""
+    """Whether the control succeeded, so that every error is the clip's."""
 
     def run(self, command: list[str]) -> str:
-        """Run ffmpeg to its end; gives what it complained of. Raises BadVideo or MachineFault."""
+        """Run ffmpeg to its end; returns what it printed to stderr. Raises BadVideo or MachineFault."""
         status, complaint = _finish(command, self.deadline, self.timeout_seconds)
         complaint = complaint.replace(str(self.folder), "")
-        # an interrupt makes ffmpeg leave with 255, and say nothing
+        # interrupted, ffmpeg exits with 255 and prints nothing
         if -status in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL) or (status == 255 and not complaint):
             raise MachineFault(
                 f"ffmpeg was killed from outside (status {status}), perhaps because memory ran out; run again"
@@ -74,7 +74,7 @@ class Clip:
         return complaint
 
     def check_time(self) -> None:
-        """For long work on what ffmpeg wrote. Raises BadVideo once the clip's time is over."""
+        """Raises BadVideo once the clip's time is over; for long work on ffmpeg's output."""
         if time.monotonic() > self.deadline:
             raise _TimedOut(f"{TIMED_OUT} after {self.timeout_seconds:g} s")
 
@@ -87,9 +87,9 @@ def process_clip(
     scratch: Path | None,
     control: Callable[[Path], list[str]],
 ) -> Result:
-    """`work` done on the clip, in a folder of its own in `scratch`, repeated as the module's docstring says.
+    """The result of `work` on the clip, in a new folder in `scratch`, with the attempts of the module's docstring.
 
-    `control` gives the command that must succeed on a sound machine; its output goes into the folder that it is given.
+    `control` returns the command that must succeed on a sound machine; the command writes into the given folder.
     Raises BadVideo or MachineFault.
     """
 
@@ -116,17 +116,17 @@ def process_clip(
 
 
 def reason_of(complaint: str) -> str:
-    """The first line that says something, without addresses and paths: the same clip gives the same reason."""
+    """The first line of ffmpeg's messages, without addresses and paths: the same clip gives the same reason."""
     if re.search(r"matches no streams|does not contain any stream", complaint):
         return "no video stream"
-    if "partial file" in complaint:  # said by the demuxer, at no fixed place among what the decoder says
+    if "partial file" in complaint:  # the demuxer's message, at no fixed place among the decoder's
         return "cut off"
     lines = [re.sub(r"^(\[[^\]]*\] *)+|@ 0x[0-9a-f]+", "", line).strip() for line in complaint.splitlines()]
     return next((line[:160] for line in lines if line), "no frame could be decoded")
 
 
 class _Gate:
-    """Many clips at once, or one alone."""
+    """Lets many clips be processed at once, or one alone."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -166,7 +166,7 @@ _GATE = _Gate()
 
 @contextlib.contextmanager
 def _clip_folder(source: bytes | Path, scratch: Path | None) -> Iterator[tuple[Path, Path]]:
-    """A folder in scratch, and the source as a file in there. Raises MachineFault for what the disk does."""
+    """(a new folder in scratch, the source as a file in it). Raises MachineFault for errors of the disk."""
     with _machine_faults(scratch):
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
@@ -181,7 +181,7 @@ def _clip_folder(source: bytes | Path, scratch: Path | None) -> Iterator[tuple[P
 
 @contextlib.contextmanager
 def _machine_faults(scratch: Path | None) -> Iterator[None]:
-    """Python's own errors for want of memory, disk, files and threads, as MachineFault."""
+    """Turns Python's errors about memory, disk, files and threads into MachineFault."""
     try:
         yield
     except MemoryError:
@@ -189,12 +189,11 @@ def _machine_faults(scratch: Path | None) -> Iterator[None]:
     except OSError as error:
         if error.errno not in MACHINE_ERRNOS:
             raise
-        place = f" at {scratch or error.filename}"
-        raise MachineFault(f"{_remedy(error.errno, error.strerror + place)}") from None
+        raise MachineFault(_remedy(error.errno, f"{error.strerror} at {scratch or error.filename}")) from None
 
 
 def _finish(command: list[str], deadline: float, timeout_seconds: float) -> tuple[int, str]:
-    """(exit status, the first of what it printed to stderr). Raises BadVideo when the time is over."""
+    """(exit status, beginning of stderr). Raises BadVideo when the time is over."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -214,7 +213,7 @@ def _finish(command: list[str], deadline: float, timeout_seconds: float) -> tupl
                 if not piece:
                     break
                 kept += piece[: MAX_COMPLAINT_BYTES - len(kept)]
-                if time.monotonic() > deadline:  # it complains without end
+                if time.monotonic() > deadline:  # it prints without end
                     raise _TimedOut(f"{TIMED_OUT} after {timeout_seconds:g} s")
         status = process.wait(max(deadline - time.monotonic(), 0))
     except subprocess.TimeoutExpired:
@@ -226,7 +225,7 @@ def _finish(command: list[str], deadline: float, timeout_seconds: float) -> tupl
 
 
 def _machine_fault(status: int, complaint: str) -> str:
-    """Why the machine is suspected, '' if it is not. ffmpeg's status is the negative errno, in eight bits."""
+    """Why the machine is suspected, '' if it is not. ffmpeg's exit status is the negative errno, in eight bits."""
     number = 256 - status
     if status > 0 and number in _SUSPECT:
         return _remedy(number, f"ffmpeg: {os.strerror(number)}")
@@ -251,15 +250,15 @@ def _remedy(number: int | None, what: str) -> str:
         case errno.EMFILE | errno.ENFILE:
             return f"too many files are open ({what}); raise the limit (ulimit -n) and run the same command again"
         case _:
-            return f"the machine failed ({what}); mend that and run the same command again; what is finished stays"
+            return f"the machine failed ({what}); repair that and run the same command again; what is finished stays"
 
 
-# without EPERM, which is what ffmpeg says of a protocol that is not allowed
+# without EPERM, which ffmpeg reports for a protocol that is not allowed
 _SUSPECT = MACHINE_ERRNOS - {errno.EPERM, errno.EINTR}
 
 
 def _is_machine_sound(control: Callable[[Path], list[str]], scratch: Path | None, num_bytes: int) -> bool:
-    """Whether there is room on the disk for a clip like this, and ffmpeg encodes a picture of ours."""
+    """Whether the disk has room for a clip of this size, and ffmpeg encodes our own picture."""
     try:
         with tempfile.TemporaryDirectory(dir=scratch, prefix="control-", ignore_cleanup_errors=True) as name:
             with (Path(name) / "room").open("wb") as file:

@@ -4,9 +4,8 @@
     val/part_007.idx.npy    every frame's offset and size
     manifest.csv            the videos' lines, with offset and size from a clip's first frame to the end of its last
 
-A clip's frames lie one behind the other: one read gets a clip, and with `frame_spans` one read gets a frame. Parts that
-are finished are not touched again; a part is made anew when its videos were. With a Dask scheduler its workers make the
-parts.
+A clip's frames are contiguous: one read gets a clip, and with `frame_spans` one read gets a frame. Finished parts are
+not touched again; a part is made anew if its videos were. With a Dask scheduler its workers make the parts.
 """
 
 import concurrent.futures
@@ -14,21 +13,21 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
-from .manifest import Clip, read_manifest, write_manifest
-from .parts import in_order, key_of, make_key, publish, read_record, scratch_folder, write_record
+from ..process.progress import Progress
+from .ffmpeg_process import BadVideo
+from .manifest import Clip, StoredClip, read_manifest, write_manifest
+from .part_records import PartClip, PartRecord, key_of, make_key, read_record, write_record
+from .parts import in_order, publish, scratch_folder
 from .resize import summary
-from .shards import ShardWriter, read_member
-from .transcode import BadVideo, Jpegs, ffmpeg_version, to_jpegs
-
-Progress = Callable[[str, int, int], None]
+from .shards import ShardWriter, Spans, read_member
+from .transcode import Jpegs, ffmpeg_version, to_jpegs
 
 
 def extract_frames(
@@ -41,36 +40,48 @@ def extract_frames(
     clip_timeout_seconds: float,
     max_bad_share: float,
     scheduler: str | None = None,
-    progress: Progress | None = None,
+    on_progress: Progress | None = None,
 ) -> str:
-    """Make the shards and the manifest, `jobs` clips at once; gives a line that says what is there now.
+    """Make the shards and the manifest, `jobs` clips at once; returns a line that says what is there now.
 
-    `qscale` is the JPEG quality of ffmpeg, from 2 (best) to 31. With `scheduler`, the address of a Dask scheduler, its
-    workers make the parts (see cluster.py). A clip whose frames cannot be had, or are not as many as the videos'
-    manifest says, becomes corrupt. Raises UserError in the end if that happened to more than `max_bad_share` of the
-    usable clips.
+    `qscale` is ffmpeg's JPEG quality, from 2 (best) to 31. With `scheduler`, the address of a Dask scheduler, its
+    workers make the parts (see cluster.py). A clip becomes corrupt if its frames cannot be decoded or are not as many
+    as the videos' manifest says. Raises UserError, after everything was made, if that happened to more than
+    `max_bad_share` of the usable clips.
     """
     clips = read_manifest(videos / "manifest.csv")
     check_same_file_system(scratch, out)
     lock = scratch / f".{out.name}.lock"
     scratch = scratch / out.name
-    usable = sorted((clip for clip in clips if clip.is_usable), key=lambda clip: (clip.shard, clip.offset))
-    workshop = _Workshop(videos, out, scratch, qscale, clip_timeout_seconds, jobs, progress)
+    usable = sorted((clip.stored() for clip in clips if clip.is_usable), key=lambda clip: (clip.shard, clip.offset))
+    builder = _ShardBuilder(videos, out, scratch, qscale, clip_timeout_seconds, jobs, on_progress)
     shards = [
         _Shard(shard, make_key(qscale, key_of(videos / shard), [clip.video_id for clip in of]), of)
         for shard, of in ((shard, list(of)) for shard, of in itertools.groupby(usable, key=lambda clip: clip.shard))
     ]
+    records: dict[str, PartRecord] = {}
+    failed: list[str] = []
     with scratch_folder(scratch, lock):
-        records = {shard.name: workshop.finished(shard) for shard in shards}
-        todo = [shard for shard in shards if records[shard.name] is None]
+        todo = []
+        for shard in shards:
+            if record := builder.finished(shard):
+                records[shard.name] = record
+            else:
+                todo.append(shard)
         if todo:
             (out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
-        with contextlib.closing(workshop.made_by_workers(todo, scheduler) if scheduler else workshop.made(todo)) as it:
-            records.update(it)
-    if failed := [str(record) for record in records.values() if isinstance(record, UserError)]:
+        made: Generator[tuple[str, PartRecord | UserError], None, None]
+        made = builder.make_with_workers(todo, scheduler) if scheduler else builder.make(todo)
+        with contextlib.closing(made):
+            for name, result in made:
+                if isinstance(result, UserError):
+                    failed.append(str(result))
+                else:
+                    records[name] = result
+    if failed:
         raise UserError("\n".join(failed))
-    made = {(shard, copy["video_id"]): copy for shard, record in records.items() for copy in record["clips"]}
-    lines = [_line(clip, made[clip.shard, clip.video_id]) if clip.is_usable else clip for clip in clips]
+    copies = {(shard, clip.video_id): clip for shard, record in records.items() for clip in record.clips}
+    lines = [_line(clip, copies[clip.shard, clip.video_id]) if clip.is_usable else clip for clip in clips]
     write_manifest(out / "manifest.csv", lines, clips.class_list)
     lost = [clip for before, clip in zip(clips, lines, strict=True) if before.is_usable and not clip.is_usable]
     if len(lost) > max_bad_share * len(usable):
@@ -82,10 +93,10 @@ def extract_frames(
     return f"frames: {summary(lines, {clip.shard for clip in lines if clip.shard})} ({out / 'manifest.csv'})"
 
 
-def frame_spans(index: np.ndarray, clip: Clip) -> np.ndarray:
+def frame_spans(index: Spans, clip: StoredClip) -> Spans:
     """int64 (num_frames, 2): offset and size in the shard of each of the clip's frames, given the shard's index.
 
-    Raises UserError if index and manifest are not of one making.
+    Raises UserError if the index and the manifest were written by different runs.
     """
     first = int(np.searchsorted(index[:, 0], clip.offset))
     spans = index[first : first + clip.num_frames]
@@ -102,12 +113,12 @@ class _Shard:
     name: str
     """Relative to the form's folder."""
     key: str
-    clips: list[Clip]
+    clips: list[StoredClip]
 
 
 @dataclasses.dataclass
-class _Workshop:
-    """What all shards of a run have in common."""
+class _ShardBuilder:
+    """Makes the shards of a run; what they have in common. Pickled for the workers of a cluster."""
 
     videos: Path
     out: Path
@@ -115,50 +126,49 @@ class _Workshop:
     qscale: int
     clip_timeout_seconds: float
     jobs: int
-    progress: Progress | None
+    on_progress: Progress | None
 
-    def finished(self, shard: _Shard) -> dict | None:
+    def finished(self, shard: _Shard) -> PartRecord | None:
         return read_record(self.out / shard.name, shard.key, self.clip_timeout_seconds)
 
-    def make_shard(self, shard: _Shard, *, scratch: Path, jobs: int, progress: Progress) -> dict:
-        """The record of one shard, made here and now if need be."""
-        # a worker may have finished it that was lost before it could say so
+    def make_shard(self, shard: _Shard, *, scratch: Path, jobs: int, on_progress: Progress) -> PartRecord:
+        """The record of one shard, made now unless it is finished."""
+        # a worker may have finished the shard and have been lost before it could report that
         if record := self.finished(shard):
             return record
-        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, progress=progress)
-        return dict(here.made([shard]))[shard.name]
+        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, on_progress=on_progress)
+        return dict(here.make([shard]))[shard.name]
 
-    def made(self, todo: list[_Shard]) -> Generator[tuple[str, dict], None, None]:
-        """(shard, record), one after the other; clips of the next one fill up the cores."""
+    def make(self, todo: list[_Shard]) -> Generator[tuple[str, PartRecord], None, None]:
+        """(shard, record), shard by shard; the next shard's clips keep all cores busy."""
         total, done = sum(len(shard.clips) for shard in todo), itertools.count(1)
         tasks = (((shard, clip), functools.partial(self._work, clip)) for shard in todo for clip in shard.clips)
         with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
             try:
                 results = in_order(tasks, pool, ahead=4 * self.jobs)
-                for shard, events in itertools.groupby(results, key=lambda result: result[0][0]):
-                    events = self._told(events, done, total)
-                    yield shard.name, self._write(shard, ((clip, jpegs) for (_, clip), jpegs in events))
+                for shard, group in itertools.groupby(results, key=lambda result: result[0][0]):
+                    outcomes = ((clip, jpegs) for (_, clip), jpegs in group if jpegs is not None)
+                    yield shard.name, self._write(shard, self._count(outcomes, done, total))
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
 
-    def made_by_workers(
+    def make_with_workers(
         self, todo: list[_Shard], scheduler: str
-    ) -> Generator[tuple[str, dict | UserError], None, None]:
-        """The same from many machines, in the order in which the shards are finished."""
+    ) -> Generator[tuple[str, PartRecord | UserError], None, None]:
+        """The same on many machines, in the order in which the shards are finished."""
         from .cluster import made_by_workers
 
-        there = dataclasses.replace(self, videos=self.videos.absolute(), out=self.out.absolute(), progress=None)
+        there = dataclasses.replace(self, videos=self.videos.absolute(), out=self.out.absolute(), on_progress=None)
         sent = {shard.name: shard for shard in todo}
         total, done = sum(len(shard.clips) for shard in todo), 0
         with contextlib.closing(made_by_workers(scheduler, there.make_shard, sent, self.scratch)) as results:
             for name, record in results:
                 done += len(sent[name].clips)
-                if self.progress:
-                    self.progress("extract frames, clips", done, total)
+                self._report(done, total)
                 yield name, record
 
-    def _work(self, clip: Clip) -> Jpegs | str:
+    def _work(self, clip: StoredClip) -> Jpegs | str:
         """The clip's JPEGs, or why there are none."""
         video = read_member(self.videos / clip.shard, clip.offset, clip.size)
         try:
@@ -168,35 +178,48 @@ class _Workshop:
         num_frames = len(jpegs.frames)
         return jpegs if num_frames == clip.num_frames else f"{num_frames} frames where {clip.num_frames} were encoded"
 
-    def _write(self, shard: _Shard, events: Iterable[tuple[Clip, Jpegs | str]]) -> dict:
-        """One shard and its record."""
-        made, copies = self.scratch / Path(shard.name).name, []
+    def _write(self, shard: _Shard, outcomes: Iterable[tuple[StoredClip, Jpegs | str]]) -> PartRecord:
+        """Write and publish one shard; returns its record."""
+        made = self.scratch / Path(shard.name).name
+        clips: list[PartClip] = []
         with ShardWriter(made) as writer:
-            for clip, jpegs in events:
-                copy: dict[str, Any] = {"video_id": clip.video_id}
+            for clip, jpegs in outcomes:
                 if isinstance(jpegs, str):
-                    copy["fault"] = jpegs
-                else:
-                    names = [f"{clip.video_id}/img_{number:05d}.jpg" for number in range(1, len(jpegs.frames) + 1)]
-                    spans = [writer.add(name, jpeg) for name, jpeg in zip(names, jpegs.frames, strict=True)]
-                    copy |= {"offset": spans[0][0], "size": sum(spans[-1]) - spans[0][0]}
-                    copy |= {"damage": jpegs.damage} if jpegs.damage else {}
-                copies.append(copy)
-        record = write_record(made, shard.key, self.clip_timeout_seconds, copies, ffmpeg=ffmpeg_version())
+                    clips.append(PartClip(video_id=clip.video_id, error=jpegs))
+                    continue
+                names = [f"{clip.video_id}/img_{number:05d}.jpg" for number in range(1, len(jpegs.frames) + 1)]
+                spans = [writer.add(name, jpeg) for name, jpeg in zip(names, jpegs.frames, strict=True)]
+                offset, size = spans[0][0], sum(spans[-1]) - spans[0][0]
+                clips.append(PartClip(video_id=clip.video_id, offset=offset, size=size, damage=jpegs.damage))
+        record = write_record(made, shard.key, self.clip_timeout_seconds, clips, ffmpeg=ffmpeg_version())
         publish(made, self.out / shard.name)
         return record
 
-    def _told(self, events: Iterable, done: Iterator[int], total: int) -> Iterator:
-        for event in events:
-            yield event
-            if self.progress:
-                self.progress("extract frames, clips", next(done), total)
+    def _count(
+        self, outcomes: Iterable[tuple[StoredClip, Jpegs | str]], done: Iterator[int], total: int
+    ) -> Iterator[tuple[StoredClip, Jpegs | str]]:
+        """The same outcomes, each clip reported."""
+        for outcome in outcomes:
+            yield outcome
+            self._report(next(done), total)
+
+    def _report(self, done: int, total: int) -> None:
+        if self.on_progress:
+            self.on_progress("extract frames, clips", done, total)
 
 
-def _line(clip: Clip, copy: dict[str, Any]) -> Clip:
-    if "fault" not in copy:
-        damage = f"frames decode with faults: {copy['damage']}" if "damage" in copy else ""
-        reason = "; ".join(text for text in (clip.reason, damage) if text)
-        return dataclasses.replace(clip, offset=copy["offset"], size=copy["size"], reason=reason)
-    nothing = dict.fromkeys(("offset", "size", "num_frames", "width", "height", "fps"))
-    return dataclasses.replace(clip, state="corrupt", reason=copy["fault"], shard="", **nothing)
+def _line(clip: Clip, copy: PartClip) -> Clip:
+    """The clip's line in the manifest of frames, from its line in the manifest of videos."""
+    if copy.error:
+        return Clip(
+            video_id=clip.video_id,
+            split=clip.split,
+            label=clip.label,
+            class_name=clip.class_name,
+            state="corrupt",
+            sha256=clip.sha256,
+            reason=copy.error,
+        )
+    damage = f"frames decode with faults: {copy.damage}" if copy.damage else ""
+    reason = "; ".join(text for text in (clip.reason, damage) if text)
+    return dataclasses.replace(clip, offset=copy.offset, size=copy.size, reason=reason)

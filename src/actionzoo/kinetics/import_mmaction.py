@@ -1,11 +1,11 @@
-"""MMAction2's own folders and lists -> manifest.csv, so that what is prepared already is read where it lies.
+"""Import folders and lists that were prepared for MMAction2: they become manifest.csv; the videos stay where they are.
 
-    kinetics400_val_list_videos.txt       abseiling/0wR5jVB-WPk.mp4 0           a path below a folder, a label
-    kinetics400_val_list_rawframes.txt    abseiling/0wR5jVB-WPk 300 0           a folder below it, frames, a label
+    kinetics400_val_list_videos.txt       abseiling/0wR5jVB-WPk.mp4 0           path, label
+    kinetics400_val_list_rawframes.txt    abseiling/0wR5jVB-WPk 300 0           folder, number of frames, label
                                           with img_00001.jpg to img_00300.jpg in it
 
-No pixel is copied or encoded. In the manifest's column `shard` stands the file, or the folder of frames. The names of
-all classes are kept beside it: a list of some of them has the labels of all.
+Nothing is copied or encoded. The manifest's column `shard` names the video, or the folder of frames. classes.txt beside
+the manifest names all classes: a list of clips of some classes still has the labels of all.
 """
 
 import dataclasses
@@ -18,29 +18,37 @@ from typing import Protocol
 from ..errors import UserError, machine_fault
 from ..files.hashes import sha256_of
 from ..files.text import read_text
+from ..process.progress import Progress
 from .manifest import CLASSES, SPLITS, Clip, read_classes, read_manifest, write_manifest
 
 MAX_FRAMES = 1_000_000
-"""Of one clip: eleven hours at 25 per second."""
+"""Limit for one clip: eleven hours at 25 per second."""
 
 
-class Contents(Protocol):
-    """What was found in a video or a folder of frames."""
+class VideoInfo(Protocol):
+    """The contents of a video or of a folder of frames."""
 
-    num_frames: int
-    width: int
-    height: int
-    fps: float | None
+    @property
+    def num_frames(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def height(self) -> int: ...
+
+    @property
+    def fps(self) -> float | None: ...
 
 
-Look = Callable[[list[tuple[Path, int | None]]], Iterable[Contents | str]]
-"""For each path, of frames with their number, what is in it, or why it cannot be used; in their order."""
+Inspect = Callable[[list[tuple[Path, int | None]]], Iterable[VideoInfo | str]]
+"""From (path, number of frames or None for a video) to the contents of each, or why it cannot be used; in order."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
     number: int
-    """Its place in the list, from 1."""
+    """Line number, from 1."""
     path: str
     """Relative, without `.` and `..`."""
     num_frames: int | None
@@ -49,37 +57,39 @@ class _Line:
 
     @property
     def video_id(self) -> str:
-        """The path; a video's without the ending, as in the lists that are exported."""
+        """The path; a video's without the ending, as in the exported lists."""
         return self.path if self.num_frames else os.path.splitext(self.path)[0]
 
 
-def adopt(
+def import_mmaction(
     form: Path,
     split: str,
     list_file: Path,
     folder: Path,
     *,
-    look: Look,
+    inspect: Inspect,
     classes: Path | None = None,
     max_bad_share: float = 0.05,
-    progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> str:
-    """Write the clips of a list into `form`/manifest.csv as its `split`; gives a line that says what is there now.
+    """Write the clips of a list into `form`/manifest.csv as its `split`; returns a line that says what is there now.
 
-    `form` is a folder by the name of what it holds, data/<dataset>/videos_256 or frames_320; splits that its manifest
-    has already stay. `folder` is what the list's paths are below of. `classes` has a class name per line, in the order
-    of the labels, and is kept for the splits that follow; without it a class is called by its label, and each label up
-    to the last must be there. A clip that is not there, or cannot be decoded, is in the manifest with the reason.
-    Raises UserError: for a list or a class list that cannot be read or that contradicts what is there, for more such
-    clips than `max_bad_share`, and for a form that the pipeline made. Raises MachineFault; nothing is written then.
+    `form` is named by what it holds, data/<dataset>/videos_256 or frames_320; other splits of its manifest stay.
+    `folder` contains the list's paths. `classes` is a file with a class name per line, in the order of the labels; it
+    is kept for the splits that follow. Without it a class is called by its label, and the labels must have no gap. A
+    clip that is absent or cannot be decoded is in the manifest with the reason.
+
+    Raises UserError for a list or a class list that cannot be read or that contradicts the manifest, for more unusable
+    clips than `max_bad_share`, and for a form that the pipeline made. Raises MachineFault. In each case nothing is
+    written.
     """
     kind = form.name.partition("_")[0]
     if kind not in ("videos", "frames"):
-        raise UserError(f"{form} is to be called videos_<short side> or frames_<short side>, e.g. videos_256")
+        raise UserError(f"{form} must be called videos_<short side> or frames_<short side>, for example videos_256")
     if split not in SPLITS:
         raise UserError(f"the split is {split!r}, not one of {', '.join(SPLITS)}")
     if not os.path.isdir(folder):
-        raise UserError(f"{str(folder)[:200]} is no folder; name the one that the paths in {list_file} are below of")
+        raise UserError(f"{str(folder)[:200]} is no folder; name the one that contains the paths of {list_file}")
     before = read_manifest(form / "manifest.csv") if (form / "manifest.csv").is_file() else None
     if any(clip.shard.endswith(".tar") for clip in before or ()):
         raise UserError(
@@ -92,12 +102,12 @@ def adopt(
     if names:
         others = _named(others, names, form, classes)
     _check_labels(lines, list_file, names, classes or form / CLASSES, {clip.label for clip in others})
-    found = look([(folder / line.path, line.num_frames) for line in lines])
+    found = inspect([(folder / line.path, line.num_frames) for line in lines])
     clips = []
     for number, (line, contents) in enumerate(zip(lines, found, strict=True), 1):
         clips.append(_clip(split, line, folder / line.path, names, contents))
-        if progress:
-            progress("look at clips", number, len(lines))
+        if on_progress:
+            on_progress("inspect clips", number, len(lines))
     if not any(clip.is_usable for clip in clips):
         raise UserError(f"none of the {len(clips)} clips of {list_file} can be used below {folder}; {_first(clips)}")
     bad = [clip for clip in clips if not clip.is_usable]
@@ -108,7 +118,7 @@ def adopt(
         )
     write_manifest(form / "manifest.csv", [*others, *clips], names)
     left_out = f", {len(bad)} that cannot be used" if bad else ""
-    return f"adopt: {len(clips) - len(bad)} clips of {split}{left_out} ({form / 'manifest.csv'})"
+    return f"import-mmaction: {len(clips) - len(bad)} clips of {split}{left_out} ({form / 'manifest.csv'})"
 
 
 def _read_list(path: Path, *, has_frames: bool) -> list[_Line]:
@@ -155,7 +165,7 @@ def _parse(text: str, number: int, *, has_frames: bool) -> _Line:
 
 
 def _relative(text: str) -> str:
-    """The path of a clip in its plain form. Raises ValueError for one that leaves the folder, or is no path."""
+    """The path of a clip without `.`. Raises ValueError for one that leads out of the folder, or is no path."""
     path = PurePosixPath(text)
     shown = repr(text[:100])
     if path.is_absolute() or ".." in path.parts or not path.parts:
@@ -168,7 +178,7 @@ def _relative(text: str) -> str:
 
 
 def _all_classes(form: Path, given: Path | None, kept: Sequence[str] | None) -> list[str] | None:
-    """Names of all classes: those of the file `given`, else those kept with the form's other splits; None for none."""
+    """Class names by label: of the file `given`, otherwise the ones `kept` beside the manifest; None if neither is."""
     if given is None:
         return list(kept) if kept else None
     names = read_classes(given)
@@ -184,7 +194,8 @@ def _all_classes(form: Path, given: Path | None, kept: Sequence[str] | None) -> 
 
 
 def _named(clips: list[Clip], names: Sequence[str], form: Path, classes: Path | None) -> list[Clip]:
-    """Clips of other splits; those that were imported without names get theirs. Raises UserError for other names."""
+    """The clips of other splits, with the names that were absent when they were imported. Raises UserError if a clip
+    has another name."""
     named = []
     for clip in clips:
         name = names[clip.label] if 0 <= clip.label < len(names) else None
@@ -219,39 +230,35 @@ def _check_labels(
         )
 
 
-def _clip(split: str, line: _Line, path: Path, names: list[str] | None, contents: Contents | str) -> Clip:
-    named = {
-        "video_id": line.video_id,
-        "split": split,
-        "label": line.label,
-        "class_name": names[line.label] if names else str(line.label),
-    }
+def _clip(split: str, line: _Line, path: Path, names: list[str] | None, found: VideoInfo | str) -> Clip:
+    """The clip's line of the manifest. Raises MachineFault."""
+    class_name = names[line.label] if names else str(line.label)
+    clip = Clip(video_id=line.video_id, split=split, label=line.label, class_name=class_name, state="ok")
     if not os.path.exists(path):
-        return Clip(**named, state="missing", reason=f"{path} is not there")
-    if isinstance(contents, str):
-        return Clip(**named, state="corrupt", reason=f"{line.path}: {contents}")
+        return dataclasses.replace(clip, state="missing", reason=f"{path} is not there")
+    if isinstance(found, str):
+        return dataclasses.replace(clip, state="corrupt", reason=f"{line.path}: {found}")
     try:
         size, sha256 = _fingerprint(path)
     except OSError as error:
         if fault := machine_fault(error):
             raise fault from error
-        return Clip(**named, state="corrupt", reason=f"{line.path}: {error.strerror}")
-    return Clip(
-        **named,
-        state="ok",
+        return dataclasses.replace(clip, state="corrupt", reason=f"{line.path}: {error.strerror}")
+    return dataclasses.replace(
+        clip,
         shard=str(path.absolute()),
         offset=0,
         size=size,
-        num_frames=contents.num_frames,
-        width=contents.width,
-        height=contents.height,
-        fps=contents.fps,
+        num_frames=found.num_frames,
+        width=found.width,
+        height=found.height,
+        fps=found.fps,
         sha256=sha256,
     )
 
 
 def _fingerprint(path: Path) -> tuple[int, str]:
-    """Bytes, and for a video their sha256: what is made of the clips is made anew when these change."""
+    """(bytes, sha256 of a video); the sha256 of a folder of frames is ''."""
     if path.is_dir():
         return sum(entry.stat().st_size for entry in os.scandir(path)), ""
     return path.stat().st_size, sha256_of(path)

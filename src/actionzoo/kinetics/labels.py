@@ -1,4 +1,4 @@
-"""Kinetics-400's classes, and where the classes of some data set stand among those that a network knows."""
+"""Kinetics-400's classes, and the mapping from a data set's classes to those that a network knows."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -8,11 +8,11 @@ from .annotations import class_key
 
 
 def kinetics400() -> list[str]:
-    """The 400 names in the order of all released weights: sorted, which is their label."""
+    """The 400 class names by label; sorted, as in all released weights."""
     return files(__package__).joinpath("k400_classes.txt").read_text(encoding="utf-8").splitlines()
 
 
-def places(classes: Sequence[str], known: Sequence[str]) -> list[int]:
+def map_labels(classes: Sequence[str], known: Sequence[str]) -> list[int]:
     """Where each of `classes` stands among `known`, whichever way both are spelt.
 
     Raises UserError that names those which stand nowhere.

@@ -1,4 +1,4 @@
-"""What a prepared data set is, beside what it should be: counts, doubles, leaks, and which known copy it looks like."""
+"""Compare a prepared data set with its annotation and with known copies: counts, duplicates, leaks between splits."""
 
 import collections
 import dataclasses
@@ -11,20 +11,20 @@ from typing import Any
 from ..errors import UserError
 from ..files.hashes import sha256_of
 from .annotations import read_annotations
-from .download import read_inventory
-from .labels import kinetics400, places
+from .inventory import read_inventory
+from .labels import kinetics400, map_labels
 from .manifest import SPLITS, STATES, Clip, count_states, label_map
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class KnownCopy:
-    """A Kinetics-400 that people train and test on. Accuracies on two of them differ."""
+    """A copy of Kinetics-400 that is in use. Accuracies on two copies differ."""
 
     name: str
     counts: str
-    """Which of our numbers stands beside: listed, archived or usable."""
+    """Which of our numbers is compared: listed, archived or usable."""
     splits: Mapping[str, tuple[int, int]]
-    """Split -> fewest and most clips that are told of it."""
+    """Split -> smallest and largest number of clips reported."""
     source: str
 
 
@@ -76,14 +76,14 @@ class Split:
     listed: int
     """Lines of the annotation, by the manifest."""
     archived: int
-    """Different clips that the archives' parts hold, also damaged and unlisted ones."""
+    """Distinct clips in the archives' parts, also damaged and unlisted ones."""
     usable: int
     num_frames: int
     """Of the usable clips; likewise the next two."""
     hours: float
     size_bytes: int
     parts: list[int] | None
-    """Parts fetched, and parts that the mirror lists; None if that is not known."""
+    """[parts fetched, parts that the mirror lists]; None if that is not known."""
     annotated: int | None
     """Lines of archive/annotations/<split>.csv as it is now; None if it is not there."""
     not_in_manifest: list[str]
@@ -93,13 +93,13 @@ class Split:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Group:
-    """Clips that should not be two."""
+    """Clips that have something in common which should be unique."""
 
     shared: str
-    """What they have in common: the YouTube id, or the sha256 of the source."""
+    """The YouTube id that they share, or the sha256 of the source."""
     clips: list[Clip]
     overlap: bool
-    """By their names, some of them show the same seconds of one video."""
+    """Whether, by their names, some of them show the same seconds of one video."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,24 +141,24 @@ class Overview:
 
     @property
     def matches(self) -> list[Comparison]:
-        """Copies that have just our counts."""
+        """Copies with exactly our counts."""
         return [comparison for comparison in self.comparisons or [] if comparison.off and not comparison.distance]
 
     @property
     def nearest(self) -> Comparison | None:
-        """Of copies counted as ours would be used; None without a split in common."""
+        """The nearest copy among those counted by usable clips; None without a split in common."""
         usable = [comparison for comparison in self.comparisons or [] if comparison.off]
         usable = [comparison for comparison in usable if comparison.copy.counts == "usable"]
         return min(usable, key=lambda comparison: comparison.distance, default=None)
 
     @property
     def warnings(self) -> list[str]:
-        """What somebody who publishes a number on this data set has to know."""
+        """Facts that belong beside every number measured on this data set."""
         return list(_warnings(self))
 
 
 def survey(data: Path, form: str, clips: Sequence[Clip], lists: Iterable[Path]) -> Overview:
-    """All there is to say of data/<dataset>/<form>, of which `clips` is the manifest; `lists` are the exported files.
+    """The overview of data/<dataset>/<form>; `clips` is its manifest, `lists` are the exported files.
 
     Raises UserError if labels and names do not fit, or an annotation cannot be read.
     """
@@ -190,7 +190,7 @@ def survey(data: Path, form: str, clips: Sequence[Clip], lists: Iterable[Path]) 
 
 
 def as_json(overview: Overview) -> str:
-    """The whole of it, the same text for the same data. Of enumerations the first SHOWN, and how many there are."""
+    """The overview as JSON, the same text for the same data. Long lists have their length and first SHOWN entries."""
 
     def group(group: Group) -> dict[str, Any]:
         clips = [
@@ -211,15 +211,16 @@ def as_json(overview: Overview) -> str:
             facts[key] = {"count": len(facts[key]), "first": facts[key][:SHOWN]}
         return facts
 
-    comparisons = overview.comparisons
+    copies = None
+    if overview.comparisons is not None:
+        copies = [dataclasses.asdict(one.copy) | {"off": one.off} for one in overview.comparisons]
     names = [*overview.classes, ""]
-    said = {
+    content = {
         "dataset": overview.dataset,
         "form": overview.form,
         "warnings": overview.warnings,
         "splits": {name: split(one) for name, one in overview.splits.items()},
-        "known_copies": comparisons
-        and [dataclasses.asdict(comparison.copy) | {"off": comparison.off} for comparison in comparisons],
+        "known_copies": copies,
         "doubles": groups(overview.doubles),
         "same_bytes": groups(overview.same_bytes),
         "leaks": groups(overview.leaks),
@@ -231,15 +232,15 @@ def as_json(overview: Overview) -> str:
             for label, states in enumerate(overview.class_states)
         ],
     }
-    return json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
 SHOWN = 100
-"""Of an enumeration that could have 300,000 entries."""
+"""Entries shown of a list that could have 300,000."""
 
 
 def summary(overview: Overview) -> str:
-    """What fits on a terminal."""
+    """The overview for a terminal."""
     lines = [f"{overview.dataset}/{overview.form}: {len(overview.classes)} classes"]
     lines.append(f"{'split':8}" + "".join(f"{name:>10}" for name in (*STATES, "listed", "usable", "hours")))
     for name, split in overview.splits.items():
@@ -270,7 +271,7 @@ def _split(data: Path, name: str, clips: list[Clip], states: dict[str, int]) -> 
     return Split(
         states=states,
         listed=len(listed),
-        # a replacement may stand for a clip that no part has
+        # a replacement may be for a clip that no part has
         archived=sum(clip.state != "missing" and _NOWHERE not in clip.reason for clip in clips),
         usable=len(usable),
         num_frames=sum(clip.num_frames or 0 for clip in usable),
@@ -283,19 +284,19 @@ def _split(data: Path, name: str, clips: list[Clip], states: dict[str, int]) -> 
     )
 
 
-_NOWHERE = "in no part"  # as `resize` says it
+_NOWHERE = "in no part"  # in the reasons of resolve_states
 
 
 def _parts(archive: Path, split: str) -> list[int] | None:
     try:
-        of = read_inventory(archive).splits.get(split)
-    except UserError:  # the archives are gone, or being fetched anew
+        fetched = read_inventory(archive).splits.get(split)
+    except UserError:  # the archives are gone, or are being fetched
         return None
-    return of and [len(of["parts"]), of["listed"]]
+    return [len(fetched.parts), fetched.listed] if fetched else None
 
 
 def _class_states(clips: Iterable[Clip], num_classes: int) -> list[dict[str, dict[str, int]]]:
-    counts: dict[int, dict[str, collections.Counter]] = collections.defaultdict(
+    counts: dict[int, dict[str, collections.Counter[str]]] = collections.defaultdict(
         lambda: collections.defaultdict(collections.Counter)
     )
     for clip in clips:
@@ -317,7 +318,7 @@ def _reasons(clips: Iterable[Clip]) -> list[tuple[str, str, int]]:
 def _is_kinetics400(classes: Sequence[str]) -> bool:
     known = kinetics400()
     try:
-        return len(classes) == len(known) and len(set(places(classes, known))) == len(known)
+        return len(classes) == len(known) and len(set(map_labels(classes, known))) == len(known)
     except UserError:
         return False
 
@@ -335,7 +336,7 @@ def _compare(splits: Mapping[str, Split]) -> list[Comparison]:
 
 
 def _by(clips: Iterable[Clip], key: Callable[[Clip], str]) -> dict[str, list[Clip]]:
-    """Clips by what they share, where at least two do; those whose key is '' stand apart."""
+    """Key -> clips, for keys of at least two clips; clips whose key is '' are left out."""
     found: dict[str, list[Clip]] = collections.defaultdict(list)
     for clip in clips:
         found[key(clip)].append(clip)
@@ -343,7 +344,7 @@ def _by(clips: Iterable[Clip], key: Callable[[Clip], str]) -> dict[str, list[Cli
 
 
 def _groups(by: Mapping[str, list[Clip]], first: str, second: str) -> list[Group]:
-    """The groups with clips in both splits; if it is one split, with two clips in it."""
+    """The groups with clips in both splits; if the splits are the same, with at least two clips in it."""
     groups = []
     for shared, clips in by.items():
         here = [clip for clip in clips if clip.split in (first, second)]

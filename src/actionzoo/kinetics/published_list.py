@@ -1,4 +1,4 @@
-"""A published list of clips and its label map: which clips an accuracy is of, and what of them is otherwise here.
+"""A published list of clips and its label map, and which of its clips the data set has.
 
 list         a line for each clip: video_id num_frames label; the number of frames may be missing, and the id may
              be a path with directories and an ending
@@ -34,7 +34,7 @@ class ListedClip:
     name: str
     """The path in the list, without its ending."""
     num_frames: int | None
-    """None where the list says nothing."""
+    """None if the list has no number."""
     label: int
 
 
@@ -44,33 +44,33 @@ class PublishedList:
 
     clips: tuple[ListedClip, ...]
     classes: tuple[str, ...]
-    """By label; empty without a label map: then labels are the data set's own."""
+    """By label; empty without a label map, when the labels are the data set's."""
     sha256: str
-    """Of the list's file."""
+    """Hash of the list's file."""
     label_map_sha256: str
     """'' without a label map."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Chosen:
-    """What of a published list is here."""
+    """The clips of a published list that the data set has."""
 
     clips: tuple[Clip, ...]
-    """The usable ones, in the manifest's order, with the list's labels as the data set numbers them."""
+    """The usable ones, in the manifest's order, with the list's labels in the data set's numbering."""
     listed: int
     missing: tuple[str, ...]
     """A sentence for each clip of the list that cannot be evaluated."""
     other_frames: tuple[str, ...]
-    """A sentence for each clip of another number of frames than the list has."""
+    """A sentence for each clip whose number of frames is not the list's."""
     other_label: tuple[str, ...]
-    """A sentence for each clip of another class than the list has; the list's counts."""
+    """A sentence for each clip whose class is not the list's; the list's class is used."""
     sha256: str
     label_map_sha256: str
     list_sha256: str
-    """As manifest.list_sha256 does it: of the lines `video_id,label` of every clip of the list, sorted."""
+    """Hash of the list's clips as sorted lines `video_id,label`, as by manifest.list_sha256."""
 
     def text(self, most: int = 20) -> str:
-        """What is otherwise here, for people: counts, and the first of each kind."""
+        """The differences, for people: their numbers, and the first `most` of each kind."""
         lines = [
             f"published list, sha256 {self.sha256[:12]}…: {len(self.clips):,} of its {self.listed:,} clips are here; "
             f"{len(self.missing)} missing, {len(self.other_frames)} with another number of frames, "
@@ -84,9 +84,9 @@ class Chosen:
 
 
 def fetch_list(address: str, folder: Path, root: Path = Path()) -> Path:
-    """The file that an address in params.yaml means: a path from `root`, or a URL, fetched once into `folder`.
+    """The file at an address of params.yaml: a path from `root`, or a URL, which is fetched once into `folder`.
 
-    Raises UserError that says what to put where.
+    Raises UserError if there is no such file, with the path where it could be put.
     """
     if not address.startswith(("http://", "https://")):
         path = root / Path(address.removeprefix("file://")).expanduser()
@@ -112,7 +112,7 @@ def fetch_list(address: str, folder: Path, root: Path = Path()) -> Path:
 
 
 def read_published(list_path: Path, label_map_path: Path | None = None) -> PublishedList:
-    """A list and its label map. Raises UserError that names file and line."""
+    """A list and its label map. Raises UserError with file and line."""
     classes = _read_label_map(label_map_path) if label_map_path else []
     clips = _read_list(list_path, len(classes))
     return PublishedList(
@@ -124,25 +124,26 @@ def read_published(list_path: Path, label_map_path: Path | None = None) -> Publi
 
 
 def choose(published: PublishedList, clips: Sequence[Clip], classes: Sequence[str]) -> Chosen:
-    """The list's clips among those of a split of the manifest; `classes` are the data set's, by label.
+    """The list's clips among the manifest's clips of a split; `classes` are the data set's, by label.
 
-    Raises UserError if none of them is usable.
+    Raises UserError if none of them is usable, or if the list names one twice.
     """
-    by_id = {clip.video_id: clip for clip in clips}
+    by_id = {one.video_id: one for one in clips}
     by_video: dict[str, list[Clip]] = {}
-    for clip in clips:
-        if found := re.fullmatch(r"(.{11})_\d{6}_\d{6}", clip.video_id):
-            by_video.setdefault(found[1], []).append(clip)
-    places = {class_key(name): label for label, name in enumerate(classes)}
+    for one in clips:
+        if found := re.fullmatch(r"(.{11})_\d{6}_\d{6}", one.video_id):
+            by_video.setdefault(found[1], []).append(one)
+    label_mapping = {class_key(name): label for label, name in enumerate(classes)}
     chosen: dict[str, Clip] = {}
     missing, other_frames, other_label, lines = [], [], [], []
     for listed in published.clips:
         clip = _find(listed.name, by_id, by_video)
-        label = places.get(class_key(published.classes[listed.label])) if published.classes else listed.label
-        said = repr(published.classes[listed.label]) if published.classes else f"label {listed.label}"
+        label = label_mapping.get(class_key(published.classes[listed.label])) if published.classes else listed.label
+        shown = repr(published.classes[listed.label]) if published.classes else f"label {listed.label}"
+        if label is not None and label >= len(classes):
+            label = None
         video_id = clip.video_id if clip else listed.name.rsplit("/", 1)[-1]
-        is_known = label is not None and label < len(classes)
-        lines.append(f"{video_id},{label if is_known else said}\n")
+        lines.append(f"{video_id},{shown if label is None else label}\n")
         if clip is None:
             missing.append(f"{video_id}: not in the manifest")
             continue
@@ -151,16 +152,16 @@ def choose(published: PublishedList, clips: Sequence[Clip], classes: Sequence[st
             continue
         if clip.video_id in chosen:
             raise UserError(
-                f"the published list names {clip.video_id} twice, as {listed.name!r} and otherwise; mend it"
+                f"the published list names {clip.video_id} twice, as {listed.name!r} and otherwise; delete one line"
             )
         if listed.num_frames is not None and listed.num_frames != clip.num_frames:
             other_frames.append(f"{video_id}: {clip.num_frames} frames, the list has {listed.num_frames}")
-        if not is_known:
-            other_label.append(f"{video_id}: the list has {said}, which is none of the data set's classes")
+        if label is None:
+            other_label.append(f"{video_id}: the list has {shown}, which is none of the data set's classes")
         elif clip.label >= 0 and clip.label != label:
-            other_label.append(f"{video_id}: {classes[clip.label]!r}, the list has {said}")
-        chosen[clip.video_id] = dataclasses.replace(clip, label=label) if is_known else clip
-    usable = tuple(chosen[clip.video_id] for clip in clips if clip.video_id in chosen)
+            other_label.append(f"{video_id}: {classes[clip.label]!r}, the list has {shown}")
+        chosen[clip.video_id] = clip if label is None else dataclasses.replace(clip, label=label)
+    usable = tuple(chosen[one.video_id] for one in clips if one.video_id in chosen)
     if not usable:
         raise UserError(
             f"none of the {len(published.clips)} clips of the published list is usable here ({missing[0]}); check "
@@ -179,7 +180,7 @@ def choose(published: PublishedList, clips: Sequence[Clip], classes: Sequence[st
 
 
 def _find(name: str, by_id: dict[str, Clip], by_video: dict[str, list[Clip]]) -> Clip | None:
-    """A clip by its whole name in the list, by that without directories, or by the video's id if it has one clip."""
+    """The clip with this name, with it less its directories, or the only clip of the video with this id."""
     last = name.rsplit("/", 1)[-1]
     found = by_id.get(name) or by_id.get(last)
     if found is None and len(of_video := by_video.get(last, [])) == 1:
@@ -214,10 +215,10 @@ def _read_label_map(path: Path) -> list[str]:
         found = [re.fullmatch(pattern, line) for line in lines]
         if not lines or not all(found):
             continue
-        names = {int(each["label"]): each["name"].strip("\"' ") for each in found if each}
-        start = min(names)
-        if start in (0, 1) and len(names) == len(lines) and sorted(names) == [*range(start, start + len(names))]:
-            return [names[label] for label in sorted(names)]
+        by_label = {int(each["label"]): each["name"].strip("\"' ") for each in found if each}
+        start, count = min(by_label), len(by_label)
+        if start in (0, 1) and count == len(lines) and sorted(by_label) == [*range(start, start + count)]:
+            return [by_label[label] for label in sorted(by_label)]
         raise UserError(f"{path}: its labels are not 0, 1, 2, … or 1, 2, 3, …, each once")
     names = [line.strip("\"' ") for line in lines]
     if not names or len({class_key(name) for name in names}) < len(names):
@@ -226,7 +227,7 @@ def _read_label_map(path: Path) -> list[str]:
 
 
 def _lines(path: Path, remedy: str) -> list[tuple[int, str]]:
-    """Number and text of the lines that say something. Raises UserError."""
+    """(line number, text) of the lines that are not empty. Raises UserError."""
     text = read_text(path, remedy, MAX_LIST_BYTES)
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     if too_long := next((number for number, line in lines if len(line) > _MAX_LINE), None):

@@ -1,6 +1,7 @@
-"""A folder as a web server on loopback, with what resuming needs and the standard library's server lacks.
+"""Serve a folder over HTTP on loopback, so that transfers can be resumed.
 
-That is byte ranges, ETag (of the contents: equal files have equal tags on every machine) and If-Range (RFC 9110).
+The standard library's server lacks byte ranges, ETag and If-Range (RFC 9110). The ETag is a hash of the contents: equal
+files have equal tags on every machine.
 """
 
 import contextlib
@@ -12,11 +13,12 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 
 @contextlib.contextmanager
 def serve(root: Path, handler: type["FolderHandler"] | None = None) -> Iterator[str]:
-    """Serve the files below `root` while the block runs; gives the base URL, e.g. http://127.0.0.1:40001."""
+    """Serve the files below `root` while the block runs; yields the base URL, e.g. http://127.0.0.1:40001."""
     bound = functools.partial(handler or FolderHandler, root.resolve())
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), bound) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -29,16 +31,16 @@ def serve(root: Path, handler: type["FolderHandler"] | None = None) -> Iterator[
 
 
 class FolderHandler(http.server.BaseHTTPRequestHandler):
-    """Answers GET and HEAD for one folder's files, also for the rest of a file from some byte on."""
+    """Answers GET and HEAD for the files of one folder, also for a byte range to the end of a file."""
 
     protocol_version = "HTTP/1.1"
 
-    def __init__(self, root: Path, *arguments) -> None:
+    def __init__(self, root: Path, *arguments: Any) -> None:
         self.root = root
         super().__init__(*arguments)
 
     def handle(self) -> None:
-        # a downloader that was killed hangs up; that is no fault of the server's
+        # a downloader that was killed hangs up; that is no error of the server
         with contextlib.suppress(ConnectionError):
             super().handle()
 
@@ -51,8 +53,8 @@ class FolderHandler(http.server.BaseHTTPRequestHandler):
     def send_body(self, body: bytes) -> None:
         self.wfile.write(body)
 
-    def log_message(self, *_) -> None:
-        """Silent: the downloader tells what there is to tell."""
+    def log_message(self, *_: object) -> None:
+        """Nothing: the downloader logs its transfers."""
 
     def _answer(self, with_body: bool) -> None:
         path = (self.root / urllib.parse.unquote(urllib.parse.urlsplit(self.path).path).lstrip("/")).resolve()
@@ -82,7 +84,7 @@ class FolderHandler(http.server.BaseHTTPRequestHandler):
             self.send_body(contents)
 
     def _range_start(self, etag: str) -> int | None:
-        """First byte asked for, None for the whole file."""
+        """First byte of the requested range, None for the whole file."""
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if asked is None or self.headers.get("If-Range", etag) != etag:
             return None

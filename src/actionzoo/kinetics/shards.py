@@ -1,9 +1,9 @@
-"""Shards: plain tar files with an index beside them, so that any member is one pread away.
+"""Shards: plain tar files with an index beside them, so that one pread gets any member.
 
     val/part_007.tar        members in a fixed order, uncompressed, readable by any tar tool
     val/part_007.idx.npy    int64 (num_members, 2): byte offset of each member's data, and its size
 
-Equal members in equal order give equal bytes: no clock, user or machine is in them.
+Equal members in equal order give equal bytes: a shard holds no clock, user or machine.
 """
 
 import io
@@ -12,20 +12,25 @@ import tarfile
 import tokenize
 from collections.abc import Iterable
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UserError, machine_fault
 from ..files.atomic import atomic_write
 
+Spans = npt.NDArray[np.int64]
+"""(n, 2): byte offset in the shard and size of each member's data."""
+
 
 class ShardWriter:
-    """A shard in the making. As a context manager: shard and index take their names when the block ends well.
+    """Writes a shard. A context manager: shard and index take their names when the block ends without an exception.
 
         with ShardWriter(Path("val/part_007.tar")) as shard:
             offset, size = shard.add("abc.mp4", data)
 
-    Until then the bytes lie in `scratch` (same file system), or hidden beside `path`.
+    Until then the bytes are in `scratch` (same file system), or hidden beside `path`.
     """
 
     def __init__(self, path: Path, scratch: Path | None = None) -> None:
@@ -39,7 +44,7 @@ class ShardWriter:
         return self
 
     def add(self, name: str, data: bytes) -> tuple[int, int]:
-        """Append a member; gives its data's byte offset in the shard, and its size."""
+        """Append a member; returns its data's byte offset in the shard, and its size."""
         member = tarfile.TarInfo(name)
         member.size = len(data)
         # every other field at its default is the same everywhere: mode 0644, uid, gid and mtime 0
@@ -50,18 +55,20 @@ class ShardWriter:
         self._spans.append(span)
         return span
 
-    def __exit__(self, *exception) -> None:
-        if exception[0] is None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
             # two empty blocks end an archive, and tar fills its last record
             end = self._file.tell() + 2 * tarfile.BLOCKSIZE
             self._file.write(bytes(2 * tarfile.BLOCKSIZE + -end % tarfile.RECORDSIZE))
-            # index first: who sees the shard may count on its index
+            # index first: a shard that is there has its index
             _write_index(index_path(self.path), self._spans, self._scratch)
-        self._writing.__exit__(*exception)
+        self._writing.__exit__(kind, error, traceback)
 
 
 def read_member(path: str | Path, offset: int, size: int) -> bytes:
-    """The `size` bytes from `offset` on. Raises UserError if the shard is not there or ends before."""
+    """The shard's `size` bytes from `offset` on. Raises UserError if the shard is absent or ends before."""
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -73,9 +80,9 @@ def read_member(path: str | Path, offset: int, size: int) -> bytes:
 
 
 def pread(descriptor: int, path: str | Path, offset: int, size: int) -> bytes:
-    """The same from a file that is open already; `path` is for the message."""
+    """The same from an open file; `path` is for the error message. Raises UserError."""
     num_bytes = os.fstat(descriptor).st_size
-    # before anything is read: a manifest that was edited may ask for any number of bytes
+    # checked before reading: an edited manifest may ask for any number of bytes
     if not (_is_count(offset) and _is_count(size) and offset + size <= num_bytes):
         end = offset + size if _is_count(offset) and _is_count(size) else "?"
         raise UserError(
@@ -92,7 +99,7 @@ def pread(descriptor: int, path: str | Path, offset: int, size: int) -> bytes:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int | np.integer) and value >= 0
+    return isinstance(value, int | np.integer) and int(value) >= 0
 
 
 def index_path(shard: str | Path) -> Path:
@@ -100,15 +107,15 @@ def index_path(shard: str | Path) -> Path:
     return Path(shard).with_suffix(".idx.npy")
 
 
-def read_index(shard: str | Path) -> np.ndarray:
+def read_index(shard: str | Path) -> Spans:
     """int64 (num_members, 2), read-only: byte offset and size of each member's data, in the shard's order.
 
-    It stays on the disk and is shared by all who read it: a part's frames are 300,000 members, 5 MB, and each process
-    of a loader keeps many parts at hand.
+    Memory-mapped and shared between processes: a part's frames are 300,000 members, 5 MB, and each process of a loader
+    has many parts open. Raises UserError if the index is absent or damaged, MachineFault for errors of the disk.
     """
     path = index_path(shard)
     try:
-        index = np.lib.format.open_memmap(path, mode="r")
+        index: Spans = np.lib.format.open_memmap(path, mode="r")
         if index.dtype != np.int64 or index.ndim != 2 or index.shape[1] != 2:
             raise ValueError(f"it holds {index.dtype} of shape {index.shape}, not int64 (members, 2)")
         return index
@@ -121,7 +128,7 @@ def read_index(shard: str | Path) -> np.ndarray:
         raise UserError(f"{path} cannot be read ({what}); delete {shard} and run the stage that made it") from None
 
 
-# what numpy's reader of headers raises: it parses them as Python, and believes the shape
+# what numpy raises for a damaged header: it parses headers as Python literals, and trusts the shape in them
 _DAMAGED = (
     ValueError,
     EOFError,

@@ -16,9 +16,9 @@ def complete(
     patience: Patience,
     *,
     max_bytes: int | None = None,
-    tell: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """Fetch the file into `partial`; `tell` hears bytes here and bytes in all.
+    """Fetch the file into `partial`; `on_progress` is given bytes here and bytes in all.
 
     Raises UserError if it cannot be had, or has more than `max_bytes`.
     """
@@ -33,8 +33,8 @@ def complete(
             raise UserError(
                 f"{shown} has more than {max_bytes // 2**20} MiB, the most that is fetched; check the address"
             )
-        if tell and size:
-            tell(num_bytes, size)
+        if on_progress and size:
+            on_progress(num_bytes, size)
 
     folder, _, last = parts.path.rpartition("/")
     root = urllib.parse.urlunsplit((parts.scheme, parts.netloc, folder, "", ""))

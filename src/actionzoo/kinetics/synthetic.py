@@ -1,15 +1,15 @@
-"""A made-up mirror of Kinetics in the exact public layout, small, flaws included, for demo and tests.
+"""A small synthetic mirror of Kinetics in the public layout, with the flaws of the real one, for demo and tests.
 
-The classes differ in motion alone: the same kind of marbled picture rises, trembles, comes nearer or rests. It is drawn
-alike for all classes, so that no single frame tells them apart, and a horizontal flip changes nothing.
+The classes differ in motion alone: the same kind of marbled picture rises, shakes, grows or rests. It is drawn alike
+for all classes, so that no single frame tells them apart, and a horizontal flip changes nothing.
 
     up      the picture moves up by 0.7 of its short side in 28 to 36 frames
     shake   it swings up and down by 0.08 of its short side, once in 10 to 12 frames
     grow    it doubles its size in 28 to 36 frames; finer detail takes the place of what has become coarse
     still   nothing moves
 
-Colours and contrast are the same everywhere: a network of millions of weights is to learn this from a hundred clips in
-a minute or two on a laptop, so nothing but the motion may vary much.
+Colours and contrast are the same in every clip: a network of millions of weights must learn this from a hundred clips
+in a minute or two on a laptop, so nothing but the motion may vary much.
 """
 
 import concurrent.futures
@@ -23,12 +23,14 @@ import json
 import os
 import shutil
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
+from ..files.hashes import sha256_of
+from ..process.progress import Progress
 from .transcode import Encode, ffmpeg_version, from_frames, rotate
 
 MOTIONS = {
@@ -43,7 +45,7 @@ OFFICIAL = "https://s3.amazonaws.com/kinetics"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mirror:
-    """Size of a made-up mirror, in clips that are usable in the end; make_mirror says what comes on top."""
+    """Size of a synthetic mirror, in clips that are usable in the end; make_mirror lists the clips on top of them."""
 
     train_clips: int
     """Per class; likewise the next two."""
@@ -54,15 +56,13 @@ class Mirror:
     seed: int
 
 
-def make_mirror(
-    root: Path, size: Mirror, *, jobs: int | None = None, progress: Callable[[str, int, int], None] | None = None
-) -> None:
-    """Make the mirror under `root`, unless it is there already, whole and of this size. Equal arguments, equal bytes.
+def make_mirror(root: Path, size: Mirror, *, jobs: int | None = None, on_progress: Progress | None = None) -> None:
+    """Make the mirror under `root`, unless it is there already in this size. Equal arguments give equal bytes.
 
-    Beside the clips that `size` counts, as in the real data, train has: a clip that is cut off in its part and whole in
-    the archive of replacements, one filmed by a turned phone, one with a variable frame rate (all three usable), a line
-    whose clip is nowhere, a clip of zero bytes, and a clip that no line lists. val has a turned phone's clip too. Every
-    part has a `._` file of macOS.
+    As in the real data, train has a clip that is cut off in its part and whole in the archive of replacements, one of a
+    turned phone, and one with a variable frame rate, all three usable and counted in `size`; and on top of `size` a
+    line whose clip is nowhere, a clip of zero bytes, and a clip that no line lists. val has a turned phone's clip too.
+    Every part has a `._` file of macOS.
     """
     stamp = json.dumps(dataclasses.asdict(size) | {"ffmpeg": ffmpeg_version(), "code": _own_digest()}, indent=2)
     if (root / "mirror.json").is_file() and (root / "mirror.json").read_text() == stamp:
@@ -77,15 +77,15 @@ def make_mirror(
             videos = {}
             for role, video in zip(cast, pool.map(_film, cast), strict=True):
                 videos[role] = video
-                if progress:
-                    progress("make the demo's mirror", next(done), total)
+                if on_progress:
+                    on_progress("make the demo's mirror", next(done), total)
             _write_split(fresh / "400", split, videos, size.parts)
     (fresh / "mirror.json").write_text(stamp)
     shutil.rmtree(root, ignore_errors=True)
     os.replace(fresh, root)
 
 
-def render(motion: str, rng: np.random.Generator, *, num_frames: int, height: int, width: int) -> np.ndarray:
+def render(motion: str, rng: np.random.Generator, *, num_frames: int, height: int, width: int) -> npt.NDArray[np.uint8]:
     """A clip of the given motion: uint8 RGB (num_frames, height, width, 3)."""
     short = min(height, width)
     marble = _Marble(rng)
@@ -103,7 +103,7 @@ def render(motion: str, rng: np.random.Generator, *, num_frames: int, height: in
 
 
 class _Marble:
-    """A picture without an own size: smooth noise in four octaves, the largest and the smallest fading out."""
+    """A scale-free picture: smooth noise in four octaves; the largest and the smallest fade out."""
 
     _OCTAVES, _TILE, _UNITS = 4, 64, 66  # the short side of a picture is 66 units, a tile of noise 64
 
@@ -116,9 +116,9 @@ class _Marble:
         self._phase = rng.random()
         self._places = rng.uniform(0, self._TILE, (64, 2))
 
-    def paint(self, height: int, width: int, short: int, octaves: float = 0.0) -> np.ndarray:
-        """float32 (height, width), about -1 to 1, seen `octaves` doublings nearer."""
-        # smooth as it is, half the pixels do
+    def paint(self, height: int, width: int, short: int, octaves: float = 0.0) -> npt.NDArray[np.float32]:
+        """float32 (height, width), about -1 to 1, enlarged by `octaves` doublings."""
+        # the picture is smooth: half the pixels suffice
         rows, columns = (height + 1) // 2, (width + 1) // 2
         unit = 2 * self._UNITS / short
         y, x = (np.arange(rows) - short / 4) * unit, (np.arange(columns) - width / 4) * unit
@@ -130,20 +130,23 @@ class _Marble:
             maps = np.meshgrid((x / scale + place[0]) % self._TILE, (y / scale + place[1]) % self._TILE)
             across, down = (grid.astype(np.float32) for grid in maps)
             picture += weight * cv2.remap(self._noise, across, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
-        return cv2.resize(picture, (2 * columns, 2 * rows), interpolation=cv2.INTER_LINEAR)[:height, :width]
+        scaled = cv2.resize(picture, (2 * columns, 2 * rows), interpolation=cv2.INTER_LINEAR)
+        return np.asarray(scaled, np.float32)[:height, :width]
 
 
-def _tint(picture: np.ndarray) -> np.ndarray:
+def _tint(picture: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     """Two colours, the same in every clip: uint8 RGB."""
     return np.clip(_MIDDLE + picture[..., None] * _TINT, 0, 255).astype(np.uint8)
 
 
-_MIDDLE, _TINT = np.float32([124, 116, 104]), np.float32([62, 56, 48])  # sand and slate
+# sand and slate
+_MIDDLE = np.array([124, 116, 104], np.float32)
+_TINT = np.array([62, 56, 48], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Role:
-    """One clip to film: who it is, and what is wrong with it."""
+    """One clip to make, and its flaw."""
 
     split: str
     class_name: str
@@ -162,13 +165,13 @@ class _Role:
         letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
         youtube_id = "".join(letters[i] for i in rng.integers(0, len(letters), 11))
         if self.number % 5 == 1:
-            youtube_id = "-_" + youtube_id[2:]  # what `split("_")` and command lines stumble over
+            youtube_id = "-_" + youtube_id[2:]  # breaks `split("_")` and command lines
         start = int(rng.integers(0, 290))
         return f"{youtube_id}_{start:06d}_{start + 10:06d}"
 
 
 def _cast(split: str, size: Mirror) -> list[_Role]:
-    """All clips of a split, also those that will be nowhere."""
+    """All clips of a split, also those that will be in no part."""
     per_class = {"train": size.train_clips, "val": size.val_clips, "test": size.test_clips}[split]
     names = list(MOTIONS)
     flaws: dict[tuple[str, int], str] = {}
@@ -184,7 +187,7 @@ def _cast(split: str, size: Mirror) -> list[_Role]:
         for name in names
     ]
     cast += [_Role(split, names[i], per_class, flaw, size.seed) for i, flaw in enumerate(extras)]
-    # parts as they come: classes mixed
+    # classes mixed, as in real parts
     order = np.random.default_rng(size.seed).permutation(len(cast))
     return [cast[i] for i in order]
 
@@ -243,5 +246,5 @@ def write_archive(path: Path, files: dict[str, bytes]) -> None:
 
 
 def _own_digest() -> str:
-    """A mirror that an older version of this file made is made anew."""
-    return hashlib.sha256(Path(__file__).read_bytes()).hexdigest()
+    """Hash of this file: a mirror that another version of it made is made anew."""
+    return sha256_of(Path(__file__))

@@ -1,7 +1,7 @@
-"""Videos in, short-side videos or JPEGs out: the one place that runs ffmpeg.
+"""Videos in, short-side videos or JPEGs out: the only module that composes ffmpeg's commands.
 
-ffmpeg-python composes the commands; we run them, since it knows no time limit and keeps all of ffmpeg's complaints.
-No name from an archive ever reaches a command line: sources lie in scratch under names of ours.
+ffmpeg-python composes them; ffmpeg_process.py runs them, with a time limit and a bound on ffmpeg's messages. No name
+from an archive reaches a command line: sources are in scratch under names of ours.
 """
 
 import contextlib
@@ -13,63 +13,74 @@ import struct
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import ffmpeg
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import UserError
-from .ffmpeg_process import BadVideo, Clip, Result, process_clip, reason_of
+from .ffmpeg_process import BadVideo as BadVideo
+from .ffmpeg_process import Clip, Result, process_clip, reason_of
 
-# ffmpeg's own default, said so that it stays: the pixels that the usual way gives. `area` would save a tenth of the
-# CPU time, and look less like them (docs/transcode.md)
+# ffmpeg's default, spelled out so that it stays. `area` would save a tenth of the CPU time, with other pixels
+# (docs/transcode.md)
 _SCALER = "bicubic"
-# likeness to the source, not what an eye takes for detail: at equal SSIM 3 % smaller (docs/transcode.md)
+# no psychovisual optimisation: 3 % smaller at equal SSIM (docs/transcode.md)
 _X264_PARAMS = "psy=0"
 
 MAX_FRAME_PIXELS = 8192 * 8192
 """Larger frames are refused: they take seconds and gigabytes each."""
 
 FIXED = (_SCALER, _X264_PARAMS)
-"""What no parameter says of how clips are encoded: shards that were made with another one are made anew."""
+"""Settings of the encoding that are no parameters. Shards that were made with other ones are made anew."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encode:
-    """How H.264 is encoded; as shipped for quick decoding at any frame."""
+    """Settings of the H.264 encoder; the defaults are for quick decoding from any frame."""
 
     crf: int = 21
     preset: str = "veryfast"
     gop: int = 16
-    """Frames from one keyframe to the next, at most."""
+    """Largest number of frames from one keyframe to the next."""
     bframes: int = 0
     tune: str = "fastdecode"
-    """x264's; `none` for none."""
+    """x264's tuning; `none` for none."""
 
 
 class EncodeSettings(Protocol):
     """Encode, or a section of params.yaml with the same fields."""
 
-    crf: int
-    preset: str
-    gop: int
-    bframes: int
-    tune: str
+    @property
+    def crf(self) -> int: ...
+
+    @property
+    def preset(self) -> str: ...
+
+    @property
+    def gop(self) -> int: ...
+
+    @property
+    def bframes(self) -> int: ...
+
+    @property
+    def tune(self) -> str: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """An mp4 file, and what is in it."""
+    """An mp4 file and its properties."""
 
     data: bytes = dataclasses.field(repr=False)
     num_frames: int
-    """Frames that were really decoded and encoded."""
+    """Frames that were decoded and encoded, whatever the source claims."""
     width: int
     height: int
     fps: float
     """Frames per second, on average where they vary."""
     damage: str = ""
-    """What ffmpeg complained of while it decoded; '' for a clip without a fault."""
+    """ffmpeg's messages while it decoded; '' for a sound clip."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Jpegs:
 
     frames: list[bytes] = dataclasses.field(repr=False)
     damage: str = ""
-    """What ffmpeg complained of while it decoded; '' for a video without a fault."""
+    """ffmpeg's messages while it decoded; '' for a sound video."""
 
 
 def transcode(
@@ -90,11 +101,11 @@ def transcode(
     scratch: Path | None = None,
     span: tuple[float, float] | None = None,
 ) -> Encoded:
-    """Scale to `short_side` pixels, as seen: a phone's rotation is applied to the pixels first.
+    """Encode the video anew with a short side of `short_side` pixels; a phone's rotation is applied first.
 
-    Never enlarges; sizes are even; every source frame is kept, with its time; sound is dropped. Equal sources give
-    equal bytes with the same ffmpeg. `span` is where to start, and how long a part to take, in seconds; None for all.
-    Raises BadVideo or MachineFault.
+    Never enlarges. Sizes are even, every source frame keeps its time, sound is dropped. Equal sources give equal bytes
+    with the same ffmpeg. `span` is (start, duration) in seconds, None for the whole video. Raises BadVideo or
+    MachineFault.
     """
 
     def work(clip: Clip) -> Encoded:
@@ -121,15 +132,15 @@ def to_jpegs(
     scratch: Path | None = None,
     wanted: Sequence[int] | None = None,
 ) -> Jpegs:
-    """Every frame as a JPEG, `qscale` 2 (best) to 31; or the `wanted` ones, by number, ascending, each once.
+    """Every frame as a JPEG of quality `qscale`, 2 (best) to 31; or the `wanted` frame numbers, ascending, each once.
 
     Raises BadVideo or MachineFault.
     """
 
     def work(clip: Clip) -> Jpegs:
         out = clip.folder / "out.mjpeg"
-        # JPEG means BT.601 at full range; a video says itself what it means, often BT.709 at a limited one. Converted
-        # here, so that a frame has the colours that decord gives it from the video
+        # JPEG is BT.601 at full range; a video declares its own, often BT.709 at limited range. The conversion gives a
+        # frame the colours that decord gives it from the video
         video = _input(clip.source)
         if wanted is not None:
             video = video.filter("select", _any_of([f"eq(n,{number})" for number in wanted]))
@@ -138,7 +149,7 @@ def to_jpegs(
         complaint = clip.run(_command(video.output(str(out), **jpeg, **_every_frame(), **_SAME_BYTES)))
         if not out.is_file():
             raise BadVideo(reason_of(complaint))
-        # within the entropy-coded data 0xff is followed by 0x00 or a restart marker: this is the seam of two files
+        # in entropy-coded data 0xff is followed by 0x00 or a restart marker, so end + start only occur between files
         files = out.read_bytes().split(_JPEG_END + _JPEG_START)
         last = len(files) - 1
         frames = [
@@ -152,10 +163,10 @@ def to_jpegs(
 
 @dataclasses.dataclass(frozen=True)
 class Measures:
-    """What a video is like, before anything is done to it."""
+    """Properties of a video, read without decoding it."""
 
     duration_seconds: float
-    """To the end of the last frame that is really in the file, whatever its header says."""
+    """To the end of the last frame in the file, whatever its header claims."""
     audio: tuple[str, ...]
     """ffmpeg's name of each sound track's codec."""
     video: str = ""
@@ -167,7 +178,7 @@ def measure(source: bytes | Path, *, timeout_seconds: float, scratch: Path | Non
 
     def work(clip: Clip) -> Measures:
         out = clip.folder / "packets"
-        # a line for each packet, behind some on each track; framecrc is for tests, and says just what is asked here
+        # framecrc writes some lines for each track, then one for each packet
         command = ffmpeg.output(_input(clip.source), _source(clip.source)["a?"], str(out), c="copy", f="framecrc")
         complaint = clip.run(_command(command))
         video, audio, tick, end = "", [], 0.0, 0.0
@@ -218,11 +229,10 @@ def lay_over(
     timeout_seconds: float,
     scratch: Path | None = None,
 ) -> None:
-    """A copy of the video as mp4 with pictures on it, each a PNG of one size and the second until which it is shown;
-    the last one stays to the end.
+    """Write a copy of the video as mp4 with pictures on it.
 
-    Size, times of frames and sound stay; tracks of sound that mp4 players do not know become AAC. Raises BadVideo or
-    MachineFault.
+    `pictures` are PNGs of one size, each with the second until which it is shown; the last one stays to the end. Size,
+    times of frames and sound stay; sound that mp4 players do not support becomes AAC. Raises BadVideo or MachineFault.
     """
     is_odd = any(side % 2 for side in shown_size(source, timeout_seconds=timeout_seconds, scratch=scratch))
     audio = measure(source, timeout_seconds=timeout_seconds, scratch=scratch).audio
@@ -236,7 +246,7 @@ def lay_over(
             shown_from = until
         (folder / "pictures.ffconcat").write_text("\n".join([*lines[:-1], ""]))
         above = ffmpeg.input(str(folder / "pictures.ffconcat"), f="concat", protocol_whitelist="file")
-        # colours at half the size, as players want them, cannot be had of an odd size
+        # players want chroma at half the size, which an odd size does not have
         subsampling = "yuv444" if is_odd else "yuv420"
         whole = _source(clip.source, threads=0)
         drawn = whole["V:0"].overlay(above, x=left, y=top, format=subsampling)
@@ -250,7 +260,7 @@ def lay_over(
 
 
 def from_frames(
-    frames: np.ndarray,
+    frames: npt.NDArray[np.uint8],
     *,
     fps: float,
     encode: EncodeSettings,
@@ -258,9 +268,9 @@ def from_frames(
     timeout_seconds: float = 60,
     scratch: Path | None = None,
 ) -> bytes:
-    """uint8 RGB (num_frames, height, width, 3), even sizes, as an mp4 file.
+    """An mp4 file of the frames: uint8 RGB (num_frames, height, width, 3), height and width even.
 
-    With `hold_every` every so manyeth frame stays twice as long: a variable rate, as phones film in the dark.
+    With `hold_every=n` every n-th frame is shown twice as long: a variable frame rate, as of phones in the dark.
     """
     _, height, width, _ = frames.shape
 
@@ -276,9 +286,9 @@ def from_frames(
 
 
 def rotate(source: bytes, degrees: int) -> bytes:
-    """Mark an mp4 file as to be turned by 90, 180 or 270 degrees, counter-clockwise, as phones do.
+    """The mp4 file with a mark that players rotate it by 90, 180 or 270 degrees counter-clockwise, as phones write it.
 
-    Its pixels stay as they are: what changes is the matrix in the track's header (ISO/IEC 14496-12, 8.3.2).
+    The pixels stay; the matrix in the track's header changes (ISO/IEC 14496-12, 8.3.2).
     """
     data = bytearray(source)
     header = _box(data, "moov", "trak", "tkhd")
@@ -291,14 +301,14 @@ def rotate(source: bytes, degrees: int) -> bytes:
 
 @functools.cache
 def find_ffmpeg() -> str:
-    """The program: from PATH if it encodes H.264, else the one of imageio-ffmpeg. Raises UserError if there is none."""
+    """Path of ffmpeg: from PATH if it encodes H.264, otherwise that of imageio-ffmpeg. Raises UserError."""
     on_path = shutil.which("ffmpeg")
     if on_path and _encodes_h264(on_path):
         return on_path
     import imageio_ffmpeg
 
     try:
-        return imageio_ffmpeg.get_ffmpeg_exe()
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
     except RuntimeError:
         found = f"{on_path} has no libx264" if on_path else "there is no ffmpeg on PATH"
         raise UserError(f"{found}, and imageio-ffmpeg carries none for this machine; install ffmpeg") from None
@@ -306,32 +316,35 @@ def find_ffmpeg() -> str:
 
 @functools.cache
 def ffmpeg_version() -> str:
-    """As the program itself says: 7.1.1, n9.0.2-17-g2a571b6068, N-109468-gd39b34123d."""
-    said = subprocess.run([find_ffmpeg(), "-version"], capture_output=True, text=True, timeout=60, check=True).stdout
-    return said.split()[2]
+    """The version that the program prints: 7.1.1, n9.0.2-17-g2a571b6068, N-109468-gd39b34123d."""
+    output = subprocess.run([find_ffmpeg(), "-version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    return output.split()[2]
 
 
 def _encodes_h264(program: str) -> bool:
-    said = subprocess.run([program, "-hide_banner", "-encoders"], capture_output=True, timeout=60, check=False).stdout
-    return b"libx264" in said
+    command = [program, "-hide_banner", "-encoders"]
+    return b"libx264" in subprocess.run(command, capture_output=True, timeout=60, check=False).stdout
 
+
+Stream = Any
+"""A node of ffmpeg-python, which has no types."""
 
 _JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 # no version, no clock in the output
 _SAME_BYTES = {"flags": "+bitexact", "fflags": "+bitexact"}
-# a playlist that calls itself .mp4 must not make us read other files or call out
+# a playlist named .mp4 must not make ffmpeg read other files or open connections
 _CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif"
 
 
 _MP4_AUDIO = {"aac", "mp3", "ac3", "eac3", "opus", "alac", "flac"}
 
 
-def _input(path: Path, span: tuple[float, float] | None = None):
+def _input(path: Path, span: tuple[float, float] | None = None) -> Stream:
     """The first video stream that is no cover picture."""
     return _source(path, span)["V:0"]
 
 
-def _source(path: Path, span: tuple[float, float] | None = None, threads: int = 1):
+def _source(path: Path, span: tuple[float, float] | None = None, threads: int = 1) -> Stream:
     part = {} if span is None else {"ss": f"{span[0]:.6f}", "t": f"{span[1]:.6f}"}
     return ffmpeg.input(
         str(path),
@@ -344,7 +357,7 @@ def _source(path: Path, span: tuple[float, float] | None = None, threads: int = 
 
 
 def _any_of(conditions: Sequence[str]) -> str:
-    """One expression of ffmpeg's, whose sums may not have more than some 100 parts."""
+    """One expression of ffmpeg, whose sums may have about 100 terms at most."""
     while len(conditions) > 50:
         conditions = [f"({'+'.join(conditions[start : start + 50])})" for start in range(0, len(conditions), 50)]
     return "+".join(conditions)
@@ -373,8 +386,9 @@ def _h264(encode: EncodeSettings) -> dict[str, object]:
     return options if encode.tune == "none" else options | {"tune": encode.tune}
 
 
-def _command(stream) -> list[str]:
-    return ffmpeg.compile(stream, cmd=[find_ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-y"])
+def _command(stream: Stream) -> list[str]:
+    command: list[str] = ffmpeg.compile(stream, cmd=[find_ffmpeg(), "-hide_banner", "-nostdin", "-v", "error", "-y"])
+    return command
 
 
 def _process(
@@ -384,13 +398,13 @@ def _process(
 
 
 def _control(folder: Path) -> list[str]:
-    """Two frames at 4K, encoded as clips are: what a machine with room for our clips can do."""
+    """The command of the control: two frames at 4K, encoded as clips are."""
     black = ffmpeg.input("/dev/zero", f="rawvideo", pix_fmt="yuv420p", s="3840x2160", framerate=25)
     return _command(black.output(str(folder / "control.mp4"), **{"frames:v": 2}, **_h264(Encode())))
 
 
 def _describe(data: bytes, damage: str) -> Encoded:
-    """Read size, frames and duration off an mp4 file of ours, from its own tables (ISO/IEC 14496-12)."""
+    """Size, frames and rate of an mp4 file of ours, from its tables (ISO/IEC 14496-12)."""
     media = ("moov", "trak", "mdia")
     try:
         times = _box(data, *media, "mdhd")

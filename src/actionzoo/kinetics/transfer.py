@@ -1,23 +1,25 @@
-"""One file from a web server, whole: a broken transfer goes on where it ended, if the server still has that version."""
+"""Fetch one file from a web server. A broken transfer is resumed if the server still has the same version."""
 
 import contextlib
 import dataclasses
 import email.utils
 import itertools
-import json
 import logging
 import re
 import shutil
 import threading
 import time
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 
 from ..files.addresses import without_secrets
-from ..files.atomic import atomic_write
+from ..files.json_files import read_json, write_json
+
+Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
@@ -29,35 +31,35 @@ class Remote:
     size: int
     etag: str = ""
     modified: str = ""
-    """Last-Modified; of a file in a folder, its time of change in nanoseconds."""
+    """Last-Modified; for a file in a folder, its time of change in nanoseconds."""
 
     @property
     def validator(self) -> str:
-        """What If-Range takes: a strong ETag, or a date. '' if there is none, and a transfer cannot be resumed."""
+        """The value for If-Range: a strong ETag or a date; '' if there is none, and transfers cannot be resumed."""
         return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
 
 
 MAX_FILE_BYTES = 64 * 2**30
-"""Of a file whose size the server does not tell. The largest part of Kinetics-400 has 2 GB."""
+"""Limit for a file whose size the server does not send. The largest part of Kinetics-400 has 2 GB."""
 
 MAX_TEXT_BYTES = 256 * 2**20
-"""Of a list, which is held in memory."""
+"""Limit for a list, which is held in memory."""
 
 RESERVE_BYTES = 2**30
-"""What a file of unknown size leaves free on the disk, if there was as much when it began."""
+"""Free space that a file of unknown size leaves on the disk, if there was more when the transfer began."""
 
 MAX_REDIRECTS = 5
 
 MAX_PAUSE_SECONDS = 600.0
-"""Before another attempt, whatever the server asks for."""
+"""Longest pause before another attempt, whatever the server asks for."""
 
 
 class Gone(Exception):
-    """The source says that it has no such file, or what it sends is refused."""
+    """The source has no such file, or its answer is refused. Another attempt would not help."""
 
 
 class Failed(Exception):
-    """An attempt that may be worth another, after so many seconds if the server says how many."""
+    """An attempt failed; another one may succeed, after `retry_after_seconds` if the server asks for a pause."""
 
     def __init__(self, reason: str, retry_after_seconds: float = 0.0) -> None:
         super().__init__(reason)
@@ -65,22 +67,24 @@ class Failed(Exception):
 
 
 class TooSlow(Failed):
-    """What comes is too little to count as progress."""
+    """The transfer was slower than `Patience.min_bytes_per_second`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-    """How often and how soon to try again."""
+    """How often and how soon to retry."""
 
     retries: int
+    """Attempts in a row without progress."""
     backoff_seconds: float
     stop: threading.Event
     min_bytes_per_second: float = 1000.0
     """Slower than this, on average over `rate_seconds`, an attempt has failed."""
     rate_seconds: float = 60.0
 
-    def attempt(self, action: Callable[[], object], measure: Callable[[], int] = lambda: 0) -> object:
-        """Repeat `action` until it does not raise Failed. What `measure` gives grows as long as there is progress."""
+    def attempt(self, action: Callable[[], Result], measure: Callable[[], int] = lambda: 0) -> Result:
+        """Repeat `action` until it does not raise Failed; returns its result. Raises the last Failed after `retries`
+        attempts in a row during which the value of `measure` did not grow."""
         failures, reached = 0, measure()
         while True:
             try:
@@ -111,7 +115,7 @@ class Web:
             timeout=httpx.Timeout(60, connect=20),
             follow_redirects=True,
             max_redirects=MAX_REDIRECTS,
-            # archives as they are: some servers call .tar.gz an encoding of .tar
+            # archives as they are: some servers call .tar.gz a .tar with an encoding
             headers={"Accept-Encoding": "identity"},
             limits=httpx.Limits(max_connections=None),
         )
@@ -119,7 +123,7 @@ class Web:
     def close(self) -> None:
         self._client.close()
 
-    def look(self, name: str) -> Remote | None:
+    def inspect(self, name: str) -> Remote | None:
         """Size and version of a file, None if there is no such file. Raises Failed."""
 
         def ask() -> Remote:
@@ -155,55 +159,36 @@ class Web:
         except Gone:
             return None
 
-    def fetch(self, name: str, partial: Path, tell: Callable[[int], None]) -> Remote:
-        """Complete `partial`; gives the version that it is of now. `tell` hears how many bytes are here.
+    def fetch(self, name: str, partial: Path, on_progress: Callable[[int], None]) -> Remote:
+        """Complete `partial`, from its end on if possible; returns the version that it has then.
 
-        Raises Gone or Failed."""
+        `on_progress` receives the number of bytes in `partial`. Raises Gone or Failed.
+        """
 
         def go_on() -> Remote:
-            version = partial_version(partial)
-            if version is None or not version.validator:
+            known = partial_version(partial)
+            if known is None or not known.validator:
                 # nothing, or nothing that could be told from another version's bytes
                 discard(partial)
-                version = None
-            start = partial.stat().st_size if version and partial.exists() else 0
-            tell(start)
-            if version and start == version.size > 0:
-                return version
-            headers = {"Range": f"bytes={start}-", "If-Range": version.validator} if version and start else {}
+                known = None
+            start = partial.stat().st_size if known and partial.exists() else 0
+            on_progress(start)
+            if known and start == known.size > 0:
+                return known
+            headers = {"Range": f"bytes={start}-", "If-Range": known.validator} if known and start else {}
             with self._stream("GET", name, headers) as response:
                 self._judge(response)
-                if response.status_code == 206:
-                    if not _continues(response, start, version):
-                        discard(partial)
-                        raise Failed("the answer does not continue what is here; starting over")
+                if known and response.status_code == 206 and _continues(response, start, known):
+                    version = known
+                elif response.status_code == 206:
+                    discard(partial)
+                    raise Failed("the answer does not continue what is here; starting over")
                 else:
-                    # the whole file: asked for, or since the source has another version now
+                    # the whole file: it was asked for, or the source has another version now
                     discard(partial)
                     version = _remote(response)
-                    with atomic_write(_version_file(partial)) as file:
-                        file.write(json.dumps(dataclasses.asdict(version)).encode())
-                size, watch = version.size, _Watch(self.patience, start)
-                free = shutil.disk_usage(partial.parent).free
-                most = min(MAX_FILE_BYTES, start + (free - RESERVE_BYTES if free > RESERVE_BYTES else free // 2))
-                with open(partial, "ab") as file:
-                    for chunk in response.iter_raw():  # as they come: what is here is never fetched again
-                        file.write(chunk)
-                        tell(file.tell())
-                        if size and file.tell() > size:
-                            file.close()
-                            discard(partial)
-                            raise Failed(f"more than the {size} bytes came that were announced")
-                        if not size and file.tell() > most:
-                            file.close()
-                            discard(partial)
-                            raise Gone(
-                                "the server does not tell its size, and it does not end: "
-                                f"{most // 2**20} MiB came; refused"
-                            )
-                        watch.see(file.tell())
-                        if self.patience.stop.is_set():
-                            raise Failed("stopped")
+                    write_json(_version_file(partial), dataclasses.asdict(version), indent=None)
+                self._receive(response, partial, start, version.size, on_progress)
             size = partial.stat().st_size
             if version.size and size != version.size:
                 raise Failed(f"{size} of {version.size} bytes came")
@@ -211,8 +196,33 @@ class Web:
 
         return self.patience.attempt(go_on, lambda: partial.stat().st_size if partial.exists() else 0)
 
+    def _receive(
+        self, response: httpx.Response, partial: Path, start: int, size: int, on_progress: Callable[[int], None]
+    ) -> None:
+        """Append the answer to `partial`. `size` is that of the whole file, 0 if the server does not send it."""
+        watch = _Watch(self.patience, start)
+        free = shutil.disk_usage(partial.parent).free
+        most = min(MAX_FILE_BYTES, start + (free - RESERVE_BYTES if free > RESERVE_BYTES else free // 2))
+        with open(partial, "ab") as file:
+            for chunk in response.iter_raw():  # written as they come: no byte is fetched twice
+                file.write(chunk)
+                on_progress(file.tell())
+                if size and file.tell() > size:
+                    file.close()
+                    discard(partial)
+                    raise Failed(f"more than the {size} bytes came that were announced")
+                if not size and file.tell() > most:
+                    file.close()
+                    discard(partial)
+                    raise Gone(
+                        f"the server sends no size, and the file does not end: {most // 2**20} MiB came; refused"
+                    )
+                watch.see(file.tell())
+                if self.patience.stop.is_set():
+                    raise Failed("stopped")
+
     @contextlib.contextmanager
-    def _stream(self, method: str, name: str, headers: dict[str, str] | None = None):
+    def _stream(self, method: str, name: str, headers: dict[str, str] | None = None) -> Iterator[httpx.Response]:
         url = f"{self.root}/{urllib.parse.quote(name)}{self._query}"
         try:
             with self._client.stream(method, url, headers=headers) as response:
@@ -224,7 +234,7 @@ class Web:
     @staticmethod
     def _judge(response: httpx.Response) -> None:
         status = f"{response.status_code} {response.reason_phrase}"
-        # S3 says 403 instead of 404 to those who may not list a folder
+        # S3 answers 403 instead of 404 to clients that may not list a folder
         if response.status_code in (401, 403, 404, 410):
             raise Gone(status)
         if response.status_code not in (200, 206):
@@ -233,10 +243,10 @@ class Web:
 
 def partial_version(partial: Path) -> Remote | None:
     """The version that a partial file's bytes are of, None if unknown."""
-    try:
-        return Remote(**json.loads(_version_file(partial).read_text()))
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
-        return None
+    match read_json(_version_file(partial)):
+        case {"size": int(size), "etag": str(etag), "modified": str(modified)}:
+            return Remote(size, etag, modified)
+    return None
 
 
 def discard(partial: Path) -> None:
@@ -261,14 +271,14 @@ class _Watch:
 
 
 def _check_redirects(response: httpx.Response) -> None:
-    """Raises Gone where a redirect leads from https to http: what comes then may be anybody's."""
+    """Raises Gone if a redirect leads from https to http, where the answer could be anybody's."""
     for before, after in itertools.pairwise([*response.history, response]):
         if before.url.scheme == "https" and after.url.scheme != "https":
             raise Gone(f"it redirects from https to {without_secrets(str(after.url))}; refused")
 
 
 def _retry_after_seconds(text: str) -> float:
-    """Of the header Retry-After: seconds, or a date. 0 for none."""
+    """The value of the header Retry-After, which is seconds or a date; 0 if it has none."""
     if re.fullmatch(r"\d{1,9}", text.strip()):
         return float(text)
     try:
@@ -287,12 +297,11 @@ def _remote(response: httpx.Response) -> Remote:
     )
 
 
-def _continues(response: httpx.Response, start: int, version: Remote | None) -> bool:
+def _continues(response: httpx.Response, start: int, version: Remote) -> bool:
     """Whether a partial answer is the rest, from `start` on, of the version that is here."""
     content_range = re.fullmatch(r"bytes (\d{1,18})-\d{1,18}/(\d{1,18})", response.headers.get("Content-Range", ""))
     return (
-        version is not None
-        and content_range is not None
+        content_range is not None
         and (int(content_range[1]), int(content_range[2])) == (start, version.size)
         and response.headers.get("ETag", version.etag) == version.etag
     )

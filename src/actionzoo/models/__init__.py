@@ -1,1 +1,1 @@
-"""The networks, readable beside their papers. Needs torch and nothing else."""
+"""The networks, readable beside their papers. They need Python and torch, nothing else."""

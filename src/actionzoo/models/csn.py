@@ -1,8 +1,9 @@
-"""Video Classification with Channel-Separated Convolutional Networks, arXiv 1904.02811 (section 3, Fig. 2), in the form
-of MMAction2 0.x and VMZ.
+"""CSN: "Video Classification with Channel-Separated Convolutional Networks", arXiv 1904.02811, section 3 and Fig. 2.
 
 A ResNet whose 3x3x3 convolutions are depthwise: each channel is filtered in space and time on its own, and channels
-meet in 1x1x1 convolutions alone.
+interact in 1x1x1 convolutions alone. Names and numbers are those of MMAction2 0.x, so that its released weights load:
+https://download.openmmlab.com/mmaction/recognition/csn/ (those under vmz/ were converted from VMZ, the authors' code,
+https://github.com/facebookresearch/VMZ).
 """
 
 from typing import Literal
@@ -12,18 +13,18 @@ from torch import Tensor, nn
 from .layers import BLOCKS, EXPANSION, Bottleneck, ConvNorm, Head, initialise, max_pool
 
 WIDTH = 64  # channels of the stem
-EPS = 1e-3  # of every batch norm, VMZ's; torch's 1e-5 moves the logits of released weights by a percent
+EPS = 1e-3  # of every batch norm, as in VMZ; torch's 1e-5 changes the logits of released weights by a percent
 
 
 class CSN(nn.Module):
-    """Logits of a clip.
+    """Computes the logits of a clip.
 
-    depth: layers of the ResNet it follows: 50, 101 or 152.
+    depth: layers of the ResNet it is derived from: 50, 101 or 152.
     bottleneck: "ir" (interaction-reduced) or "ip" (interaction-preserved), see `_middle`.
+    norm_eval: batch norm uses its stored statistics in training, too, and does not update them.
+    bn_frozen: with norm_eval, batch norm's weight and bias take no gradient either; without it, no effect. `train()`
+        switches the gradient off, as in the original: call it before reading `requires_grad`.
     dropout: probability, before the classifier.
-    norm_eval: in training too, batch norm uses its stored statistics and leaves them alone.
-    bn_frozen: with norm_eval, batch norm's weight and bias take no gradient either; without it, it does nothing.
-        The gradient is switched off by `train()`, as in the original: call it before you look at `requires_grad`.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class CSN(nn.Module):
         initialise(self, zero_last_norm=False)
 
     def forward(self, clip: Tensor) -> Tensor:  # (N, 3, T, H, W), normalised RGB
-        return self.cls_head(self.backbone(clip))  # (N, num_classes)
+        logits: Tensor = self.cls_head(self.backbone(clip))  # (N, num_classes)
+        return logits
 
     def features(self, clip: Tensor) -> Tensor:
-        """The pooled vector before dropout and classifier, (N, 2048)."""
+        """Return the pooled vector before dropout and classifier, (N, 2048)."""
         return self.cls_head.pool(self.backbone(clip))
 
 
@@ -65,11 +67,12 @@ class Backbone(nn.Module):
         self.layer4 = _stage(blocks[3], 1024, 512, bottleneck, stride=2)
 
     def forward(self, clip: Tensor) -> Tensor:  # (N, 3, T, H, W)
-        x = self.maxpool(self.conv1(clip))  # (N, 64, T, H / 4, W / 4)
+        x: Tensor = self.maxpool(self.conv1(clip))  # (N, 64, T, H / 4, W / 4)
         x = self.layer1(x)  # (N, 256, T, H / 4, W / 4)
         x = self.layer2(x)  # (N, 512, T / 2, H / 8, W / 8)
         x = self.layer3(x)  # (N, 1024, T / 4, H / 16, W / 16)
-        return self.layer4(x)  # (N, 2048, T / 8, H / 32, W / 32)
+        x = self.layer4(x)  # (N, 2048, T / 8, H / 32, W / 32)
+        return x
 
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
@@ -83,7 +86,7 @@ class Backbone(nn.Module):
 
 
 def _stage(blocks: int, in_channels: int, width: int, bottleneck: Literal["ir", "ip"], *, stride: int) -> nn.Sequential:
-    """Bottlenecks: 1x1x1, middle, 1x1x1. The first takes the stride, over time, height and width alike."""
+    """Build a stage of bottlenecks: 1x1x1, middle, 1x1x1. The first has the stride, in all three dimensions."""
     out_channels = EXPANSION * width
     stage = nn.Sequential()
     for block in range(blocks):
@@ -104,14 +107,14 @@ def _stage(blocks: int, in_channels: int, width: int, bottleneck: Literal["ir", 
 
 
 def _middle(bottleneck: Literal["ir", "ip"], width: int, strides: tuple[int, int, int]) -> nn.Sequential:
-    """What stands for a ResNet's 3x3x3 convolution (Fig. 2): depthwise alone (ir), or behind a 1x1x1 convolution that
-    keeps the channels interacting (ip)."""
+    """Build what replaces a ResNet's 3x3x3 convolution (Fig. 2): a depthwise one, alone in ir; in ip behind a 1x1x1
+    convolution that preserves the interactions between channels."""
     depthwise = ConvNorm(width, width, (3, 3, 3), strides, groups=width, eps=EPS)
     match bottleneck:
         case "ir":
             return nn.Sequential(depthwise)
         case "ip":
-            # No ReLU in between: the two are one convolution, factorised.
+            # No ReLU in between: together they are one convolution, factorised.
             return nn.Sequential(ConvNorm(width, width, (1, 1, 1), eps=EPS, relu=False), depthwise)
         case _:
             raise ValueError(f"bottleneck must be 'ir' or 'ip': {bottleneck!r}")

@@ -1,22 +1,22 @@
-"""What both families are made of: a convolution with its norm, the bottleneck, the head, and how weights begin.
+"""Parts of both families: convolution with batch norm, bottleneck, head, and the initial weights.
 
-Sub-modules bear the names of MMAction2's, so that its released weights load as they are.
+Sub-modules have the names of MMAction2's, so that its released weights load unchanged.
 """
 
 import torch
 from torch import Tensor, nn
 
-# Bottlenecks per stage; ResNet, arXiv 1512.03385, Table 1.
+# Bottlenecks per stage, by depth of the ResNet; arXiv 1512.03385, Table 1.
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
-# A bottleneck leaves with four times the channels its middle convolution works on.
+# Channels that leave a bottleneck over those of its middle convolution; ResNet, arXiv 1512.03385, Table 1.
 EXPANSION = 4
 
 
 class ConvNorm(nn.Module):
     """A convolution without bias, batch norm and, unless `relu=False`, a ReLU.
 
-    Padded so that stride 1 keeps every size: kernels are odd.
+    Kernels are odd, and padded so that stride 1 keeps every size.
     """
 
     def __init__(
@@ -31,20 +31,21 @@ class ConvNorm(nn.Module):
         relu: bool = True,
     ) -> None:
         super().__init__()
-        padding = tuple(size // 2 for size in kernel)
+        padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, stride, padding, groups=groups, bias=False)
         self.bn = nn.BatchNorm3d(out_channels, eps=eps)
         self.activate = nn.ReLU(inplace=True) if relu else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activate(self.bn(self.conv(x)))
+        out: Tensor = self.activate(self.bn(self.conv(x)))
+        return out
 
 
 class Bottleneck(nn.Module):
-    """A residual block: reduce, work, expand, then add what came in. The families differ in the parts they pass.
+    """A residual block (arXiv 1512.03385, Fig. 5): reduce, convolve, expand, then add the input.
 
-    `conv3` and `downsample` come without a ReLU, for the sum has its own. `downsample` gives the shortcut the shape of
-    the sum where a stage begins.
+    The families differ in the parts they pass. `conv3` and `downsample` have no ReLU, because the ReLU follows the sum.
+    `downsample` gives the shortcut the shape of the sum at the beginning of a stage.
     """
 
     def __init__(self, conv1: nn.Module, conv2: nn.Module, conv3: ConvNorm, downsample: nn.Module | None) -> None:
@@ -57,11 +58,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        return self.relu(self.conv3(self.conv2(self.conv1(x))) + shortcut)
+        out: Tensor = self.relu(self.conv3(self.conv2(self.conv1(x))) + shortcut)
+        return out
 
 
 class Head(nn.Module):
-    """Mean over time and space, dropout, classifier."""
+    """Mean over time and space, dropout and the classifier."""
 
     def __init__(self, in_channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -70,24 +72,26 @@ class Head(nn.Module):
         self.avg_pool = nn.AdaptiveAvgPool3d(1)
 
     def pool(self, *maps: Tensor) -> Tensor:
-        """The vector the classifier sees, (N, in_channels): the means of `maps`, joined in the order given."""
+        """Return the classifier's input, (N, in_channels): the means of `maps`, concatenated in the order given."""
         return torch.cat([self.avg_pool(x).flatten(1) for x in maps], dim=1)
 
     def forward(self, *maps: Tensor) -> Tensor:  # each (N, C, T, H, W), the channels adding up to in_channels
-        return self.fc_cls(self.dropout(self.pool(*maps)))  # (N, num_classes)
+        logits: Tensor = self.fc_cls(self.dropout(self.pool(*maps)))  # (N, num_classes)
+        return logits
 
 
 def max_pool() -> nn.MaxPool3d:
-    """The pool behind either family's stem: halves height and width, leaves time alone."""
+    """Return the pool behind either family's stem: halves height and width, keeps time."""
     return nn.MaxPool3d(kernel_size=(1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
 
 
 def initialise(network: nn.Module, *, zero_last_norm: bool) -> None:
-    """Set the weights a training from scratch begins with, in place.
+    """Set the initial weights of a training from scratch, in place.
 
-    Convolutions: Kaiming normal over the fan out; torch takes C x 27 as the fan out of a depthwise 3x3x3 convolution of
-    C channels, and so did the published trainings. Batch norm: weight 1, bias 0. Classifier: normal with deviation
-    0.01, bias 0. With `zero_last_norm` every bottleneck begins as its shortcut alone (arXiv 1706.02677, section 5.1).
+    Convolutions: Kaiming normal over the fan-out (arXiv 1502.01852); torch takes C x 27 as the fan-out of a depthwise
+    3x3x3 convolution of C channels, and so did the published trainings. Batch norm: weight 1, bias 0. Classifier:
+    normal with deviation 0.01, bias 0. With `zero_last_norm` every bottleneck starts as its shortcut alone (arXiv
+    1706.02677, section 5.1).
     """
     for module in network.modules():
         match module:

@@ -1,4 +1,4 @@
-"""`actionzoo predict`: videos and folders through a predictor, as text, JSON or drawn copies."""
+"""`actionzoo predict`: predictions of videos and folders as text, as JSON, or drawn on copies."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,31 +20,36 @@ def predict_all(
     as_json: bool = False,
     draw: Path | None = None,
 ) -> None:
-    """Print the classes of videos, and of all in folders, as text or as a JSON object a line; `draw` is an mp4 file, or
-    a folder for several. What cannot be read is named; in the end, UserError says how many."""
+    """Print the classes of videos, and of all videos in folders, as text or as one JSON object per line.
+
+    `draw` is the mp4 file of the drawn copy, or a folder for several. Each video that cannot be used is named with the
+    reason; UserError at the end says how many there are.
+    """
     check_windows(window_seconds, stride_seconds)
     paths = find_videos(videos)
     targets = find_targets(paths, draw) if draw else {}
     num_faults = 0
     for path, predictions in _predictions(predictor, list(paths), top, window_seconds, stride_seconds):
         is_windowed = window_seconds is not None or stride_seconds is not None
-        said = []
+        done: list[Prediction] = []
         for prediction in predictions:
-            said.append(prediction)
+            done.append(prediction)
             if not as_json:
-                print(_text(prediction, is_first=len(said) == 1), flush=True)
-        usable = [prediction for prediction in said if not prediction.fault]
-        drawn, fault = None, "" if usable else said[0].fault
+                print(_text(prediction, is_first=len(done) == 1), flush=True)
+        usable = [prediction for prediction in done if not prediction.fault]
+        drawn: Path | None = None
+        fault = "" if usable else done[0].fault
         if path in targets and usable:
             try:
-                predictor.draw(said, drawn := targets[path])
+                predictor.draw(done, targets[path])
+                drawn = targets[path]
             except UserError as error:
-                drawn, fault = None, str(error)
+                fault = str(error)
             if not as_json:
-                print(f"  {fault or f'drawn: {shown(drawn)}'}", flush=True)
+                print(f"  {fault}" if drawn is None else f"  drawn: {shown(drawn)}", flush=True)
         if as_json:
-            print(json.dumps(_plain(path, said, is_windowed, fault, drawn), ensure_ascii=False), flush=True)
-        num_faults += bool(fault) or len(usable) < len(said)
+            print(json.dumps(_plain(path, done, is_windowed, fault, drawn), ensure_ascii=False), flush=True)
+        num_faults += bool(fault) or len(usable) < len(done)
     if num_faults:
         raise UserError(f"{num_faults} of {len(paths)} videos could not be used, or not all of them; see above")
 
@@ -52,11 +57,12 @@ def predict_all(
 def _predictions(
     predictor: Predictor, paths: list[Path], top: int, window_seconds: float | None, stride_seconds: float | None
 ) -> Iterator[tuple[Path, Iterable[Prediction]]]:
-    """Each video with what is said of it, once or window by window."""
+    """Each video with its prediction, or with those of its windows."""
     if window_seconds is None and stride_seconds is None:
         yield from ((prediction.video, [prediction]) for prediction in predictor.each(paths, top=top))
         return
     for path in paths:
+        windows: Iterable[Prediction]
         try:
             windows = predictor.windows(
                 path,
@@ -79,7 +85,7 @@ def _text(prediction: Prediction, is_first: bool) -> str:
 def _plain(
     path: Path, predictions: Sequence[Prediction], is_windowed: bool, fault: str, drawn: Path | None
 ) -> dict[str, Any]:
-    """A video's line of JSON."""
+    """A video's JSON object."""
 
     def top(prediction: Prediction) -> list[dict[str, Any]]:
         return [{"class_name": name, "probability": value} for name, value in prediction.top]

@@ -1,23 +1,23 @@
-"""What a trained network is exported as, and what each format asks of the file's name. Needs no network."""
+"""The formats of an export, and checks of the file to write. Imports nothing of the networks."""
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from ..errors import UserError
 
 Format = Literal["torchscript", "torch.export", "onnx"]
-FORMATS: tuple[Format, ...] = ("torchscript", "torch.export", "onnx")
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 _ONNX_NEEDS = ("onnx", "onnxruntime", "onnxscript")  # torch needs the last, and says so less plainly
 
 
 def check_target(to: Format, out: Path) -> None:
-    """Raises UserError if no file of that format can be written there."""
+    """Raises UserError if a file of that format cannot be written at `out`."""
     if out.is_dir():
         raise UserError(f"{out} is a folder; give the name of the file to write")
     if to == "torch.export" and out.suffix != ".pt2":
-        raise UserError(f"{out}: torch.export reads files back that end in .pt2 alone; call it {out.stem}.pt2")
+        raise UserError(f"{out}: torch.export reads back only files that end in .pt2; call it {out.stem}.pt2")
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise UserError(f"{out} cannot be written: {parent} is a file, not a folder")

@@ -1,10 +1,11 @@
-"""Lines of text as a picture that can be laid over footage, dark or bright.
+"""Draws lines of text as pictures that are legible over footage, dark or bright.
 
-matplotlib draws them: it brings a font along, and finds the system's for what that lacks.
+matplotlib draws them: it comes with a font, and finds a font of the system for letters that its own lacks.
 """
 
 import functools
 from collections.abc import Sequence
+from typing import Any, cast
 
 import numpy as np
 
@@ -13,10 +14,10 @@ _LARGEST, _SMALLEST = 0.045, 7.0
 
 
 def text_boxes(texts: Sequence[Sequence[str]], height: int, width: int) -> list[bytes]:
-    """A PNG for each of `texts`, which are some lines each, for frames of that size; all of one size.
+    """A PNG for each text, a text being some lines; all PNGs have one size. `height` and `width` are the frame's.
 
-    White on a box of translucent black. Letters are as large in all of them; names too long for the frame are cut off
-    with an ellipsis, and lines that it has no room for are left out.
+    White on a translucent black box, in one font size. Lines too long for the frame end in an ellipsis; lines that do
+    not fit into it are left out.
     """
     import cv2
 
@@ -35,7 +36,7 @@ def text_boxes(texts: Sequence[Sequence[str]], height: int, width: int) -> list[
 
 
 def margin_of(height: int, width: int) -> int:
-    """Pixels from the frame's edges to a box."""
+    """Distance of a box from the frame's edges, in pixels."""
     return min(height, width) // 40
 
 
@@ -58,12 +59,13 @@ def _drawn(lines: Sequence[str], size: float, step: float, height: int, width: i
             parse_math=False,
             verticalalignment="baseline",
         )
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # has no types
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())
 
 
 def _cut(line: str, size: float, room: float) -> str:
+    """The line, shortened with an ellipsis to at most `room` pixels."""
     if _width(line, size) <= room:
         return line
     while line and _width(f"{line}…", size) > room:
@@ -73,16 +75,17 @@ def _cut(line: str, size: float, room: float) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _width(line: str, size: float) -> float:
-    """Pixels."""
+    """In pixels."""
     from matplotlib.backends.backend_agg import RendererAgg
     from matplotlib.font_manager import FontProperties
 
-    font = FontProperties(family=_families(line), size=size)
-    return RendererAgg(1, 1, 72).get_text_width_height_descent(line, font, ismath=False)[0]
+    font, renderer_of = FontProperties(family=_families(line), size=size), cast(Any, RendererAgg)
+    width, _, _ = renderer_of(1, 1, 72).get_text_width_height_descent(line, font, ismath=False)
+    return float(width)
 
 
 def _families(text: str) -> list[str]:
-    """DejaVu Sans, and for what it lacks the first font of this machine that has it."""
+    """DejaVu Sans, and for each letter that it lacks the first font of this machine that has it."""
     return ["DejaVu Sans", *dict.fromkeys(filter(None, map(_family_with, sorted(set(text)))))]
 
 
@@ -94,7 +97,7 @@ def _family_with(letter: str) -> str | None:
     own = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"
     if letter.isspace() or get_font(own).get_char_index(ord(letter)):
         return None
-    # matplotlib's last resort has every letter, as a picture of its script
+    # matplotlib's last resort font has every letter, as a picture of its script
     fonts = [font for font in fontManager.ttflist if "Last Resort" not in font.name]
     fonts.sort(key=lambda font: ("Sans" not in font.name, font.style != "normal", font.weight != 400))
     return next((font.name for font in fonts if get_font(font.fname).get_char_index(ord(letter))), None)

@@ -1,7 +1,7 @@
-"""A trained network put to use: the classes of videos, and of what happens in them when.
+"""Class probabilities of videos, or of their windows, by a trained network.
 
-A video goes the way that the pipeline's clips went: encoded anew at the row's short side, made into JPEGs where the row
-reads frames, cut into the views of its test. So the numbers are those that `evaluate` would give.
+A video is prepared as the pipeline prepares its clips: encoded anew at the model's short side, split into JPEGs if the
+model reads frames, cut into the views of its test spec. So the numbers are those that `evaluate` would give.
 """
 
 import concurrent.futures
@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,85 +26,90 @@ from ..devices import device_of
 from ..engine.views import average_views
 from ..errors import UserError
 from ..files.atomic import sync_folder
-from ..kinetics.ffmpeg_process import TIMED_OUT
-from ..kinetics.manifest import Clip
+from ..kinetics.ffmpeg_process import TIMED_OUT, BadVideo
+from ..kinetics.manifest import StoredClip
 from ..kinetics.parts import in_order
-from ..kinetics.transcode import BadVideo, Measures, lay_over, measure, shown_size, to_jpegs, transcode
-from ..params import Params
-from ..weights.checkpoints import Trained, open_trained
-from ..zoo import project_params
+from ..kinetics.transcode import Measures, lay_over, measure, shown_size, to_jpegs, transcode
+from ..params import Params, load_params
+from ..weights.checkpoints import TrainedModel, open_trained
 from .overlay import margin_of, text_boxes
 from .video_paths import check_windows, fault_of, shown
 
 WINDOW_SECONDS = 10.0
-"""How long Kinetics' clips are."""
+"""Length of Kinetics' clips."""
 
 Top = list[tuple[str, float]]
-"""(class name, probability), the likeliest first."""
+"""(class name, probability), the most probable first."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of a video, or of a part of it."""
+    """The classes of a video, or of a window of it."""
 
     video: Path
     top: Top
     start_seconds: float = 0.0
     end_seconds: float | None = None
-    """None: to the end."""
+    """None: the end of the video."""
     note: str = ""
-    """What ffmpeg complained of while it decoded."""
+    """ffmpeg's warnings while it decoded."""
     fault: str = ""
-    """Why there is nothing in `top`: a sentence."""
+    """A sentence on why `top` is empty."""
 
 
 def open_predictor(
-    model: str | Path,
+    source: str | Path,
     *,
-    row: str | None = None,
+    model: str | None = None,
     classes: Path | None = None,
     num_clips: int | None = None,
     num_crops: int | None = None,
-    device: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
     params: Params | None = None,
     root: Path = Path(),
 ) -> "Predictor":
-    """A function from videos to classes; `model` is whatever `trained.py` knows by a name.
+    """A Predictor; `source` names a checkpoint in one of the ways of weights/checkpoints.py.
 
         predictor = open_predictor("slowfast_r50_video_4x16x1_256e_kinetics400_rgb")
         predictor("clip.mp4")  ->  [("climbing a rope", 0.93), …]
 
-    `num_clips` and `num_crops` are those of the row's test if None, `device` (cpu or cuda) is runtime.device. Raises
+    Where the checkpoint does not say them: `model` is the name of its model, `classes` a file with a class name per
+    line. `num_clips` and `num_crops` are by default those of the test spec, `device` is runtime.device. Raises
     UserError.
     """
     for name, value in (("num_clips", num_clips), ("num_crops", num_crops)):
         if value is not None and value not in ((1, 3) if name == "num_crops" else range(1, 10_001)):
             raise UserError(f"{name} is {value}; a video has 1 to 10000 clips, and a clip 1 or 3 crops")
-    params = params or project_params()
+    params = params or load_params()
     if device:
         params = replace(params, runtime=replace(params.runtime, device=device))
-    trained = open_trained(model, params=params, row=row, classes=classes, root=root)
-    views = {"num_clips": num_clips, "num_crops": num_crops}
-    viewing = replace(trained.viewing, **{key: value for key, value in views.items() if value is not None})
-    return Predictor(replace(trained, viewing=viewing), params)
+    trained = open_trained(source, params=params, model=model, classes=classes, root=root)
+    spec = trained.test_spec
+    if num_clips is not None:
+        spec = replace(spec, num_clips=num_clips)
+    if num_crops is not None:
+        spec = replace(spec, num_crops=1 if num_crops == 1 else 3)
+    return Predictor(replace(trained, test_spec=spec), params)
 
 
 class Predictor:
-    def __init__(self, trained: Trained, params: Params):
+    """Predicts the classes of videos with one network."""
+
+    def __init__(self, trained: TrainedModel, params: Params):
         self.trained, self.params = trained, params
         self.device = device_of(params.runtime)
         self._network = trained.network.to(self.device)
-        self._to_input = ToInput(mean=trained.viewing.mean, std=trained.viewing.std, device=self.device)
+        self._to_input = ToInput(mean=trained.test_spec.mean, std=trained.test_spec.std, device=self.device)
 
     def __call__(self, video: str | Path, top: int = 5) -> Top:
-        """The likeliest classes of a video. Raises UserError if it cannot be read."""
+        """The `top` most probable classes of a video. Raises UserError if it cannot be read."""
         (prediction,) = self.each([Path(video)], top=top)
         if prediction.fault:
             raise UserError(prediction.fault)
         return prediction.top
 
     def each(self, videos: Iterable[Path], *, top: int = 5) -> Iterator[Prediction]:
-        """One prediction for each video, in order; while one is in the network the next ones are read."""
+        """A prediction for each video, in order; the next ones are read while the network computes one."""
         return self._predict((_Piece(video) for video in videos), top)
 
     def windows(
@@ -117,9 +122,9 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """A prediction for each window, from second 0 on; the last one is moved back to end with the video.
 
-        A window is predicted as if it had been cut out as a clip of its own. Only some of them are in memory at a time,
-        however long the video is. Without a stride, windows lie side by side. Raises UserError if the video cannot be
-        read at all; a window without a picture has a fault.
+        Each window is predicted as if it had been cut out as a clip. `stride_seconds`, from one start to the next, is
+        by default window_seconds. Memory does not grow with the length of the video. Raises UserError if the video
+        cannot be read at all; a window without a picture has a `fault`.
         """
         check_windows(window_seconds, stride_seconds)
         video, stride_seconds = Path(video), window_seconds if stride_seconds is None else stride_seconds
@@ -128,8 +133,8 @@ class Predictor:
         return self._predict((_Piece(video, start, min(start + window_seconds, duration)) for start in starts), top)
 
     def draw(self, predictions: Sequence[Prediction], out: Path) -> None:
-        """A copy of the predictions' video, as mp4, with the likeliest classes on it: always those of the window
-        whose middle is nearest. Written whole or not at all. Raises UserError."""
+        """Write a copy of the predictions' video as mp4 with the most probable classes drawn on it: at any time those
+        of the window whose middle is nearest. The file appears whole or not at all. Raises UserError."""
         video, limit = predictions[0].video, self.params.runtime.clip_timeout_seconds
         if out.exists() and out.samefile(video):
             raise UserError(f"{out} is the video itself; give --draw another name")
@@ -141,7 +146,7 @@ class Predictor:
             height, width = shown_size(video, timeout_seconds=limit)
             boxes = text_boxes([prediction_lines(each) for each in predictions], height, width)
             margin = margin_of(height, width)
-            # encoding all of it at full size: at a twentieth of its speed, if need be
+            # encoding it at full size may be 20 times slower than playing it
             patience = limit + 20 * self._measure(video).duration_seconds
             lay_over(
                 video,
@@ -170,11 +175,11 @@ class Predictor:
 
     def _predict(self, pieces: Iterable["_Piece"], top: int) -> Iterator[Prediction]:
         if top < 1:
-            raise UserError(f"the {top} likeliest classes are asked for; ask for 1 or more")
-        return self._through_all(pieces, top)
+            raise UserError(f"the {top} most probable classes were requested; request 1 or more")
+        return self._predict_all(pieces, top)
 
-    def _through_all(self, pieces: Iterable["_Piece"], top: int) -> Iterator[Prediction]:
-        """Pieces are read ahead, on disk, and go through the network together as far as they fill it."""
+    def _predict_all(self, pieces: Iterable["_Piece"], top: int) -> Iterator[Prediction]:
+        """Pieces are prepared ahead, on disk; as many as fill runtime.max_views go through the network together."""
         jobs, most = self.params.runtime.num_jobs, self.params.runtime.max_views
         with tempfile.TemporaryDirectory(prefix="actionzoo-") as name:
             tasks = (
@@ -182,34 +187,35 @@ class Predictor:
             )
             with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
                 try:
-                    group = []
+                    group: list[_Ready] = []
                     for piece, prepared in in_order(tasks, pool, ahead=jobs):
+                        assert prepared is not None  # each task is a function
                         group.append((piece, *self._views(piece, prepared)))
                         if sum(len(views) for _, views, _ in group if not isinstance(views, str)) >= most:
-                            yield from self._through(group, top)
+                            yield from self._predict_group(group, top)
                             group = []
-                    yield from self._through(group, top)
+                    yield from self._predict_group(group, top)
                 finally:
                     pool.shutdown(cancel_futures=True)
 
     def _prepare(self, piece: "_Piece", folder: Path) -> "_Prepared | str":
-        """The piece as the pipeline stores its clips, in a folder of its own; or why it cannot be had."""
-        video, viewing, limit = piece.video, self.trained.viewing, self.params.runtime.clip_timeout_seconds
+        """The piece as the pipeline stores its clips, in a folder of its own; or a sentence why it cannot be read."""
+        video, spec, limit = piece.video, self.trained.test_spec, self.params.runtime.clip_timeout_seconds
         if fault := fault_of(video):
             return fault
         span = None if piece.end_seconds is None else (piece.start_seconds, piece.end_seconds - piece.start_seconds)
-        form = folder / viewing.form
+        form = folder / spec.form
         form.mkdir(parents=True)
         try:
             made = transcode(
                 video,
-                short_side=viewing.short_side,
+                short_side=spec.short_side,
                 encode=self.params.prepare.encode,
                 timeout_seconds=limit,
                 scratch=folder,
                 span=span,
             )
-            if viewing.form == "videos":
+            if spec.form == "videos":
                 stored = "clip.mp4"
                 (form / stored).write_bytes(made.data)
             else:
@@ -222,7 +228,7 @@ class Predictor:
                     (form / stored / f"img_{number + 1:05d}.jpg").write_bytes(jpeg)
         except BadVideo as error:
             return _sentence(video, str(error), piece.start_seconds if span else None)
-        clip = Clip(
+        clip = StoredClip(
             video_id=video.name,
             split="test",
             label=-1,
@@ -235,36 +241,36 @@ class Predictor:
             width=made.width,
             height=made.height,
         )
-        # where a part begins in the midst of a video, decoders complain of what is no fault
+        # decoders warn where a window begins inside a video, which is no fault
         return _Prepared(form, clip, "" if span else made.damage)
 
     def _views(self, piece: "_Piece", prepared: "_Prepared | str") -> tuple[list[View] | str, str]:
-        """All views of a piece, or why there are none; and what there was to complain of."""
+        """All views of a piece, or a sentence on why there are none; and ffmpeg's warnings."""
         if isinstance(prepared, str):
             return prepared, ""
-        viewing = self.trained.viewing
-        look = ViewClips(prepared.form, [prepared.clip], viewing)
-        slot = np.empty(look.slot_bytes, np.uint8)
-        sample = look((0, 0), slot)
+        spec = self.trained.test_spec
+        clips = ViewClips(prepared.form, [prepared.clip], spec)
+        slot = np.empty(clips.slot_bytes, np.uint8)
+        sample = clips((0, 0), slot)
         for path in sorted(prepared.form.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         if sample.reason:
             return _sentence(piece.video, sample.reason), ""
         footage = Footage(torch.from_numpy(slot[: math.prod(sample.shape)].reshape(sample.shape)))
         views = [
-            View(footage, indices, box, viewing.crop_size) for box in sample.boxes for indices in sample.frame_indices
+            View(footage, indices, box, spec.crop_size) for box in sample.boxes for indices in sample.frame_indices
         ]
         return views, prepared.damage
 
     @torch.inference_mode()
-    def _through(self, group: list[tuple["_Piece", list[View] | str, str]], top: int) -> list[Prediction]:
-        viewing = self.trained.viewing
+    def _predict_group(self, group: list["_Ready"], top: int) -> list[Prediction]:
+        spec = self.trained.test_spec
         views = [view for _, of, _ in group if not isinstance(of, str) for view in of]
         most = self.params.runtime.max_views
         parts = [views[start : start + most] for start in range(0, len(views), most)]
         logits = [self._network(self._to_input(part)).float().cpu() for part in parts]
-        num_views = viewing.num_clips * viewing.num_crops
-        scores = iter(average_views(torch.cat(logits), num_views, viewing.average_clips) if logits else ())
+        num_views = spec.num_clips * spec.num_crops
+        scores = iter(average_views(torch.cat(logits), num_views, spec.average_clips) if logits else ())
         return [
             Prediction(piece.video, [], piece.start_seconds, piece.end_seconds, fault=of)
             if isinstance(of, str)
@@ -273,41 +279,49 @@ class Predictor:
         ]
 
     def _top(self, scores: Tensor, top: int) -> Top:
-        probabilities = scores.softmax(dim=0) if self.trained.viewing.average_clips == "score" else scores
+        probabilities = scores.softmax(dim=0) if self.trained.test_spec.average_clips == "score" else scores
         values, labels = probabilities.topk(min(top, len(probabilities)))
         return [
             (self.trained.classes[label], value) for label, value in zip(labels.tolist(), values.tolist(), strict=True)
         ]
 
     def _sampling(self) -> dict[str, int]:
-        viewing = self.trained.viewing
+        spec = self.trained.test_spec
         return {
-            "clip_len": viewing.clip_len,
-            "frame_interval": viewing.frame_interval,
-            "num_clips": viewing.num_clips,
+            "clip_len": spec.clip_len,
+            "frame_interval": spec.frame_interval,
+            "num_clips": spec.num_clips,
         }
 
 
 class _Piece(NamedTuple):
+    """A video, or a window of it."""
+
     video: Path
     start_seconds: float = 0.0
     end_seconds: float | None = None
-    """None for all of the video."""
+    """None: the whole video."""
 
 
 class _Prepared(NamedTuple):
     form: Path
-    clip: Clip
+    """Folder of the prepared data, videos or frames by its name."""
+    clip: StoredClip
     damage: str
+    """ffmpeg's warnings; '' for none."""
+
+
+_Ready = tuple[_Piece, list[View] | str, str]
+"""A piece, its views or why there are none, and ffmpeg's warnings."""
 
 
 def _starts(duration: float, window: float, stride: float) -> list[float]:
-    """Where windows begin. The last one is whole, too, as long as the video is:
+    """Start of each window. The last one has full length, too, unless the video is shorter:
 
     duration 25, window 10, stride 10  ->  0 10 15
     """
     last = max(duration - window, 0)
-    # where the one before it would end within a twentieth of the last one's end, the last one alone
+    # a window that would end within a twentieth of its length before the last one's end is left out
     return [*np.arange(0, last - 0.05 * window, stride).tolist(), last] if last else [0.0]
 
 
@@ -320,7 +334,7 @@ def _sentence(video: Path, reason: str, start_seconds: float | None = None) -> s
 
 
 def prediction_lines(prediction: Prediction) -> list[str]:
-    """For people: probabilities first, so that they stand below each other."""
+    """The lines that a prediction is shown as, on a terminal and on a drawn copy."""
     times = [] if prediction.end_seconds is None else [times_text(prediction)]
     if prediction.fault:
         return [*times, prediction.fault]
@@ -328,4 +342,5 @@ def prediction_lines(prediction: Prediction) -> list[str]:
 
 
 def times_text(prediction: Prediction) -> str:
+    """The window's start and end: `0.0 – 10.0 s`."""
     return f"{prediction.start_seconds:.1f} – {prediction.end_seconds:.1f} s"

@@ -1,4 +1,4 @@
-"""Videos as people name them for predict: files and folders, and where drawn copies go. Needs no network."""
+"""The videos of a `predict` command, files and folders, and the paths of their drawn copies. Imports no torch."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from ..errors import UserError
 from ..kinetics.folder import ENDINGS
 
 VIDEOS = (*ENDINGS, ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".ogv", ".gif")
-"""Endings by which a folder's videos are known. A file that is named may have any."""
+"""Endings of the videos that are looked for in folders. A file that is named itself may have any."""
 
 
 def check_request(
@@ -21,10 +21,10 @@ def check_request(
     draw: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Judge what can be judged before a network is loaded. Raises UserError.
+    """Check what can be checked before a network is loaded. Raises UserError.
 
-    Some videos that cannot be read are named one by one later; if none can, this says so, with `as_json` in a line
-    for each on stdout first.
+    If some videos cannot be read, this passes, and they are reported later, one by one. If none can be read, it raises;
+    with `as_json` it prints the line of each first.
     """
     check_windows(window_seconds, stride_seconds)
     paths = find_videos(videos)
@@ -43,17 +43,17 @@ def check_request(
 
 
 def check_windows(window_seconds: float | None, stride_seconds: float | None) -> None:
-    """Raises UserError for seconds that are no length of time."""
+    """Raises UserError for a number of seconds that is not positive and finite."""
     for option, seconds in (("--window", window_seconds), ("--stride", stride_seconds)):
         if seconds is not None and not 0 < seconds < math.inf:
             raise UserError(f"{option} {seconds:g}: give more than 0 seconds")
 
 
 def find_videos(videos: Sequence[str | Path]) -> dict[Path, Path]:
-    """Each video, those below folders included, sorted there; and what it is called from the folder that was named."""
+    """Each video -> its path relative to the folder that was named. Videos below folders are included, sorted."""
     found: dict[Path, Path] = {}
     for video in map(Path, videos):
-        if not os.path.isdir(video):  # which answers for names, too, that no file can have
+        if not os.path.isdir(video):  # unlike Path.is_dir, it answers for names that no file can have
             found.setdefault(video, Path(video.name))
             continue
         below = (Path(folder) / name for folder, _, names in os.walk(video) for name in names)
@@ -66,7 +66,10 @@ def find_videos(videos: Sequence[str | Path]) -> dict[Path, Path]:
 
 
 def find_targets(paths: dict[Path, Path], draw: Path) -> dict[Path, Path]:
-    """Where each video's copy goes."""
+    """Each video -> the mp4 file that its drawn copy becomes. Raises UserError.
+
+    `draw` is an mp4 file for a single video, or a folder.
+    """
     if draw.suffix.lower() == ".mp4" and not draw.is_dir():
         if len(paths) > 1:
             raise UserError(f"--draw {shown(draw)} is one file for {len(paths)} videos; name a folder")
@@ -92,11 +95,11 @@ def fault_of(path: Path) -> str:
         if path.is_file():
             path.open("rb").close()
             return ""
-    except (OSError, ValueError) as error:  # a name with a zero byte, or too long
+    except (OSError, ValueError) as error:  # the name has a zero byte, or is too long
         return f"{shown(path)} cannot be read: {error.strerror if isinstance(error, OSError) else error}"
     return f"{shown(path)} {'is no regular file' if os.path.exists(path) else 'is not there'}"
 
 
 def shown(path: Path) -> str:
-    """As text that can be printed, whatever bytes the name is of."""
+    """The path as printable text; bytes that are not text are escaped."""
     return str(path).encode(errors="backslashreplace").decode()

@@ -5,11 +5,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is in all."""
+
 LINE_SECONDS = 15
 
 
 @contextlib.contextmanager
-def progress(unit: str, *, lines: bool = True) -> Iterator[Callable[[str, int, int], None]]:
+def progress(unit: str, *, lines: bool = True) -> Iterator[Progress]:
     """A function to be told (what, done, total). `unit` is `bytes` or the name of what is counted, e.g. `clips`.
 
     Without `lines` nothing is said where there is no terminal: for work that logs by itself."""
@@ -21,13 +24,13 @@ def progress(unit: str, *, lines: bool = True) -> Iterator[Callable[[str, int, i
 
 
 @contextlib.contextmanager
-def _bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
+def _bar(unit: str) -> Iterator[Progress]:
+    from rich import progress as rich_progress
     from rich.console import Console
     from rich.progress import (
         BarColumn,
         DownloadColumn,
         MofNCompleteColumn,
-        Progress,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
@@ -35,7 +38,7 @@ def _bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
 
     amounts = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
     columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
         tasks = {}
 
         def tell(what: str, done: int, total: int) -> None:
@@ -46,7 +49,7 @@ def _bar(unit: str) -> Iterator[Callable[[str, int, int], None]]:
         yield tell
 
 
-def _lines(unit: str) -> Callable[[str, int, int], None]:
+def _lines(unit: str) -> Progress:
     began = shown = time.monotonic()
 
     def tell(what: str, done: int, total: int) -> None:

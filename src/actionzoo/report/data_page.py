@@ -17,7 +17,7 @@ import heapq
 import itertools
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -28,13 +28,12 @@ from ..errors import MachineFault
 from ..files.atomic import atomic_write
 from ..kinetics.manifest import STATES, Clip, export_lists, read_manifest
 from ..kinetics.overview import SHOWN, Overview, as_json, difference, survey
+from ..process.progress import Progress
 from .html import page_templates
-
-Progress = Callable[[str, int, int], None]
 
 
 def write_data_report(
-    data: Path, form: str, out: Path, *, pictures: int = 12, jobs: int = 1, progress: Progress | None = None
+    data: Path, form: str, out: Path, *, pictures: int = 12, jobs: int = 1, on_progress: Progress | None = None
 ) -> Overview:
     """Look at data/<dataset>/<form>, write what was seen below `out`, and give it.
 
@@ -48,7 +47,7 @@ def write_data_report(
         overview = survey(data, form, clips, export_lists(clips, fresh))
         album = _Album(data / form, fresh, len(overview.class_states), pictures, jobs)
         chosen = album.choose(clips) if pictures else []
-        sheets = album.paint(chosen, progress) if pictures else []
+        sheets = album.paint(chosen, on_progress) if pictures else []
         shutil.rmtree(files, ignore_errors=True)
         os.replace(fresh, files)
     finally:
@@ -98,7 +97,7 @@ class _Album:
                 drawn[clip.label].append(clip)  # label -1 is the last
         return [heapq.nsmallest(self.pictures, of, key=lot) for of in drawn]
 
-    def paint(self, chosen: Sequence[Sequence[Clip]], progress: Progress | None) -> list[_Sheet]:
+    def paint(self, chosen: Sequence[Sequence[Clip]], on_progress: Progress | None) -> list[_Sheet]:
         """Write a page for each class, and the page of all classes."""
         rows = -(-len(chosen) // self.small_columns)
         overall = np.full((rows * self.small_height, self.small_columns * self.small_width, 3), _GREY, np.uint8)
@@ -114,8 +113,8 @@ class _Album:
                     elif face is None:
                         face = _fit(image, self.small_width, self.small_height)
                     cells.append(self._with_name(_fit(image, self.width, self.height), clip))
-                    if progress:
-                        progress("pictures of clips", next(done), total)
+                    if on_progress:
+                        on_progress("pictures of clips", next(done), total)
                 sheets.append(_Sheet(label, list(clips), faults))
                 if face is not None:
                     x, y = self.place(label)

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from ..accuracy import KINETICS400
 from ..files.atomic import atomic_write
 from ..files.json_files import read_json, write_json
 from ..params import Params
 from ..weights.published import published_files
 from .html import page_templates
-from .results import KINETICS400
 
 
 def write_released_report(params: Params, root: Path = Path()) -> str:
@@ -24,8 +24,8 @@ def write_released_report(params: Params, root: Path = Path()) -> str:
     out = root / "released" / "report" / params.name
     warning = "" if params.name == KINETICS400 else f"{params.name} is not Kinetics-400: nothing here can be compared."
     for line in lines:  # what was measured holds numbers alone, not how they were written
-        _, top1, top5 = params.recipes[line["row"]].published.released[line["kind"]]
-        line.update({"published_top1_text": str(top1), "published_top5_text": str(top5)})
+        published = published_files(params, line["row"])[line["kind"]]
+        line.update({"published_top1_text": str(published.top1), "published_top5_text": str(published.top5)})
     write_json(out / "released.json", {"dataset": params.name, "files": lines})
     for name, text in {
         "released.md": _markdown(params, lines, warning),

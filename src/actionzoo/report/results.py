@@ -15,21 +15,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..accuracy import wilson_interval
+from ..accuracy import KINETICS400, PUBLISHED_CLIPS, Comparison, comparable_top1, compare, wilson_interval
 from ..errors import UserError
-from ..job import newest_logs
+from ..records import Metrics, newest_logs
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:
     from ..params import Params
     from ..recipe import Published
-
-KINETICS400 = "kinetics400"
-PUBLISHED_CLIPS = 19_796
-"""Validation clips behind the published accuracies; ours are compared with them from 90 % of that number on."""
-
-STATES = ("ok", "replaced", "short", "missing", "corrupt", "unlisted")
-"""Of clips in a manifest; the first three are usable, all but the last belong to the annotation."""
 
 ClipStates = Mapping[str, Mapping[str, Mapping[str, int]]]
 """Form of the data (videos_256) -> split -> state -> number of clips."""
@@ -71,6 +64,8 @@ class Result:
     files: dict[str, str]
     """ckpt, log, json (of the last training), result, metrics, curves, recipe -> address relative to the report; only
     files that are there."""
+    comparison: Comparison
+    """Our top-1 beside the published one."""
     marks: dict[str, tuple[str, ...]]
     """accuracy, speed, memory -> keys of MARKS that hold for that number."""
     errors: ErrorAnalysis | None = None
@@ -83,8 +78,8 @@ class Result:
 
     @property
     def is_comparable(self) -> bool:
-        """Evaluated by the recipe as published, on (nearly) the published clips: only then may ours be compared."""
-        return self.evaluation is not None and not self.marks["accuracy"]
+        """Evaluated by the recipe as published, on (nearly) all of the published clips."""
+        return self.comparison.is_comparable
 
     def interval(self, name: str = "top1") -> tuple[float, float] | None:
         """95 % interval of top1 or top5, from the number of clips alone."""
@@ -101,10 +96,8 @@ class Result:
 
     @property
     def gap(self) -> float | None:
-        """Top1, ours minus published, in points of per cent; None where the two do not compare."""
-        if not self.is_comparable:
-            return None
-        return 100 * self.evaluation["top1"] - self.row.published.top1[0]
+        """Top-1, ours minus published, in percentage points; None where the two do not compare."""
+        return self.comparison.gap_points
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +134,14 @@ class Report:
 
 def rows_of(params: "Params") -> list[Row]:
     """The rows that params.yaml names, with what the chosen data set changes of them."""
+    from ..recipe import NOTHING_PUBLISHED
+
     return [
         Row(
             name=name,
             family=recipe.model.family,
             short_side=recipe.clips.short_side,
-            published=recipe.published,
+            published=params.published.get(name, NOTHING_PUBLISHED),
             overrides=tuple(params.overrides(name)),
         )
         for name, recipe in params.recipes.items()
@@ -207,7 +202,6 @@ def as_json(report: Report) -> dict[str, Any]:
             "infer_ckpt",
             "log",
             "json",
-            "note",
         )
         rows.append(
             {
@@ -216,7 +210,8 @@ def as_json(report: Report) -> dict[str, Any]:
                 "short_side": result.row.short_side,
                 "published": {"top1": list(published.top1), "top5": list(published.top5)}
                 | {f"{name}_text": "/".join(map(str, getattr(published, name))) for name in ("top1", "top5")}
-                | {key: getattr(published, key) for key in keys},
+                | {key: getattr(published, key) for key in keys}
+                | {"note": published.note.en},
                 "ours": result.evaluation,
                 **{f"{name}_interval": _rounded(result.interval(name)) for name in ("top1", "top5")},
                 "top1_gap_points": None if result.gap is None else round(result.gap, 4),
@@ -265,28 +260,26 @@ def _result(row: Row, metrics_dir: Path, runs_dir: Path, dataset: str, out: Path
         "curves": train_curve,
         "recipe": run / "recipe.json",
     }
+    metrics_here = None if evaluation is None else Metrics.from_json(evaluation, metrics)
+    comparison = compare(dataset, row.overrides, metrics_here, comparable_top1(row.published))
     return Result(
         row=row,
         evaluation=evaluation,
         benchmark=benchmark,
         curves=_read_curve(train_curve, "train", row.name) + _read_curve(val_curve, "val", row.name),
         files={kind: _address(path, out) for kind, path in files.items() if path.is_file()},
-        marks=_marks(row, evaluation, dataset),
+        comparison=comparison,
+        marks={"accuracy": comparison.reasons} | _cost_marks(row),
         errors=None if evaluation is None else read_error_analysis(metrics),
     )
 
 
-def _marks(row: Row, evaluation: dict[str, Any] | None, dataset: str) -> dict[str, tuple[str, ...]]:
-    accuracy = {
-        "data": dataset != KINETICS400,
-        "recipe": bool(row.overrides),
-        "part": dataset == KINETICS400 and evaluation is not None and evaluation["clips"] < 0.9 * PUBLISHED_CLIPS,
-    }
-    costs = {
+def _cost_marks(row: Row) -> dict[str, tuple[str, ...]]:
+    """Why our speed and memory are no results of the published model."""
+    return {
         what: ("recipe",) if any(override.startswith(keys) for override in row.overrides) else ()
         for what, keys in SHAPING.items()
     }
-    return {"accuracy": tuple(mark for mark, holds in accuracy.items() if holds)} | costs
 
 
 def _read_json(path: Path, remedy: str) -> dict[str, Any] | None:

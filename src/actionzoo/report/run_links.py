@@ -9,8 +9,8 @@ from pathlib import Path
 
 from ..files.atomic import atomic_write
 from ..files.json_files import read_json
-from ..job import RunFiles, newest_logs
 from ..params import Params
+from ..records import RunFiles, newest_logs
 from ..tracking.store import run_pages
 
 

@@ -12,13 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..accuracy import PUBLISHED_CLIPS
 from ..files.atomic import atomic_write
-from .remarks import remark
-from .results import MARKS, PUBLISHED_CLIPS, STATES, Report, Result, as_json, is_busy, warnings_of
+from ..kinetics.manifest import STATES, USABLE
+from .results import MARKS, Report, Result, as_json, is_busy, warnings_of
 
 if TYPE_CHECKING:
     from rich.console import Console, ConsoleOptions, RenderResult
     from rich.table import Table
+
+    from ..recipe import Published
 
 TEXT: dict[str, dict[str, Any]] = {
     "en": {
@@ -208,7 +211,7 @@ class TerminalTable:
         yield Text(f"{self.title}; top1 % (95 %)", style="bold")
         for name, top1, published, note in self.lines:
             yield Text(name)
-            yield Text(f"    {top1}, published {published}" + (f", {note}" if note else ""))
+            yield Text(", ".join(filter(None, [f"    {top1}", published and f"published {published}", note])))
         for warning in self.warnings:
             yield Text(warning, style="bold yellow")
 
@@ -248,6 +251,8 @@ def why_not_comparable(dataset: str, result: Result) -> str:
         return f"on {dataset}"
     if "recipe" in result.marks["accuracy"]:
         return "changed recipe"
+    if not result.row.published.top1:
+        return "nothing published"
     return f"{result.evaluation['clips']:,} clips"
 
 
@@ -266,7 +271,7 @@ def clip_lines(report: Report) -> list[list[str]]:
     for form, splits in report.clip_states.items():
         for split, counts in splits.items():
             listed = sum(count for state, count in counts.items() if state != "unlisted")
-            usable = sum(counts.get(state, 0) for state in STATES[:3])
+            usable = sum(counts.get(state, 0) for state in USABLE)
             lines.append(
                 [form, split, *(f"{n:,}" for n in (listed, usable, *(counts.get(state, 0) for state in STATES)))]
             )
@@ -342,8 +347,8 @@ def _markdown(report: Report, language: str) -> str:
             said = [f"{sign} {text['marks'][mark]}" for mark, sign in MARKS.items() if mark in marks]
             parts += ["  \n".join(_md(line.format(dataset=report.dataset)) for line in said)]
     parts += [f"## {text['notes_title']}", "\n".join(f"{n}. {note}" for n, note in enumerate(text["notes"], start=1))]
-    if remarks := [result.row for result in report.results if result.row.published.note]:
-        lines = [f"- {_md(row.name)}: {_md(remark(row.published.note, language))}" for row in remarks]
+    if remarks := [result.row for result in report.results if result.row.published.note.en]:
+        lines = [f"- {_md(row.name)}: {_md(row.published.note.text(language))}" for row in remarks]
         parts += [f"## {text['remarks']}", "\n".join(lines)]
     if files := _file_lines(report, text["file_kinds"]):
         parts += [f"## {text['files']}", "\n".join(files)]
@@ -382,12 +387,19 @@ def _markdown_row(result: Result, language: str) -> list[str]:
         ours["top5"],
         _md(published.inference),
         ours["speed"],
-        "x" if published.gpu_mem_mb is None else str(published.gpu_mem_mb),
+        _published_memory(published),
         ours["memory"],
         links("ckpt", result.files.get("ckpt")),
         links("log", result.files.get("log")),
         links("json", result.files.get("json")),
     ]
+
+
+def _published_memory(published: "Published") -> str:
+    """x: the published table does not say."""
+    if not published.config:
+        return ""
+    return "x" if published.gpu_mem_mb is None else str(published.gpu_mem_mb)
 
 
 def _file_lines(report: Report, kinds: dict[str, str]) -> list[str]:

@@ -23,6 +23,7 @@ from ..files.addresses import without_secrets
 from ..files.hashes import md5_of
 from ..files.links import link_or_copy
 from ..files.locks import locked
+from ..params import find_project
 from .names import Point
 
 if TYPE_CHECKING:  # mlflow takes a second to import, and a command that records nothing does without
@@ -59,7 +60,7 @@ def tracking_uri(root: Path | None = None) -> str:
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    return f"sqlite:///{(root or _project_root()).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{(root or find_project()).resolve() / 'mlflow.db'}"
 
 
 def ui_command(root: Path | None = None, port: int = 5000) -> str:
@@ -298,20 +299,10 @@ def local_folder(uri: str) -> Path | None:
     return Path(uri) if not parts.scheme else None
 
 
-def _project_root() -> Path:
-    if root := os.environ.get("DVC_ROOT"):
-        return Path(root)
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        if (folder / "params.yaml").is_file():
-            return folder
-    raise UserError(f"no params.yaml in {here} or above; run inside the project's folder, or set MLFLOW_TRACKING_URI")
-
-
 def _in_project(path: Path, root: Path | None) -> str:
     """The path, relative to the project's folder if it is inside."""
     with contextlib.suppress(ValueError, UserError):
-        return str(path.relative_to((root or _project_root()).resolve()))
+        return str(path.relative_to((root or find_project()).resolve()))
     return str(path)
 
 

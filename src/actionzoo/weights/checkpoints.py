@@ -1,27 +1,27 @@
-"""A trained network with all that its use needs, by whatever name one has for it:
+"""Checkpoints by whatever name a user gives, opened as networks with everything that their use needs.
 
-    slowfast_r50_…                          a row: runs/<dataset>/<row>/best.pth, else weights/<row>.pth
-    runs/demo/slowfast_r50_…                a run's folder, or a checkpoint in it: recipe.json there says the rest
-    slowfast_r50_…-1a2b3c4d.safetensors     what `actionzoo publish` writes, .pth too: says itself what it is
-    slowfast_r50_…_20200618-….pth           what others published: its name says the row, or somebody has to
+    slowfast_r50_…                          a model: runs/<dataset>/<model>/best.pth, else weights/<model>.pth
+    runs/demo/slowfast_r50_…                a run's folder, or a checkpoint in it; recipe.json there says the rest
+    slowfast_r50_…-1a2b3c4d.safetensors     written by `actionzoo publish`, as .pth too; its metadata say the rest
+    slowfast_r50_…_20200618-….pth           published by others: its name says the model, or the caller does
     models:/NAME/1, models:/NAME@champion   in MLflow's registry
 
-Which frames, sizes and colours a network was trained for is read, never guessed.
+Frames, sizes and colours that a network was trained for are read from the file or its recipe, never guessed.
 """
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files.text import read_text
-from ..job import RunFiles
 from ..kinetics.labels import kinetics400
 from ..names import did_you_mean
 from ..params import Params
+from ..process.progress import Progress
 from ..recipe import TestSpec
+from ..records import RunFiles
 from ..tracking.registry import fetch_registered
 from .identity import Identity, identify, record_beside
 from .published import CACHE, base_name, fetch_published, published_as
@@ -33,63 +33,69 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
+    """A network ready for use, and how to use it."""
+
     network: "nn.Module"
     """In eval mode, on the CPU: (N, 3, T, H, W) -> (N, len(classes)) logits."""
     classes: list[str]
-    row: str
-    viewing: TestSpec
+    """By output."""
+    model_name: str
+    test_spec: TestSpec
     file: Path
     sha256: str
+    """Of the file, as 64 hex digits."""
 
     def text(self) -> str:
         """A line for people."""
-        viewing = self.viewing
+        spec = self.test_spec
         return (
-            f"{self.row}: {len(self.classes)} classes; {viewing.num_clips} clips of {viewing.clip_len} frames, one of "
-            f"every {viewing.frame_interval}, {viewing.num_crops} crops of {viewing.crop_size} pixels; {self.file}"
+            f"{self.model_name}: {len(self.classes)} classes; {spec.num_clips} clips of {spec.clip_len} frames, one of "
+            f"every {spec.frame_interval}, {spec.num_crops} crops of {spec.crop_size} pixels; {self.file}"
         )
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedCheckpoint:
     """A checkpoint's network, before its classes have names."""
 
     network: "nn.Module"
-    """In eval mode, on the CPU, every weight from the file and finite."""
+    """In eval mode, on the CPU; every weight is from the file and finite."""
     identity: Identity
-    """Of which model it is, with which settings and classes; `classes` have one name for each output, or are empty."""
+    """Its `classes` have one name for each output, or are empty."""
     report: "LoadReport"
     """What became of the file's tensors."""
 
     @property
     def num_classes(self) -> int:
-        return self.network.state_dict()["cls_head.fc_cls.bias"].shape[0]
+        from .load import num_classes_of
+
+        return num_classes_of(self.network)
 
 
 def open_checkpoint(
-    model: str | Path,
+    source: str | Path,
     *,
     params: Params,
-    row: str | None = None,
+    model: str | None = None,
     root: Path = Path(),
-    tell: Callable[[str, int, int], None] | None = None,
-) -> Opened:
-    """The network that `model` names, for every command that uses one; `row` is the model that it has to be of.
+    on_progress: Progress | None = None,
+) -> OpenedCheckpoint:
+    """Open the checkpoint that `source` names; `model` is the name of the model that it must be of, if given.
 
     Raises UserError for a file of another model, a damaged one, one without a trained classifier.
     """
-    path = find_checkpoint(str(model), params, root, tell)
+    path = find_checkpoint(str(source), params, root, on_progress)
 
     from .formats import read_weights
     from .load import open_network
 
     record = record_beside(path)  # first: its remedy is the better one for a damaged file
     weights = read_weights(path)
-    identity = identify(path, weights.meta, weights.shapes, params=params, row=row, record=record)
+    identity = identify(path, weights.meta, weights.shapes, params=params, model=model, record=record)
     identity.require_trained_head()
     network, report = open_network(identity.model, weights)
-    opened = Opened(network.eval(), identity, report)
+    opened = OpenedCheckpoint(network.eval(), identity, report)
     if not identity.classes and opened.num_classes == len(known := kinetics400()):
         return replace(opened, identity=replace(identity, classes=known))
     if identity.classes and len(identity.classes) != opened.num_classes:
@@ -101,12 +107,15 @@ def open_checkpoint(
 
 
 def open_trained(
-    model: str | Path, *, params: Params, row: str | None = None, classes: Path | None = None, root: Path = Path()
-) -> Trained:
-    """What `model` names. `row` says whose network it is, and `classes`, a file with a name in each line, what its
-    outputs mean, where the file does not. Raises UserError."""
+    source: str | Path, *, params: Params, model: str | None = None, classes: Path | None = None, root: Path = Path()
+) -> TrainedModel:
+    """Open the checkpoint that `source` names, for predictions.
+
+    Where the file does not say them itself: `model` is the name of its model, and `classes` a file with a class name
+    per line, in the order of the network's outputs. Raises UserError.
+    """
     own_names = read_classes(classes) if classes else []
-    opened = open_checkpoint(model, params=params, row=row, root=root)
+    opened = open_checkpoint(source, params=params, model=model, root=root)
     path, num_classes = opened.identity.file, opened.num_classes
     names = own_names if classes else opened.identity.classes
     if not names and not classes:
@@ -116,61 +125,62 @@ def open_trained(
     if len(names) != num_classes:
         raise UserError(f"{classes or path} names {len(names)} classes, the network has {num_classes}; give its own")
     identity = opened.identity
-    return Trained(opened.network, names, identity.row, identity.viewing, path, opened.report.sha256)
+    return TrainedModel(opened.network, names, identity.model_name, identity.test_spec, path, opened.report.sha256)
 
 
-def find_checkpoint(
-    model: str, params: Params, root: Path = Path(), tell: Callable[[str, int, int], None] | None = None
-) -> Path:
-    """The file on this machine, its bytes what its name promises. Raises UserError."""
-    if model.startswith("models:/"):
-        path = fetch_registered(model, root / CACHE, root)
-    elif model.startswith(("http://", "https://", "file://")):
-        return _fetch(model, params, root, tell)
+def find_checkpoint(source: str, params: Params, root: Path = Path(), on_progress: Progress | None = None) -> Path:
+    """The checkpoint's path on this machine, fetched if need be; its bytes match the hash in its name.
+
+    Raises UserError.
+    """
+    if source.startswith("models:/"):
+        path = fetch_registered(source, root / CACHE, root)
+    elif source.startswith(("http://", "https://", "file://")):
+        return _fetch(source, params, root, on_progress)
     else:
-        path = _local(model, params, root)
+        path = _local(source, params, root)
 
-    from .download import fetch_weights  # torch takes seconds to import, a name that leads nowhere does not need it
+    from .download import fetch_weights  # imported late, with torch: a name that leads nowhere does not need it
 
     return fetch_weights(path)
 
 
-def _local(model: str, params: Params, root: Path) -> Path:
-    """The file that a row, a path or a run's folder means. Raises UserError."""
-    if model in params.recipes:
-        best, imported = RunFiles(root, params.name, model).best, root / CACHE / f"{model}.pth"
+def _local(source: str, params: Params, root: Path) -> Path:
+    """The file that a model's name, a path or a run's folder means. Raises UserError."""
+    if source in params.recipes:
+        best, imported = RunFiles(root, params.name, source).best, root / CACHE / f"{source}.pth"
         for path in (best, imported):
             if path.is_file():
                 return path
         raise UserError(
-            f"neither {best} nor {imported} is there; `dvc repro train@{model}` trains the row, "
-            f"`actionzoo weights {model}` fetches its published weights"
+            f"neither {best} nor {imported} is there; `dvc repro train@{source}` trains the model, "
+            f"`actionzoo weights {source}` fetches its published weights"
         )
-    path = Path(model).expanduser()
-    is_folder = os.path.isdir(path)  # which answers for names, too, that no file can have
+    path = Path(source).expanduser()
+    is_folder = os.path.isdir(path)  # unlike Path.is_dir, it answers for names that no file can have
     if is_folder:
         path = path / "best.pth"
     if not os.path.isfile(path):
         if os.path.exists(path):
             raise UserError(f"{path} is no regular file; give a checkpoint")
-        if not is_folder and "/" not in model and "." not in model:
-            params.check_model(model)
-        near = did_you_mean(model, params.recipes) if "/" not in model else ""
+        if not is_folder and "/" not in source and "." not in source:
+            params.check_model(source)
+        near = did_you_mean(source, params.recipes) if "/" not in source else ""
         raise UserError(
-            f"{path} is not there{near}{'' if near else ';'} give a row, a checkpoint, a run's folder, or "
+            f"{path} is not there{near}{'' if near else ';'} give a model, a checkpoint, a run's folder, or "
             "models:/NAME/VERSION"
         )
     return path
 
 
-def _fetch(address: str, params: Params, root: Path, tell: Callable[[str, int, int], None] | None) -> Path:
-    """A published file also from its other addresses."""
+def _fetch(address: str, params: Params, root: Path, on_progress: Progress | None) -> Path:
+    """The file behind an address; a published one also from its mirrors."""
     from .download import fetch_weights
 
     published = published_as(params, base_name(address))
     if published and published.address == address:
-        return fetch_published(published, root / CACHE, tell=tell)
-    return fetch_weights(address, root / CACHE, tell=tell)
+        return fetch_published(published, root / CACHE, on_progress=on_progress)
+    return fetch_weights(address, root / CACHE, on_progress=on_progress)
 
 
 def read_classes(path: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""A weights file on this machine, from a path or URL, its bytes checked against the hash in its name."""
+"""Downloads weights files, and checks their bytes against the hash in their name."""
 
 import hashlib
 import os
@@ -7,7 +7,7 @@ import shutil
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UserError
@@ -17,6 +17,7 @@ from ..files.hashes import sha256_of
 from ..files.locks import locked
 from ..kinetics.single_file import complete
 from ..kinetics.transfer import Patience, discard
+from ..process.progress import Progress
 from .published import CACHE
 
 
@@ -27,20 +28,21 @@ def fetch_weights(
     mirrors: Sequence[str] | None = None,
     retries: int = 4,
     backoff_seconds: float = 1.0,
-    tell: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Path:
-    """The file that `source` means, on this machine: a path as it is, an http(s) URL downloaded into `cache`.
+    """The path of a weights file on this machine: `source` itself if it is a path; an http(s) URL is downloaded into
+    `cache`.
 
-    Eight hex digits at the end of a name, as in `…_20200826-f85b90c5.pth`, are the first of the sha256 of the bytes:
-    they are checked, and such a file is downloaded once. A file without them is downloaded each time, for nothing
-    tells whether it still is the same. `retries` counts attempts in a row that brought nothing.
+    A name that ends in eight hex digits, as in `…_20200826-f85b90c5.pth`, promises that the sha256 of the bytes begins
+    with them. This is checked, and such a file is downloaded once. A file with another name is downloaded each time,
+    because it may have changed. `retries` counts attempts in a row that transferred nothing.
 
-    A URL's file is looked for in this order: in `cache`; under its base name in ACTIONZOO_WEIGHTS, a folder or URL;
-    at the URL; at the `mirrors`, URLs or paths. Wherever it comes from, its bytes must be what the URL's name promises.
-    With `mirrors` None it is not a published file, and a name without digits is not looked for in ACTIONZOO_WEIGHTS.
+    The sources of a URL's file, in order: `cache`; its base name in ACTIONZOO_WEIGHTS, a folder or URL; the URL; the
+    `mirrors`, URLs or paths. Its bytes must match the URL's name wherever it comes from. `mirrors` is None for a file
+    that was not published; then a name without digits is not taken from ACTIONZOO_WEIGHTS.
 
-    Raises UserError that names every address that was tried. A download that is not what its name says is kept under a
-    name that says so.
+    Raises UserError that names every address that was tried. A download that does not match its name is kept under
+    another name, for inspection.
     """
     url = urllib.parse.urlsplit(str(source))
     is_remote = url.scheme in ("http", "https")
@@ -49,19 +51,19 @@ def fetch_weights(
     name = _plain_name(url.path if is_remote else Path(url.path).name)
     if _promised(name):
         path = cache / name
-        if path.is_file() and _is_what_its_name_says(path):
+        if path.is_file() and _matches_its_name(path):
             return path
-    else:  # names like best.pth, of which there are many
+    else:  # a name like best.pth, which many files have
         path = cache / f"from-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}" / name
     addresses = [*_own_address(name, is_published=mirrors is not None), str(source), *(mirrors or ())]
     faults = []
     for number, address in enumerate(addresses, 1):
-        # where another address may have it, no minutes are spent on one that is gone
+        # no minutes are spent on an address that does not answer while there is another one
         patience = Patience(
             retries if number == len(addresses) else min(retries, 1), backoff_seconds, threading.Event()
         )
         try:
-            return _fetch_one(address, path, name, patience, tell)
+            return _fetch_one(address, path, name, patience, on_progress)
         except UserError as fault:
             faults.append(str(fault))
     own_place = "a folder (or behind a URL) that the environment variable ACTIONZOO_WEIGHTS names"
@@ -77,17 +79,17 @@ def fetch_weights(
 
 
 def _own_address(name: str, is_published: bool) -> list[str]:
-    """Where ACTIONZOO_WEIGHTS has a file of this name, if it may: other names than published ones are too common."""
+    """The file's address in ACTIONZOO_WEIGHTS, if any; only for published names, as others are too common."""
     place = os.environ.get("ACTIONZOO_WEIGHTS", "").strip()
     if not place or not (is_published or _promised(name)):
         return []
     if place.startswith(("http://", "https://")):
         folder, query, words = place.partition("?")
         return [f"{folder.rstrip('/')}/{urllib.parse.quote(name)}{query}{words}"]
-    folder = _as_path(place)
-    if not folder.is_dir():
+    own_folder = _as_path(place)
+    if not own_folder.is_dir():
         raise UserError(f"the environment variable ACTIONZOO_WEIGHTS is {place}, which is neither a folder nor a URL")
-    return [str(folder / name)] if (folder / name).is_file() else []
+    return [str(own_folder / name)] if (own_folder / name).is_file() else []
 
 
 def _as_path(source: str | Path) -> Path:
@@ -96,7 +98,10 @@ def _as_path(source: str | Path) -> Path:
 
 
 def _checked_path(source: str | Path, promised: str = "") -> Path:
-    """A file of this machine, whose bytes are what its name, or another's, promises. Raises UserError."""
+    """A file of this machine whose sha256 begins with `promised`, by default with what its name promises.
+
+    Raises UserError.
+    """
     path = _as_path(source)
     if path.is_dir():
         raise UserError(f"{source} is a folder, not a file; name the weights file in it")
@@ -118,57 +123,58 @@ def _fetch_one(
     path: Path,
     name: str,
     patience: Patience,
-    tell: Callable[[str, int, int], None] | None,
+    on_progress: Progress | None,
 ) -> Path:
-    """The file behind one address, as `path` if it has to be downloaded. `name` says what the bytes must be."""
+    """The file at one address, downloaded to `path` if it is remote; its bytes must match `name`. Raises UserError."""
     url = urllib.parse.urlsplit(address)
     if url.scheme not in ("http", "https"):
         found = _checked_path(address, _promised(name))
         if found.name == name:
             return found
-        with found.open("rb") as source, atomic_write(path) as copy:  # what a file is goes by its name
+        with found.open("rb") as source, atomic_write(path) as copy:  # the copy has the name that its bytes must match
             shutil.copyfileobj(source, copy)
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{name}.lock")):
         if _promised(name) and path.is_file():
-            if _is_what_its_name_says(path):
+            if _matches_its_name(path):
                 return path
             _refuse(path)
         partial = path.with_name(f".{name}.partial")
-        on_bytes = (lambda here, size: tell(name, here, size)) if tell else None
-        complete(address, partial, patience, tell=on_bytes)
+        on_bytes = (lambda here, size: on_progress(name, here, size)) if on_progress else None
+        complete(address, partial, patience, on_progress=on_bytes)
         os.replace(partial, path)
         discard(partial)
-        if not _is_what_its_name_says(path):
-            kept, found = _refuse(path)
+        if not _matches_its_name(path):
+            kept, sha256 = _refuse(path)
             raise UserError(
-                f"{without_secrets(url.geturl())} has sha256 {found[:8]}…, its name promises {_promised(name)}; it was "
-                f"not loaded and is kept as {kept}. Run again to fetch it anew; if you know it to be right, load that "
-                "file"
+                f"{without_secrets(url.geturl())} has sha256 {sha256[:8]}…, its name promises {_promised(name)}; it "
+                f"was not loaded and is kept as {kept}. Run again to fetch it anew; if you know it to be right, load "
+                "that file"
             )
     return path
 
 
 def _plain_name(path: str) -> str:
-    """The file's name in a URL's path, with nothing in it that could lead elsewhere."""
+    """The file name at the end of a URL's path, safe to use in a folder."""
     name = re.split(r"[/\\]", urllib.parse.unquote(path))[-1]
     return re.sub(r"[^A-Za-z0-9._-]", "_", name).lstrip(".-")[-150:] or "weights.pth"
 
 
 def _promised(name: str) -> str:
-    """The sha256's first eight digits that a name ends with, '' if it does not."""
+    """The first eight hex digits of a sha256 that a file name ends with; '' if it has none."""
     digits = re.search(r"-([0-9a-f]{8})\.(?:pth|pt|safetensors)$", name)
     return digits[1] if digits else ""
 
 
-def _is_what_its_name_says(path: Path) -> bool:
+def _matches_its_name(path: Path) -> bool:
+    """Whether the sha256 of the bytes is the promised one; True for a name without digits."""
     promised = _promised(path.name)
     return not promised or sha256_of(path).startswith(promised)
 
 
 def _refuse(path: Path) -> tuple[Path, str]:
-    """Move a file that is not what its name says aside, to a name that tells what it is; gives that and the sha256."""
+    """Rename a file that does not match its name; returns the new path, with the right digits, and the sha256."""
     found = sha256_of(path)
     kept = path.with_name(f"{path.stem}.refused-{found[:8]}{path.suffix}")
     os.replace(path, kept)

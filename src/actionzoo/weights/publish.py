@@ -23,27 +23,32 @@ from ..engine.checkpoint import load_checkpoint
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
-from ..files.json_files import require_json
-from ..job import RunFiles
-from ..jobs.evaluate import read_head
+from ..records import Metrics, RunFiles, RunRecord, TestResult
 from ..tracking.registry import register
 from .identity import record_beside
 
 
 def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
-    """Write both files into `out`, or into the run's folder if None; gives the .pth and the .safetensors.
+    """Write both files into `out`, or into the run's folder if None; returns the .pth and the .safetensors.
 
-    Raises UserError if the run is not finished or not tested, or its files are not of one training.
+    Raises UserError if the run is not finished or not evaluated, or its files are not of one training.
     """
-    made, files = _finished_run(run)
+    record, files = _finished_run(run)
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{files.model}` makes it")
     record_beside(files.best)
     checkpoint = load_checkpoint(files.best)
-    meta = {key: made[key] for key in ("row", "dataset", "recipe", "overrides", "classes", "manifest_sha256")} | {
-        "epoch": checkpoint["meta"]["epoch"],
+    epoch = checkpoint["meta"]["epoch"]
+    meta = {
+        "row": record.model,  # a key of weights files, which every version reads
+        "dataset": record.dataset,
+        "recipe": record.recipe,
+        "overrides": list(record.overrides),
+        "classes": list(record.classes),
+        "manifest_sha256": record.manifest_sha256,
+        "epoch": epoch,
         "val_top1": checkpoint["meta"]["val_top1"],
-        "metrics": _metrics(files, checkpoint["meta"]["epoch"]),
+        "metrics": _metrics(files, epoch).as_json(),
         "versions": {"actionzoo": importlib.metadata.version("actionzoo"), "torch": str(torch.__version__)},
     }
     # copies: a view would bring all of its storage along
@@ -57,52 +62,47 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
 
 
 def register_run(run: Path, name: str | None = None, alias: str | None = None) -> str:
-    """Publish the run into MLflow's registry, as a version of the model `name`, the row's if None; gives its address.
+    """Publish the run into MLflow's registry, as a version of the registered model `name`; returns its address.
 
-    What is registered is the .safetensors file: no code is in it, and none is run to load it. Raises UserError.
+    Without `name` it is called like the model. The .safetensors file is registered: it holds no code, and loading it
+    runs none. Raises UserError.
     """
-    made, files = _finished_run(run)
+    record, files = _finished_run(run)
     # beside the run, so that MLflow's copy of the file is a hard link
     with tempfile.TemporaryDirectory(dir=run, prefix=".registered-") as folder:
         pth, file = publish_run(run, Path(folder))
-        metrics = require_json(files.metrics(), f"`dvc repro evaluate@{files.model}` makes it")
-        tags = {"row": made["row"], "dataset": made["dataset"], "file": file.name, "test.top1": metrics.get("top1")}
+        top1 = Metrics.read(files.metrics()).top1
+        tags = {"model": record.model, "dataset": record.dataset, "file": file.name, "test.top1": top1}
         pth.unlink()
-        return register(run, file, name=name or made["row"], alias=alias, tags=tags)
+        return register(run, file, name=name or record.model, alias=alias, tags=tags)
 
 
-_KEYS = {"row": str, "dataset": str, "recipe": dict, "overrides": list, "classes": list, "manifest_sha256": str}
-
-
-def _finished_run(run: Path) -> tuple[dict[str, Any], RunFiles]:
-    """The run's recipe.json, and where its files lie. Raises UserError if it is no whole record of that run."""
-    remedy = "it is written when a training ends; give a folder runs/<dataset>/<row>"
+def _finished_run(run: Path) -> tuple[RunRecord, RunFiles]:
+    """The run's record, and where its files lie. Raises UserError if it is no whole record of that run."""
     path = run / "recipe.json"
-    made = require_json(path, remedy)
-    faults = [key for key, kind in _KEYS.items() if not isinstance(made.get(key), kind)]
-    known = made.get("files")
-    if not isinstance(known, dict) or "best.pth" not in known:
-        faults.append("files")
-    if faults:
-        raise UserError(f"{path} is no whole record of a training: it lacks {', '.join(faults)}; {remedy}")
+    if not path.is_file():
+        raise UserError(f"{path} is not there; a training writes it at its end; give a folder runs/<dataset>/<model>")
+    record = RunRecord.read(path)
+    if "best.pth" not in record.files:
+        raise UserError(f"{path} does not vouch for best.pth; train the model again")
     if len(run.resolve().parents) < 3:
-        raise UserError(f"{run} is no run's folder; give a folder runs/<dataset>/<row>")
-    files = RunFiles(run.resolve().parents[2], made["dataset"], made["row"])
+        raise UserError(f"{run} is not a run's folder; give a folder runs/<dataset>/<model>")
+    files = RunFiles(run.resolve().parents[2], record.dataset, record.model)
     if files.run != run.resolve():
         raise UserError(
-            f"{path} is of {made['row']} on {made['dataset']}, whose folder is {files.run}; publish that one"
+            f"{path} is of {record.model} on {record.dataset}, whose folder is {files.run}; publish that one"
         )
-    return made, files
+    return record, files
 
 
-def _metrics(files: RunFiles, epoch: int) -> dict[str, Any]:
-    """Of the test of this very checkpoint."""
+def _metrics(files: RunFiles, epoch: int) -> Metrics:
+    """Those of the evaluation of this very checkpoint. Raises UserError."""
     again = f"`dvc repro evaluate@{files.model}` makes it"
-    metrics = require_json(files.metrics(), again)
-    tested = None
-    if files.result.is_file():
-        tested = (read_head(files.result) or require_json(files.result, again)).get("checkpoint_md5")
-    if metrics.get("epoch", epoch) != epoch or tested not in (None, md5_of(files.best)):
+    if not files.metrics().is_file():
+        raise UserError(f"{files.metrics()} is not there; {again}")
+    metrics, result = Metrics.read(files.metrics()), TestResult.read_if_there(files.result)
+    is_other = result is not None and result.checkpoint_md5 != md5_of(files.best)
+    if (metrics.epoch is not None and metrics.epoch != epoch) or is_other:
         raise UserError(f"{files.metrics()} is of another checkpoint than {files.best}; {again} anew")
     return metrics
 

@@ -1,38 +1,34 @@
-"""What others published for a model: which files, with which numbers, and which network each of them needs.
+"""The files that were published for a model: addresses, accuracies, and the network that each was trained as.
 
-Used by `actionzoo weights`, predict, test, init.weights, and the reproduction graph.
+Used by `actionzoo weights`, predict, evaluate, init.weights, and the graph in released/.
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
-from ..params import Params, as_dict
-from ..recipe import CSNModel, SlowFastModel
+from ..params import Params
+from ..process.progress import Progress
+from ..recipe import CSNModel, Kind, Percentage, SlowFastModel, as_dict
 
 CACHE = Path("weights")
 """Where downloaded and imported weights lie, below the project."""
 
-Kind = Literal["ckpt", "infer_ckpt"]
-
 
 @dataclasses.dataclass(frozen=True)
 class PublishedFile:
-    """One file of params.yaml's `recipes.<model>.published`."""
+    """A file that published.yaml names."""
 
     row: str
     kind: Kind
-    """ckpt: trained by the recipe; infer_ckpt: imported from VMZ."""
     address: str
     """URL or path, as the published table has it."""
     mirrors: tuple[str, ...]
     """Other addresses of the same bytes, in the order in which they are tried."""
-    top1: float
-    """Per cent, the accuracy published for this very file."""
-    top5: float
+    top1: Percentage
+    """Per cent, as published for this very file; its text is as printed."""
+    top5: Percentage
     model: SlowFastModel | CSNModel
-    """The network that the file was trained as; not always the recipe's."""
+    """The network that the file was trained as. One published file differs from its recipe here."""
 
     @property
     def name(self) -> str:
@@ -45,48 +41,51 @@ def base_name(address: str) -> str:
     return address.split("?")[0].split("#")[0].rsplit("/", 1)[-1]
 
 
-def published_files(params: Params, row: str) -> dict[str, PublishedFile]:
-    """Every file published for `row`, by kind. Raises UserError for an unknown row."""
-    params.check_model(row)
-    recipe = params.recipes[row]
-    files: dict[str, PublishedFile] = {}
-    for kind, (address, top1, top5) in recipe.published.released.items():
-        changes = recipe.published.ckpt_model if kind == "ckpt" else {}
+def published_files(params: Params, model: str) -> dict[Kind, PublishedFile]:
+    """Kind -> the file; empty for a model for which nothing was published. Raises UserError for an unknown model."""
+    files: dict[Kind, PublishedFile] = {}
+    if (published := params.published_of(model)) is None:
+        return files
+    for kind, (address, top1, top5) in published.released.items():
+        changes = published.ckpt_model if kind == "ckpt" else {}
         files[kind] = PublishedFile(
-            row=row,
+            row=model,
             kind=kind,
             address=address,
             mirrors=params.mirrors.get(base_name(address), ()),
             top1=top1,
             top5=top5,
-            model=dataclasses.replace(recipe.model, **changes),
+            model=dataclasses.replace(params.recipes[model].model, **changes),
         )
     return files
 
 
-def published_file(params: Params, row: str) -> PublishedFile | None:
-    """The file that stands for `row` by name: its ckpt, else its infer_ckpt, else None. Raises UserError."""
-    files = published_files(params, row)
+def published_file(params: Params, model: str) -> PublishedFile | None:
+    """The file that the model's name stands for: its ckpt, else its infer_ckpt, else None.
+
+    Raises UserError for an unknown model.
+    """
+    files = published_files(params, model)
     return files.get("ckpt") or files.get("infer_ckpt")
 
 
-def published_as(params: Params, name: str, row: str | None = None) -> PublishedFile | None:
-    """The published file that is called `name` (a base name), of `row` if several models share it."""
+def published_as(params: Params, name: str, model: str | None = None) -> PublishedFile | None:
+    """The published file with the base name `name`; that of `model` if several models share it."""
     found = [file for known in params.recipes for file in published_files(params, known).values() if file.name == name]
-    return next((file for file in found if file.row == row), found[0] if found else None)
+    return next((file for file in found if file.row == model), found[0] if found else None)
 
 
-def fetch_published(file: PublishedFile, cache: Path, *, tell: Callable[[str, int, int], None] | None = None) -> Path:
+def fetch_published(file: PublishedFile, cache: Path, *, on_progress: Progress | None = None) -> Path:
     """The file on this machine, from the first address that has it. Raises UserError."""
     from .download import fetch_weights
 
-    return fetch_weights(file.address, cache, mirrors=file.mirrors, tell=tell)
+    return fetch_weights(file.address, cache, mirrors=file.mirrors, on_progress=on_progress)
 
 
 def other_network(file: PublishedFile, model: SlowFastModel | CSNModel) -> dict[str, object]:
-    """What of `model` has to be otherwise for the file's tensors to fit; empty if they do.
+    """The keys of `model`, with the file's values, that must change for the file's tensors to fit; empty if they fit.
 
-    How batch norm and dropout behave in training is no matter of tensors.
+    Keys that only change how batch norm and dropout behave in training do not count.
     """
     theirs, ours = as_dict(file.model), as_dict(model)
     training_only = ("norm_eval", "bn_frozen", "dropout")

@@ -1,0 +1,127 @@
+"""What there is: models, recipes, the table, the MLflow UI."""
+
+import json
+import os
+import re
+import socket
+from functools import partial
+from typing import Annotated
+
+import typer
+
+from .arguments import whole
+from .models import MODEL_HELP, complete_models, read_model_names, resolve
+from .usage import Command
+
+app = typer.Typer()
+command = partial(app.command, cls=Command, rich_help_panel="Look")
+
+
+@command(epilog="example: actionzoo models")
+def models() -> None:
+    """List the models of the zoo."""
+    print("\n".join(read_model_names()))
+
+
+@command(
+    epilog="""\
+example: actionzoo params
+example: actionzoo params slowfast_r50_video
+example: actionzoo params slowfast_r50_video slowfast_r50_8x8x1"""
+)
+def params(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", parser=str, autocompletion=complete_models, help=f"{MODEL_HELP}; print its recipe"
+        ),
+    ] = None,
+    other: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="OTHER", parser=str, autocompletion=complete_models, help="print what differs in this one's recipe"
+        ),
+    ] = None,
+) -> None:
+    """Check params.yaml, print a recipe, or compare two.
+
+    A recipe is printed as it is used: with the overrides of the chosen data set.
+    """
+    from ..params import load_params
+    from ..recipe import as_dict, compare
+
+    params = load_params()
+    if model is None:
+        print(
+            f"{params.path}: {len(params.recipes)} models, {len(params.datasets)} data sets, data.name is {params.name}"
+        )
+    elif other is None:
+        name = resolve(params, model)
+        print(json.dumps(as_dict(params.recipe(name)), indent=2))
+        for override in params.overrides(name):
+            print(f"# datasets.{params.name} overrides {override}")
+    else:
+        first, second = resolve(params, model), resolve(params, other)
+        lines = compare(params.recipe(first), params.recipe(second))
+        print("\n".join(lines) if lines else f"{first} and {second} have equal recipes on {params.name}")
+
+
+@command(epilog="example: actionzoo table")
+def table() -> None:
+    """Print the zoo table, with the published numbers."""
+    from rich.console import Console
+
+    from ..params import load_params
+    from ..report.results import read_report, rows_of
+    from ..report.tables import terminal_table
+
+    params = load_params()
+    report = read_report(dataset=params.name, rows=rows_of(params), root=params.root, out=params.folder("report"))
+    Console().print(terminal_table(report))
+
+
+@command(epilog="example: actionzoo ui --port 5001")
+def ui(
+    port: Annotated[int, typer.Option(metavar="N", parser=whole(1, 65535), help="TCP port on 127.0.0.1")] = 5000,
+) -> None:
+    """Open the MLflow UI, for this machine only."""
+    from ..errors import UserError
+    from ..tracking.store import ui_command
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise UserError(
+                f"port {port} on 127.0.0.1 is in use; `actionzoo ui --port {port + 1}` takes another"
+            ) from None
+    _link_report_to_runs(f"http://127.0.0.1:{port}")
+    line = ui_command(port=port)
+    print(f"{line}\nopen http://127.0.0.1:{port}, Ctrl-C ends it", flush=True)
+    # the shell sets the variables: as arguments of `env`, a password would show in the list of processes
+    os.execv("/bin/sh", ["/bin/sh", "-c", re.sub(r"^((?:\w+=\S+ )*)", r"\1exec ", line)])
+
+
+def _link_report_to_runs(server: str) -> None:
+    """Let the report's links lead to the pages of `server`, if there is a report."""
+    from ..params import load_params
+    from ..report.run_links import write_run_links
+
+    params = load_params()
+    if (params.folder("report") / "zoo.html").is_file():
+        write_run_links(params, params.root, server=server)
+
+
+@command(epilog="example: actionzoo sync")
+def sync() -> None:
+    """Fill MLflow from the run folders.
+
+    After a clone or a checkout, or when MLflow's store was lost. Runs that are there already stay as they are.
+    """
+    from ..params import find_project
+    from ..tracking.record import sync as sync_runs
+
+    for done in sync_runs(find_project()):
+        why = f" ({done.reason})" if done.reason else ""
+        print(f"{done.dataset}/{done.row}: {done.action}, {done.points} values{why}")

@@ -1,0 +1,104 @@
+"""The data stages with the settings of params.yaml: download, resize, extract frames. No torch."""
+
+import contextlib
+from pathlib import Path
+
+from ..errors import UserError
+from ..kinetics.download import TERMS
+from ..kinetics.download import download as download_mirror
+from ..kinetics.folder import FOLDER, list_folder
+from ..kinetics.frames import extract_frames
+from ..kinetics.resize import resize as resize_parts
+from ..kinetics.serve import serve
+from ..kinetics.synthetic import Mirror, make_mirror
+from ..params import Params
+from ..process.progress import progress
+from ..recipe import as_dict
+
+
+def download(params: Params) -> str:
+    """Fetch the chosen data set into data/<dataset>/archive, or list the videos of a folder there.
+
+    Returns the stage's closing line. Raises UserError.
+    """
+    with _source(params) as source, progress("bytes") as on_progress:
+        fetch = list_folder if source.startswith(FOLDER) else download_mirror
+        return fetch(
+            source,
+            params.folder("data") / "archive",
+            splits=params.dataset.splits,
+            parts=params.dataset.parts,
+            jobs=min(8, 2 * params.runtime.num_jobs),  # two connections per CPU, and no more than a mirror bears
+            scratch=_scratch(params, "download"),
+            on_progress=on_progress,
+        )
+
+
+def resize(params: Params, short_side: int, scheduler: str | None = None) -> str:
+    """Re-encode data/<dataset>/archive at `short_side` pixels into data/<dataset>/videos_<short_side>.
+
+    `scheduler` is the address of a Dask scheduler; None: as params.yaml says. Returns the stage's closing line.
+    """
+    data = params.folder("data")
+    with progress("clips") as on_progress:
+        return resize_parts(
+            data / "archive",
+            data / f"videos_{short_side}",
+            short_side=short_side,
+            encode=params.prepare.encode,
+            jobs=params.runtime.num_jobs,
+            scratch=_scratch(params, "resize"),
+            clip_timeout_seconds=params.runtime.clip_timeout_seconds,
+            max_bad_share=params.dataset.max_bad_share,
+            min_frames=params.prepare.min_frames,
+            scheduler=scheduler or params.runtime.scheduler_address,
+            on_progress=on_progress,
+        )
+
+
+def frames(params: Params, short_side: int, scheduler: str | None = None) -> str:
+    """Extract JPEG frames of data/<dataset>/videos_<short_side> into data/<dataset>/frames_<short_side>.
+
+    `scheduler` is the address of a Dask scheduler; None: as params.yaml says. Returns the stage's closing line.
+    """
+    data = params.folder("data")
+    with progress("clips") as on_progress:
+        return extract_frames(
+            data / f"videos_{short_side}",
+            data / f"frames_{short_side}",
+            qscale=params.prepare.jpeg.qscale,
+            jobs=params.runtime.num_jobs,
+            scratch=_scratch(params, "frames"),
+            clip_timeout_seconds=params.runtime.clip_timeout_seconds,
+            max_bad_share=params.dataset.max_bad_share,
+            scheduler=scheduler or params.runtime.scheduler_address,
+            on_progress=on_progress,
+        )
+
+
+def _scratch(params: Params, stage: str) -> Path:
+    return params.root / ".scratch" / stage / params.name
+
+
+def _source(params: Params) -> contextlib.AbstractContextManager[str]:
+    """The address of the mirror or folder; a synthetic mirror is made first, and served on loopback."""
+    dataset = params.dataset
+    if dataset.source == "synthetic:":
+        if dataset.synthetic is None:
+            raise UserError(
+                f"{params.path}: datasets.{params.name}.synthetic is missing; source synthetic: needs sizes"
+            )
+        root = _scratch(params, "mirror")
+        with progress("clips") as on_progress:
+            make_mirror(
+                root, Mirror(**as_dict(dataset.synthetic)), jobs=params.runtime.num_jobs, on_progress=on_progress
+            )
+        return serve(root)
+    if not dataset.source:
+        raise UserError(
+            f"{params.path}: datasets.{params.name}.source is empty; write the mirror's URL or folder there, or "
+            "folder:///path/to/videos, or set the environment variable ACTIONZOO_SOURCE"
+        )
+    if not dataset.source.startswith(FOLDER):
+        print(TERMS)
+    return contextlib.nullcontext(dataset.source)

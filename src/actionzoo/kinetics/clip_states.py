@@ -1,0 +1,126 @@
+"""The state of every clip of the annotation, from what the archives turned out to hold."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from .annotations import Annotation, class_key
+from .inventory import FetchedSplit, Inventory
+from .manifest import Clip
+from .part_records import PartClip, PartRecord
+
+Listed = Mapping[str, Mapping[str, Annotation]]
+"""Split -> video_id -> annotation."""
+
+Records = dict[str, PartRecord]
+"""Shard, relative to the form's folder -> its record, in the order of the parts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Replacements:
+    """Clips that were made from the archive of replacements."""
+
+    shard: str
+    """Relative to the form's folder."""
+    clips: Mapping[str, PartClip]
+    """By video_id."""
+
+
+def wanted_replacements(listed: Listed, records: Mapping[str, Records], inventory: Inventory) -> dict[str, set[str]]:
+    """Split -> clips that a replacement would help: those without a copy that decodes without complaints."""
+    wanted = {}
+    for split in listed:
+        copies = [clip for record in records[split].values() for clip in record.clips]
+        sound = {clip.video_id for clip in copies if not clip.error and not clip.damage}
+        # if only some parts were fetched, a clip that is in none of them may be in another one
+        candidates = set(listed[split]) if inventory.splits[split].is_complete else {clip.video_id for clip in copies}
+        wanted[split] = candidates - sound
+    return wanted
+
+
+def resolve_states(
+    split: str,
+    listed: Mapping[str, Annotation],
+    names: list[str],
+    records: Records,
+    replacements: Replacements,
+    fetched: FetchedSplit,
+    min_frames: int,
+) -> Iterator[Clip]:
+    """The split's lines of the manifest: each listed clip with its state, then the unlisted ones.
+
+    `names` are the class names by label. A usable clip with fewer than `min_frames` frames is short.
+    """
+    labels = {class_key(name): label for label, name in enumerate(names)}
+    copies: dict[str, list[tuple[str, PartClip]]] = collections.defaultdict(list)
+    for shard, record in records.items():
+        for copy in record.clips:
+            copies[copy.video_id].append((shard, copy))
+    nowhere = "in no part"
+    if not fetched.is_complete:
+        nowhere = f"in none of the {len(fetched.parts)} parts fetched, of {fetched.listed}"
+    for video_id, annotation in listed.items():
+        label = labels[class_key(annotation.class_name)] if annotation.class_name is not None else -1
+        class_name = names[label] if label >= 0 else ""
+        clip = Clip(video_id=video_id, split=split, label=label, class_name=class_name, state="missing", reason=nowhere)
+        replacement = replacements.clips.get(video_id)
+        yield _resolve_state(clip, copies[video_id], replacements.shard, replacement, min_frames)
+    unlisted = {name: shard for shard, record in reversed(records.items()) for name in record.unlisted or ()}
+    for video_id, shard in unlisted.items():
+        yield Clip(
+            video_id=video_id,
+            split=split,
+            label=-1,
+            class_name="",
+            state="unlisted",
+            reason=f"in {Path(shard).stem}, and in no line of {split}.csv",
+        )
+
+
+def _resolve_state(
+    clip: Clip,
+    copies: list[tuple[str, PartClip]],
+    replacement_shard: str,
+    replacement: PartClip | None,
+    min_frames: int,
+) -> Clip:
+    """A missing clip with the state, place and reason that follow from its copies in the parts and its replacement."""
+    best = next(((shard, copy) for shard, copy in copies if not copy.error), None)
+    reasons = [f"also in {Path(shard).stem}" for shard, _ in copies[1:]] if best else []
+    state = "ok"
+    if best and best[1].damage:
+        reasons.append(f"decodes with faults: {best[1].damage}")
+    error = copies[0][1].error if copies else clip.reason
+    is_replaced = replacement is not None and replacement.num_frames > (best[1].num_frames if best else 0)
+    if replacement is not None and is_replaced:
+        state = "replaced"
+        reasons = [*reasons, *([] if best else [error])]
+        best = (replacement_shard, replacement)
+    if not best:
+        tried = f"; its replacement: {replacement.error}" if replacement else ""
+        return dataclasses.replace(
+            clip,
+            state="corrupt" if copies else "missing",
+            sha256=copies[0][1].sha256 if copies else "",
+            reason=error + tried,
+        )
+    shard, copy = best
+    if copy.num_frames < min_frames:
+        reasons.append(f"{copy.num_frames} frames, fewer than {min_frames}")
+        if is_replaced:
+            reasons.append("replaced")
+        state = "short"
+    return dataclasses.replace(
+        clip,
+        state=state,
+        shard=shard,
+        offset=copy.offset,
+        size=copy.size,
+        num_frames=copy.num_frames,
+        width=copy.width,
+        height=copy.height,
+        fps=copy.fps,
+        sha256=copy.sha256,
+        reason="; ".join(reasons),
+    )

@@ -1,0 +1,28 @@
+"""The zoo table of the chosen data set in all its forms, from the metrics of its runs."""
+
+from ..files.locks import locked
+from ..kinetics.manifest import count_states, read_manifest
+from ..params import Params
+from .page import write_page
+from .results import read_report, rows_of
+from .run_links import write_run_links
+from .tables import write_tables
+
+
+def write_report(params: Params) -> str:
+    """Write report/<dataset>/zoo.{md,zh.md,html,json} and runs.js; return the stage's closing line.
+
+    Waits for another process that writes the same report. Raises UserError for metrics or a manifest that cannot be
+    read.
+    """
+    data, out = params.folder("data"), params.folder("report")
+    lock = params.root / ".scratch" / "report" / f"{params.name}.lock"
+    with locked(lock, waiting=f"another process makes the report of {params.name}; waiting for it"):
+        states = {
+            form: count_states(read_manifest(data / form / "manifest.csv")) for form in ("videos_256", "videos_320")
+        }
+        report = read_report(dataset=params.name, rows=rows_of(params), root=params.root, out=out, clip_states=states)
+        write_tables(report, out)
+        write_page(report, out)
+        write_run_links(params)
+    return f"report: {len(report.evaluated)} of {len(report.results)} rows evaluated; open {out / 'zoo.html'}"
