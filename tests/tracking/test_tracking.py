@@ -411,7 +411,7 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     folder = write_run(root)
     (done,) = sync(root)
     found = only_run(client)
-    assert (done.action, done.row, done.run_id) == ("recorded", "row", found.info.run_id)
+    assert (done.action, done.model, done.run_id) == ("recorded", "row", found.info.run_id)
     assert history(client, done.run_id, "train/loss") == [(2, 3.0), (4, 1.5), (6, 1.0)]
     assert history(client, done.run_id, "train/top1") == [(2, 0.25), (4, 0.5), (6, 0.75)]
     assert history(client, done.run_id, "val/top1") == [(4, 0.5)]
@@ -472,7 +472,7 @@ def test_sync_says_which_folder_it_could_not_read_and_why(root):
     broken.write_text('{"iters_per_epoch": 4}\n{"mode": tra\n{"mode": "train"}\n')
     stepless = write_run(root, "stepless") / "20260102_120000.log.json"
     stepless.write_text('{"mode": "val", "epoch": 1, "iter": 8, "top1_acc": 0.5}\n')
-    done = {entry.row: entry for entry in sync(root)}
+    done = {entry.model: entry for entry in sync(root)}
     assert done["fine"].action == "recorded"
     assert "best.pth is not there" in done["unfinished"].reason
     assert f"{broken}, line 2, is no JSON object" in done["broken"].reason
