@@ -162,7 +162,7 @@ def test_mlflow_holds_one_run_per_row_with_curves_logs_and_checkpoints(demo):
         files = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
         assert {"best.pth", "latest.pth", "result.json"} <= set(files)
         assert any(name.endswith(".log") for name in files) and any(name.endswith(".log.json") for name in files)
-        analysis = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "errors")}
+        analysis = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "error_analysis")}
         assert {f"{row}.classes.csv", f"{row}.confusion.csv", "errors.json", "confusion.svg"} <= analysis
         with open(demo.root / "metrics/demo" / f"{row}.classes.csv", newline="") as file:
             right = sum(int(line["right"]) for line in csv.DictReader(file))
@@ -280,7 +280,7 @@ def test_a_training_killed_again_and_again_leaves_the_files_of_an_undisturbed_on
     finally:
         demo.params["datasets"]["demo"]["overrides"]["slowfast"], demo.params["runtime"] = before
         demo.save()
-    assert (tmp_path / "cut.txt").read_text().count("of an interrupted training") == 3
+    assert (tmp_path / "cut.txt").read_text().count("resuming an interrupted training") == 3
     (other,) = (tmp_path / "cut").glob("*.log.json")
     assert without_clocks(other) == without_clocks(log)
     for name in ("best.pth", "latest.pth", f"{SLOWFAST}.train.csv", f"{SLOWFAST}.val.csv"):
@@ -333,7 +333,7 @@ def test_unknown_rows_keys_and_data_sets_are_told_in_a_sentence(demo):
             assert re.search(said, printed) and "Traceback" not in printed
     finally:
         (demo.root / "params.yaml").write_text(written)
-    printed = demo.run("actionzoo.cli", "params", SLOWFAST[:-1], succeeds=False)
+    printed = demo.run("actionzoo.cli", "params", SLOWFAST.replace("video", "vidoe"), succeeds=False)
     assert f"did you mean {SLOWFAST}" in printed and "Traceback" not in printed
 
 

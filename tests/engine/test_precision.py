@@ -45,7 +45,7 @@ def test_a_kernel_that_is_wrong_in_few_bits_alone_is_found():
 
     torch.manual_seed(0)
     model = nn.Sequential(Broken(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 2 * 6 * 6, 4))
-    with pytest.raises(UserError, match=r"runtime\.precision bf16 is off on this machine"):
+    with pytest.raises(UserError, match=r"runtime\.precision bf16 is wrong on this machine"):
         check_precision(model, torch.randn(2, 3, 4, 8, 8), "bf16")
 
 
