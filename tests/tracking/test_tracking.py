@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from actionzoo.tracking.live import recorded_run
 from actionzoo.tracking.names import METRIC_NAMES, TEST_STEP, global_step, to_metrics
 from actionzoo.tracking.record import sync
 from actionzoo.tracking.store import connect, find_run, tracking_uri, ui_command
+from tests.ports import reserved_port
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +40,13 @@ def root(tmp_path, monkeypatch, empty_store):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(root)
     return root
+
+
+@pytest.fixture
+def port():
+    """A port on which no program listens."""
+    with reserved_port() as number:
+        yield number
 
 
 @pytest.fixture
@@ -103,7 +110,7 @@ def test_four_processes_may_open_a_new_store_at_once(root, client):
         subprocess.Popen([sys.executable, "-c", code, f"row{n}"], cwd=fresh, stderr=subprocess.PIPE, text=True)
         for n in range(4)
     ]
-    complaints = [starter.communicate(timeout=120)[1] for starter in starters]
+    complaints = [starter.communicate(timeout=300)[1] for starter in starters]
     assert complaints == ["", "", "", ""]
     import mlflow
 
@@ -129,7 +136,7 @@ def test_values_arrive_while_the_run_goes_on(root, client, monkeypatch):
     monkeypatch.setattr(live, "_FLUSH_SECONDS", 0.05)
     with recorded_run(experiment="demo", name="row") as active:
         active.log(1, {"val/top1": 0.5})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not history(client, active.id, "val/top1") and time.monotonic() < deadline:
             time.sleep(0.05)
         assert history(client, active.id, "val/top1") == [(1, 0.5)]
@@ -196,7 +203,7 @@ def test_sigterm_ends_the_run_as_killed_with_its_last_values(root, client):
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     child.stdout.readline()
     child.send_signal(signal.SIGTERM)
-    assert child.wait(timeout=30) == 128 + signal.SIGTERM
+    assert child.wait(timeout=120) == 128 + signal.SIGTERM
     found = only_run(client)
     assert found.info.status == "KILLED" and found.data.metrics == {"train/loss": 4.0}
 
@@ -298,10 +305,7 @@ def test_copied_project_does_not_write_into_the_original(root, client, tmp_path,
 # --- a store that fails
 
 
-def test_store_that_is_away_does_not_stop_the_block(root, monkeypatch, caplog):
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+def test_store_that_is_away_does_not_stop_the_block(root, monkeypatch, caplog, port):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{port}")
     assert find_run("demo", "row", "0" * 32) is None
@@ -324,7 +328,7 @@ def test_values_wait_until_the_store_is_back(root, client, monkeypatch, caplog):
         away = sqlite3.connect(root / "mlflow.db")
         away.execute("ALTER TABLE metrics RENAME TO elsewhere")
         active.log(1, {"train/loss": 1.0})
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while "did not accept values" not in caplog.text and time.monotonic() < deadline:
             time.sleep(0.05)
         away.execute("ALTER TABLE elsewhere RENAME TO metrics")
@@ -407,7 +411,7 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     folder = write_run(root)
     (done,) = sync(root)
     found = only_run(client)
-    assert (done.action, done.row, done.run_id) == ("recorded", "row", found.info.run_id)
+    assert (done.action, done.model, done.run_id) == ("recorded", "row", found.info.run_id)
     assert history(client, done.run_id, "train/loss") == [(2, 3.0), (4, 1.5), (6, 1.0)]
     assert history(client, done.run_id, "train/top1") == [(2, 0.25), (4, 0.5), (6, 0.75)]
     assert history(client, done.run_id, "val/top1") == [(4, 0.5)]
@@ -468,7 +472,7 @@ def test_sync_says_which_folder_it_could_not_read_and_why(root):
     broken.write_text('{"iters_per_epoch": 4}\n{"mode": tra\n{"mode": "train"}\n')
     stepless = write_run(root, "stepless") / "20260102_120000.log.json"
     stepless.write_text('{"mode": "val", "epoch": 1, "iter": 8, "top1_acc": 0.5}\n')
-    done = {entry.row: entry for entry in sync(root)}
+    done = {entry.model: entry for entry in sync(root)}
     assert done["fine"].action == "recorded"
     assert "best.pth is not there" in done["unfinished"].reason
     assert f"{broken}, line 2, is no JSON object" in done["broken"].reason
@@ -529,30 +533,27 @@ def test_log_keys_are_those_of_the_reference():
 
 
 @pytest.mark.slow
-def test_page_shows_what_was_recorded_and_its_server_takes_runs(root, client, monkeypatch):
+def test_page_shows_what_was_recorded_and_its_server_takes_runs(root, client, monkeypatch, port):
     import mlflow
 
     with recorded_run(experiment="demo", name="row") as active:
         active.log(1, {"val/top1": 0.5})
         active.artifact(root / "params.yaml")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     command = ui_command(port=port)
     assert "sqlite:///mlflow.db" in command  # short, and right in the project's folder
     server = subprocess.Popen(command, shell=True, cwd=root, start_new_session=True, stderr=subprocess.DEVNULL)
     try:
         address = f"http://127.0.0.1:{port}/api/2.0/mlflow/artifacts/list?run_id={active.id}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             try:
-                answer = json.load(urllib.request.urlopen(address, timeout=20))
+                answer = json.load(urllib.request.urlopen(address, timeout=60))
                 break
             except OSError:
                 assert time.monotonic() < deadline, "the server did not start"
                 time.sleep(0.3)
         assert [file["path"] for file in answer["files"]] == ["params.yaml"]
-        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=20).read()
+        page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=60).read()
         assert b"<html" in page.lower()
 
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
@@ -565,7 +566,7 @@ def test_page_shows_what_was_recorded_and_its_server_takes_runs(root, client, mo
         assert [file.path for file in remote.list_artifacts(active.id, "files")] == ["files/params.yaml"]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(timeout=30)
+        server.wait(timeout=120)
 
 
 def test_with_a_server_the_page_is_the_servers(root, monkeypatch):

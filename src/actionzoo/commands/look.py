@@ -125,4 +125,4 @@ def sync() -> None:
 
     for done in sync_runs(find_project()):
         why = f" ({done.reason})" if done.reason else ""
-        print(f"{done.dataset}/{done.row}: {done.action}, {done.points} values{why}")
+        print(f"{done.dataset}/{done.model}: {done.action}, {done.points} values{why}")

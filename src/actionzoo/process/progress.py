@@ -1,4 +1,4 @@
-"""Progress of long work: a moving bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work: a moving bar on a terminal, elsewhere a line every few seconds."""
 
 import contextlib
 import sys
@@ -6,19 +6,20 @@ import time
 from collections.abc import Callable, Iterator
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done, and how much there is in all."""
+"""Called with (name of the work, amount done, total amount)."""
 
 LINE_SECONDS = 15
 
 
 @contextlib.contextmanager
 def progress(unit: str, *, lines: bool = True) -> Iterator[Progress]:
-    """A function to be told (what, done, total). `unit` is `bytes` or the name of what is counted, e.g. `clips`.
+    """A callback that shows progress until the block ends. `unit`: `bytes`, or the name of what is counted (`clips`).
 
-    Without `lines` nothing is said where there is no terminal: for work that logs by itself."""
+    `lines=False` prints nothing where there is no terminal: for work that logs its own progress.
+    """
     if sys.stderr.isatty():
-        with _bar(unit) as tell:
-            yield tell
+        with _bar(unit) as on_progress:
+            yield on_progress
     else:
         yield _lines(unit) if lines else lambda what, done, total: None
 
@@ -39,20 +40,20 @@ def _bar(unit: str) -> Iterator[Progress]:
     amounts = [DownloadColumn(), TransferSpeedColumn()] if unit == "bytes" else [MofNCompleteColumn(), TextColumn(unit)]
     columns = [TextColumn("{task.description}"), BarColumn(), *amounts, TimeRemainingColumn()]
     with rich_progress.Progress(*columns, console=Console(stderr=True)) as bar:
-        tasks = {}
+        tasks: dict[str, rich_progress.TaskID] = {}
 
-        def tell(what: str, done: int, total: int) -> None:
+        def on_progress(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total)
 
-        yield tell
+        yield on_progress
 
 
 def _lines(unit: str) -> Progress:
     began = shown = time.monotonic()
 
-    def tell(what: str, done: int, total: int) -> None:
+    def on_progress(what: str, done: int, total: int) -> None:
         nonlocal shown
         now = time.monotonic()
         if (done < total and now - shown < LINE_SECONDS) or not done:
@@ -62,4 +63,4 @@ def _lines(unit: str) -> Progress:
         amount = f"{done / 1e6:.0f} of {total / 1e6:.0f} MB" if unit == "bytes" else f"{done:,} of {total:,} {unit}"
         print(f"{what}: {amount}, {left / 60:.1f} minutes left" if done < total else f"{what}: {amount}", flush=True)
 
-    return tell
+    return on_progress

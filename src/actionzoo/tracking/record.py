@@ -31,7 +31,7 @@ class Synced:
     """What `sync` did for one run folder."""
 
     dataset: str
-    row: str
+    model: str
     action: str
     """recorded: a new run; completed: values or files were added to a run; unchanged; skipped."""
     points: int = 0
