@@ -104,7 +104,7 @@ def thumbnail_position(label: int) -> tuple[int, int]:
 def _middle_frame(data_folder: Path, clip: Clip) -> Image | str:
     """The frame, or why there is none."""
     try:
-        reader = open_clip(data_folder, clip)
+        reader = open_clip(data_folder, clip.stored())
         frame: Image = read(reader, np.array([reader.num_frames // 2]))[0]
         return frame
     except Undecodable as error:

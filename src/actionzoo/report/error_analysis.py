@@ -302,7 +302,7 @@ def _strip(data_folder: Path, clip: Clip | None) -> bytes | str:
     if clip is None:
         return "the manifest has no usable clip of this id any more"
     try:
-        reader = open_clip(data_folder, clip)
+        reader = open_clip(data_folder, clip.stored())
         frame_indices = ((np.arange(STRIP_FRAMES) + 0.5) * reader.num_frames / STRIP_FRAMES).astype(int)
         frames = read(reader, frame_indices)
     except Undecodable as error:
