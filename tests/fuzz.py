@@ -70,6 +70,7 @@ from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.kinetics.transfer import Patience
 from actionzoo.params import Params, load_params
 from actionzoo.recipe import as_dict
+from actionzoo.records import Benchmark, Metrics, Reproduction, RunRecord, TestResult
 from actionzoo.report.error_analysis import read_error_analysis
 from actionzoo.weights.checkpoints import read_classes as read_names
 from actionzoo.weights.formats import read_weights
@@ -78,6 +79,7 @@ from actionzoo.weights.published import published_files
 from tests import mutator
 from tests.engine.view_files import views_file
 from tests.kinetics.small_films import film
+from tests.test_records import BENCHMARK, METRICS, RESULT, RUN
 
 PROJECT = Path(__file__).resolve().parents[1]
 MAX_SECONDS = 10.0
@@ -661,6 +663,32 @@ def _record_beside_seeds(folder: Path) -> list[bytes]:
     ]
 
 
+RECORDS = (RunRecord, Metrics, Benchmark, Reproduction, TestResult)
+
+
+def _run_files_seeds(folder: Path) -> list[bytes]:
+    published = {"published_top1": 76.0, "published_top5": 92.0, "verdict": "reproduced", "why": "", "file": "a"}
+    reproduced = {"ckpt": METRICS.counts() | published | {"sha256": "ab"}}
+    records = (RUN.as_json(), METRICS.as_json(), BENCHMARK.as_json(), reproduced, RESULT.as_json())
+    return [json.dumps(record).encode() for record in records]
+
+
+def _run_files(folder: Path, data: bytes) -> None:
+    """Each record of a run; result.json has its clips behind the first line."""
+    _put(folder / "run.json", data)
+    _put(folder / "result.json", data.rstrip()[:-1] + b', "clips": {\n}}\n')
+    faults = []
+    for kind in RECORDS:
+        try:
+            record = kind.read(folder / ("result.json" if kind is TestResult else "run.json"))
+        except UserError as error:
+            faults.append(error)
+        else:
+            json.dumps(record.as_json())
+    if faults:
+        raise faults[0]
+
+
 def _json(folder: Path, data: bytes) -> None:
     path = _put(folder / "x.json", data)
     assert isinstance(read_json(path), dict)
@@ -750,6 +778,7 @@ DOORS: dict[str, Door] = {
         mutator.ZIP,
     ),
     "recipe_beside": Door(_record_beside_seeds, _record_beside, mutator.JSON),
+    "run_files": Door(_run_files_seeds, _run_files, mutator.JSON),
     "json": Door(lambda folder: [INVENTORY.to_bytes()], _json, mutator.JSON),
     "quarantine": Door(lambda folder: [json.dumps(QUARANTINE).encode()], _quarantine, mutator.JSON),
     "errors": Door(

@@ -161,7 +161,7 @@ def test_an_absent_file_is_none_and_a_damaged_one_is_not(run):
         ('{"top1": 0.5}', "it has no clips"),
         ('{"top1": 1.5, "clips": 2}', "top1 is 1.5, input should be less than or equal to 1"),
         ('{"top1": NaN, "clips": 2}', "top1 is nan"),
-        ('{"top1": "0.5", "clips": 2}', "top1 is 0.5, input should be a valid number"),
+        ('{"top1": "0.5", "clips": 2}', "top1 is '0.5', input should be a valid number"),
         ('{"top1": 0.5, "clips": 0}', "clips is 0, input should be greater than or equal to 1"),
         ('{"top1": 0.5, "clips": true}', "clips is True, input should be a valid integer"),
     ],
@@ -202,3 +202,22 @@ def test_a_reproduction_is_flat_by_the_kind_of_the_file(tmp_path):
     made = Reproduction.read(tmp_path / "slowfast.json")
     assert made.files["ckpt"].metrics == METRICS
     assert content.items() <= made.as_json()["ckpt"].items()
+
+
+def test_a_reproduction_without_top1_is_damaged(tmp_path):
+    path = tmp_path / "slowfast.json"
+    content = METRICS.counts() | {"published_top1": 76.0, "published_top5": 92.0, "verdict": "", "why": ""}
+    content |= {"file": "a-12345678.pth", "sha256": "12345678"}
+    del content["top1"]
+    path.write_text(json.dumps({"ckpt": content}))
+    with pytest.raises(UserError, match=r"files\.ckpt is .*top1 and top5, and one is not there; delete it and run"):
+        Reproduction.read(path)
+
+
+@pytest.mark.parametrize("text", ['{"top1": 0.5, "clips": 2, "protocol": "\\ud800"}', '{"\\ud800": 1, "clips": 2}'])
+def test_text_that_is_no_unicode_is_damaged_and_can_be_told(metrics, text):
+    path = metrics / "slowfast.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="it holds text that is no Unicode; delete it and run") as raised:
+        Metrics.read(path)
+    str(raised.value).encode()

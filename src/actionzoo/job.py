@@ -50,7 +50,7 @@ class Job:
     published_lists: Mapping[Split, PublishedLists]
 
     @classmethod
-    def of(cls, params: Params, model: str, root: Path = Path(), work_dir: Path | None = None) -> "Job":
+    def of(cls, params: Params, model: str, root: Path | None = None, work_dir: Path | None = None) -> "Job":
         """The job that params.yaml describes. `work_dir` takes all files of the run. Raises UserError."""
         return cls(
             model=model,
@@ -59,7 +59,7 @@ class Job:
             written=params.recipes[model],
             overrides=tuple(params.overrides(model)),
             runtime=params.runtime,
-            files=RunFiles(root, params.name, model, work_dir),
+            files=RunFiles(root or params.root, params.name, model, work_dir),
             init=initial_weights(params, model),
             published=params.published_of(model),
             published_lists=params.dataset.published_lists,

@@ -1,5 +1,5 @@
-"""Names that people type and strangers send: one rule for what may become a path, a word of a command or a page's
-text; and what a mistyped or shortened name means."""
+"""One rule for names that may become a path, a word of a command or text of a page; and what a mistyped or shortened
+name means."""
 
 import difflib
 import re

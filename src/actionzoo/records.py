@@ -34,7 +34,7 @@ Json = dict[str, JsonValue]
 """A JSON object."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 Number = FiniteFloat
 Range = Annotated[tuple[Number, ...], Field(min_length=2, max_length=2)]
 
@@ -76,10 +76,12 @@ class Record:
         except ValidationError as error:
             fault = error.errors()[0]
             key = ".".join(str(part) for part in fault["loc"] if part != "accuracies")
+            if fault["type"] == "json_invalid":  # half a surrogate pair
+                raise UserError(f"{path} is damaged, it holds text that is no Unicode; {remedy}") from None
             if fault["type"].startswith("missing"):
                 raise UserError(f"{path} is damaged, it has no {key}; {remedy}") from None
             raise UserError(
-                f"{path}: {key} is {str(fault['input'])[:80]}, {_uncapitalised(fault['msg'])}; {remedy}"
+                f"{path}: {key} is {repr(fault['input'])[:80]}, {_uncapitalised(fault['msg'])}; {remedy}"
             ) from None
 
     @classmethod
@@ -159,7 +161,7 @@ class Metrics(Record):
 
     accuracies: dict[str, Share]
     """top1, top5 (or another k) and mean_class, as shares of 1; empty where clips have no labels."""
-    clips: Annotated[int, Field(ge=1)]
+    clips: Annotated[int, Field(ge=1, lt=2**63)]
     """Evaluated."""
     missing: Count = 0
     """Listed, and not usable."""
@@ -399,6 +401,11 @@ class ReproducedFile:
     why: str
     file: str
     sha256: str
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which reading turns into a UserError."""
+        if not {"top1", "top5"} <= self.metrics.accuracies.keys():
+            raise ValueError("a published file is compared by top1 and top5, and one is not there")
 
     def as_json(self) -> dict[str, Any]:
         bounds: dict[str, float] = {}

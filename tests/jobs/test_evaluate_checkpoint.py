@@ -1,4 +1,4 @@
-"""actionzoo test: one's own and published checkpoints, MMAction2's words, and what is refused."""
+"""actionzoo evaluate: one's own and published checkpoints, MMAction2's words, and what is refused."""
 
 import dataclasses
 import json

@@ -54,10 +54,10 @@ def as_published(file: PublishedFile, folder: Path) -> Path:
 
 
 def with_address(params: Params, file: PublishedFile, address: str, mirrors: tuple[str, ...] = ()) -> Params:
-    published = dataclasses.replace(params.published[file.row], **{file.kind: address})
+    published = dataclasses.replace(params.published[file.model_name], **{file.kind: address})
     return dataclasses.replace(
         params,
-        published={**params.published, file.row: published},
+        published={**params.published, file.model_name: published},
         mirrors={address.rsplit("/", 1)[-1]: mirrors},
     )
 

@@ -163,7 +163,7 @@ class Pool:
         for worker in busy.values():
             if time.monotonic() - worker.began() > self._timeout_seconds and not worker.pipe.poll():
                 worker.kill()
-                worker.bury()
+                worker.reap()
                 self._fail(worker, f"took longer than {self._timeout_seconds:g} s")
 
     def _receive(self, worker: "_Worker") -> bool:
@@ -178,7 +178,7 @@ class Pool:
                     worker.jobs[0].waits_since = time.monotonic()
             return True
         except (EOFError, OSError):
-            why = worker.bury()
+            why = worker.reap()
             self._fail(worker, f"its process died twice, {why}")
             return False
 
@@ -298,7 +298,7 @@ class _Worker:
     def kill(self) -> None:
         self._process.kill()
 
-    def bury(self) -> str:
+    def reap(self) -> str:
         """Reap the process, which is dead or dying; returns a clause on what it died of. Its jobs stay listed."""
         self._process.join(1)
         self._process.kill()
@@ -318,7 +318,7 @@ def _end_all(workers: list[_Worker], owner: int) -> None:
     for worker in workers:
         worker.kill()
     for worker in workers:
-        worker.bury()
+        worker.reap()
     workers.clear()
 
 

@@ -10,8 +10,8 @@ from .atomic import partial_beside
 def link_or_copy(source: Path, target: Path, *, link_from_bytes: int = 0) -> None:
     """Make or replace `target` by a hard link to `source`, whole or not at all.
 
-    A copy takes its place where the file system has no links, or for a file smaller than `link_from_bytes`. A symbolic
-    link is followed first. Raises OSError.
+    The file is copied where the file system has no links, or if it is smaller than `link_from_bytes`. A symbolic link
+    is followed first. Raises OSError.
     """
     source, partial = source.resolve(), partial_beside(target)
     partial.unlink(missing_ok=True)
@@ -20,7 +20,7 @@ def link_or_copy(source: Path, target: Path, *, link_from_bytes: int = 0) -> Non
 
 
 def place_link(source: Path, target: Path, *, link_from_bytes: int = 0) -> None:
-    """The same for a name that nobody reads yet and that must not exist."""
+    """The same for a `target` that does not exist, without a detour by a hidden name. Raises OSError."""
     if source.stat().st_size >= link_from_bytes:
         try:
             os.link(source, target)

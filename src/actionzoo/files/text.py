@@ -1,4 +1,4 @@
-"""Text files from strangers: lists, CSVs, label maps, settings. Read within a bound, in whatever encoding they say."""
+"""Untrusted text files: lists, CSVs, label maps, settings. Reading is bounded, and takes the encoding from the file."""
 
 import codecs
 from pathlib import Path

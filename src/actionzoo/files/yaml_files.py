@@ -1,4 +1,4 @@
-"""YAML from strangers: mappings of plain values, within bounds. What would mislead a reader is refused, not guessed."""
+"""Untrusted YAML: mappings of plain values, within bounds. Ambiguous YAML is refused, not guessed at."""
 
 from collections.abc import Hashable
 from pathlib import Path

@@ -42,7 +42,7 @@ class Wanted:
     """Gets the logits of every view."""
 
 
-def evaluate_checkpoint(params: Params, model: str, source: str, wanted: Wanted, root: Path = Path()) -> str:
+def evaluate_checkpoint(params: Params, model: str, source: str, wanted: Wanted, root: Path | None = None) -> str:
     """Evaluate any checkpoint of `model`, named as for predict; returns the lines to print, in the first process alone.
 
     It is refused if predict refuses it. A checkpoint with a recipe of its own is evaluated with that recipe's settings,
@@ -60,7 +60,7 @@ def evaluate_checkpoint(params: Params, model: str, source: str, wanted: Wanted,
     from .measure import Request, Subject, find_label_mapping, measure
 
     with progress("bytes") as on_progress:
-        opened = open_checkpoint(source, params=params, model=model, root=root, on_progress=on_progress)
+        opened = open_checkpoint(source, params=params, model=model, root=job.root, on_progress=on_progress)
     file, known = opened.identity.file, opened.identity.classes
     job, settings = _as_the_file_says(params, job, opened.identity)
     classes = job.manifest.classes

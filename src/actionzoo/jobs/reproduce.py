@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from ..accuracy import judge
+from ..errors import UserError
 from ..files.hashes import md5_of
 from ..job import Job
 from ..params import Params, digest
@@ -23,11 +24,12 @@ from ..weights.checkpoints import open_checkpoint
 from ..weights.published import CACHE, PublishedFile, fetch_published, published_files
 
 
-def reproduce(params: Params, model: str, root: Path = Path()) -> str:
+def reproduce(params: Params, model: str, root: Path | None = None) -> str:
     """Evaluate what was published for `model` on all views of val; returns the last line to print.
 
     A file that was evaluated by the same protocol on the same clips is not evaluated again. Raises UserError.
     """
+    root = root or params.root
     job, files = Job.of(params, model, root), published_files(params, model)
     record = Reproduction(files={kind: _reproduce_file(params, job, file) for kind, file in files.items()})
     path = root / "released" / "metrics" / job.dataset / f"{model}.json"
@@ -54,6 +56,8 @@ def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> Repro
     fingerprint, result = job.evaluation_fingerprint(checkpoint_md5), TestResult.read_if_there(path)
     if result is None or result.fingerprint not in (fingerprint, _fingerprint_of_before(job, checkpoint_md5)):
         result = _measure(params, job, published, file, fingerprint, path)
+    if result.metrics.top1 is None:
+        raise UserError(f"the clips of val have no labels in {job.manifest.path}, so no accuracy can be reproduced")
     verdict, why = judge(job.dataset, job.overrides, result.metrics, published.top1)
     return ReproducedFile(
         metrics=result.metrics,

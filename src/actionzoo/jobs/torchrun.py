@@ -27,5 +27,5 @@ def launch_torchrun(runtime: Runtime) -> None:
     threads = max(1, (os.cpu_count() or 1) // runtime.gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would warn, and take 1
     sys.stdout.flush()
-    # the same process: whoever stops it stops torchrun, which stops the copies
+    # the same process: a signal to it reaches torchrun, which stops the copies
     os.execv(sys.executable, [*command, *sys.argv])

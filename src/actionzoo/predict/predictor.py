@@ -66,7 +66,7 @@ def open_predictor(
     num_crops: int | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     params: Params | None = None,
-    root: Path = Path(),
+    root: Path | None = None,
 ) -> "Predictor":
     """A Predictor; `source` names a checkpoint in one of the ways of weights/checkpoints.py.
 

@@ -44,7 +44,7 @@ def stage(name: str) -> Iterator[None]:
             print(f"{name}: interrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # as in `actionzoo rows | head -1`
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():  # as in `actionzoo models | head -1`
             _flush()
             sys.exit(128 + signal.SIGPIPE)
         if (sentence := _sentence(error)) is None:

@@ -41,7 +41,7 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """Texts in the order of COLUMNS."""
         published, measured = self.published, self.measured
-        name, top1, top5 = published.row, str(published.top1), str(published.top5)
+        name, top1, top5 = published.model_name, str(published.top1), str(published.top5)
         if measured is None:
             return name, published.kind, top1, "not run yet", top5, "", "", ""
         metrics = measured.metrics
@@ -56,7 +56,7 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         published = self.published
         plain = {
-            "model": published.row,
+            "model": published.model_name,
             "kind": published.kind,
             "address": published.address,
             "published_top1": published.top1,
@@ -67,11 +67,12 @@ class Row:
         return plain | measured | texts  # a float has lost the text it was published as: 77.90
 
 
-def write_reproduction_page(params: Params, root: Path = Path()) -> str:
+def write_reproduction_page(params: Params, root: Path | None = None) -> str:
     """Write the table of all models as released.md, .html and .json; return the closing line.
 
     Files that were not evaluated yet stay visible as such. Raises UserError for damaged metrics.
     """
+    root = root or params.root
     rows = []
     for model in params.recipes:
         path = root / "released" / "metrics" / params.name / f"{model}.json"

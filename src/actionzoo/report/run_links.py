@@ -14,11 +14,12 @@ from ..records import RunFiles, RunRecord, newest_logs
 from ..tracking.store import run_pages
 
 
-def write_run_links(params: Params, root: Path = Path(), *, server: str | None = None) -> Path:
+def write_run_links(params: Params, root: Path | None = None, *, server: str | None = None) -> Path:
     """Write report/<dataset>/runs.js, model -> mlflow, log, json -> address, and return its path.
 
     `server` is the address of MLflow's pages; by default the one at which `actionzoo ui` opens them.
     """
+    root = root or params.root
     out = params.folder("report", root)
     models = {model: RunFiles(root, params.name, model) for model in params.models()}
     checkpoint_md5s = {model: md5 for model, files in models.items() if (md5 := _checkpoint_md5(files))}

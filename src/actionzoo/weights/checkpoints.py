@@ -78,7 +78,7 @@ def open_checkpoint(
     *,
     params: Params,
     model: str | None = None,
-    root: Path = Path(),
+    root: Path | None = None,
     on_progress: Progress | None = None,
 ) -> OpenedCheckpoint:
     """Open the checkpoint that `source` names; `model` is the name of the model that it must be of, if given.
@@ -107,7 +107,12 @@ def open_checkpoint(
 
 
 def open_trained(
-    source: str | Path, *, params: Params, model: str | None = None, classes: Path | None = None, root: Path = Path()
+    source: str | Path,
+    *,
+    params: Params,
+    model: str | None = None,
+    classes: Path | None = None,
+    root: Path | None = None,
 ) -> TrainedModel:
     """Open the checkpoint that `source` names, for predictions.
 
@@ -128,11 +133,12 @@ def open_trained(
     return TrainedModel(opened.network, names, identity.model_name, identity.test_spec, path, opened.report.sha256)
 
 
-def find_checkpoint(source: str, params: Params, root: Path = Path(), on_progress: Progress | None = None) -> Path:
+def find_checkpoint(source: str, params: Params, root: Path | None = None, on_progress: Progress | None = None) -> Path:
     """The checkpoint's path on this machine, fetched if need be; its bytes match the hash in its name.
 
-    Raises UserError.
+    `root` has the runs and the downloaded weights: the project's folder if None. Raises UserError.
     """
+    root = root or params.root
     if source.startswith("models:/"):
         path = fetch_registered(source, root / CACHE, root)
     elif source.startswith(("http://", "https://", "file://")):

@@ -23,6 +23,7 @@ from ..files.json_files import require_json
 from ..names import did_you_mean
 from ..params import Params, network_of
 from ..recipe import CSNModel, SlowFastModel, TestSpec, as_dict
+from ..records import RunRecord
 from .published import PublishedFile, published_as
 
 NAME_KEYS = ("model_name", "row")
@@ -132,22 +133,17 @@ def record_beside(file: Path) -> RecordBeside | None:
         return None
     remedy = f"restore it (`dvc checkout {path}`), or move {file.name} into a folder of its own"
     content = require_json(path, remedy)
-    classes = _class_names(content["classes"]) if "classes" in content else None
-    files = content.get("files")
-    if files is None:  # written by another program; it may still name the classes
-        return None if classes is None else RecordBeside(classes=classes)
-    known = files.get(file.name) if isinstance(files, dict) else None
-    if known is None:
+    if content.get("files") is None:  # written by another program; it may still name the classes
+        return RecordBeside(classes=_class_names(content["classes"])) if "classes" in content else None
+    record = RunRecord.from_json(content, path)
+    if (known := record.files.get(file.name)) is None:
         return None
-    model_name, recipe = _first_text(content, "model", "row"), content.get("recipe")
-    if not isinstance(known, dict) or not model_name or not isinstance(recipe, dict):
-        raise UserError(f"{path} is no record of a training: it lacks model, recipe or md5; {remedy}")
-    if md5_of(file) != known.get("md5"):
+    if md5_of(file) != known.md5:
         raise UserError(
             f"{file} is not the file that {path} vouches for: it was damaged or replaced. Restore both "
             f"(`dvc checkout {file} {path}`), or train the model again"
         )
-    return RecordBeside(model_name, recipe, classes)
+    return RecordBeside(record.model, record.recipe, list(record.classes) or None)
 
 
 def is_of_this_zoo(meta: Mapping[str, Any]) -> bool:
@@ -180,7 +176,7 @@ def _claim(
             )
         return _Claim(name, "its metadata say so")
     if published := published_as(params, file.name, model):
-        return _Claim(published.row, f"{published.name} is what was published for it", rename)
+        return _Claim(published.model_name, f"{published.name} is what was published for it", rename)
     names = [name for name in params.recipes if file.name.startswith((f"{name}-", f"{name}_", f"{name}."))]
     if names:
         return _Claim(max(names, key=len), "its name says so", rename)
@@ -198,7 +194,7 @@ def _claim(
 def _published(file: Path, meta: Mapping[str, Any], model: str, params: Params) -> PublishedFile | None:
     """The published file that it is, or was imported from."""
     for name in (file.name, meta.get("source")):
-        if isinstance(name, str) and (found := published_as(params, name, model)) and found.row == model:
+        if isinstance(name, str) and (found := published_as(params, name, model)) and found.model_name == model:
             return found
     return None
 

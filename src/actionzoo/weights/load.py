@@ -104,17 +104,18 @@ def import_weights(
     out: Path | None = None,
     num_classes: int | None = None,
     params: Params | None = None,
-    cache: Path = CACHE,
+    cache: Path | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[Path, LoadReport]:
     """Write a checkpoint of this package from weights that somebody published; returns its path and what was loaded.
 
-    `model` is a name of the zoo. `source`: path or URL, by default the model's published checkpoint. `out`: by default
-    `<cache>/<model>.pth`. `num_classes`: by default as many as the file's classifier has, 400 if it has none; a
-    classifier that the file does not have is drawn with the recipe's seed. `on_progress` hears of the download: name,
-    bytes so far, bytes in all. Raises UserError.
+    `model` is a name of the zoo. `source`: path or URL, by default the model's published checkpoint. `cache`: weights/
+    in the project's folder by default. `out`: by default `<cache>/<model>.pth`. `num_classes`: by default as many as
+    the file's classifier has, 400 if it has none; a classifier that the file lacks is drawn with the recipe's seed.
+    `on_progress` is called during the download with name, bytes so far, bytes in all. Raises UserError.
     """
     params = params or load_params()
+    cache = cache or params.root / CACHE
     params.check_model(model)
     recipe = params.recipes[model]
     if source is None:

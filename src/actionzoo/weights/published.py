@@ -18,7 +18,7 @@ CACHE = Path("weights")
 class PublishedFile:
     """A file that published.yaml names."""
 
-    row: str
+    model_name: str
     kind: Kind
     address: str
     """URL or path, as the published table has it."""
@@ -49,7 +49,7 @@ def published_files(params: Params, model: str) -> dict[Kind, PublishedFile]:
     for kind, (address, top1, top5) in published.released.items():
         changes = published.ckpt_model if kind == "ckpt" else {}
         files[kind] = PublishedFile(
-            row=model,
+            model_name=model,
             kind=kind,
             address=address,
             mirrors=params.mirrors.get(base_name(address), ()),
@@ -72,7 +72,7 @@ def published_file(params: Params, model: str) -> PublishedFile | None:
 def published_as(params: Params, name: str, model: str | None = None) -> PublishedFile | None:
     """The published file with the base name `name`; that of `model` if several models share it."""
     found = [file for known in params.recipes for file in published_files(params, known).values() if file.name == name]
-    return next((file for file in found if file.row == model), found[0] if found else None)
+    return next((file for file in found if file.model_name == model), found[0] if found else None)
 
 
 def fetch_published(file: PublishedFile, cache: Path, *, on_progress: Progress | None = None) -> Path:
