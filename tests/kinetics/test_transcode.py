@@ -453,3 +453,22 @@ def test_the_shown_size_is_that_of_a_turned_phone(tmp_path):
     path = tmp_path / "film.mp4"
     path.write_bytes(rotate(film(3, height=90, width=120), 90))
     assert shown_size(path, timeout_seconds=60) == (120, 90)
+
+
+def test_threads_that_ask_for_ffmpegs_version_at_once_start_it_once():
+    code = """if True:
+        import subprocess
+        from concurrent.futures import ThreadPoolExecutor
+        from actionzoo.kinetics.transcode import ffmpeg_version, find_ffmpeg
+        find_ffmpeg()
+        started, init = [], subprocess.Popen.__init__
+        def counted(*arguments, **options):
+            started.append(arguments)
+            init(*arguments, **options)
+        subprocess.Popen.__init__ = counted
+        with ThreadPoolExecutor(8) as pool:
+            answers = set(pool.map(lambda _: ffmpeg_version(), range(8)))
+        print(len(started), len(answers))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 1\n"

@@ -560,7 +560,7 @@ def test_json_holds_what_the_tables_show(project):
         ('{"top1": 0.5, "top5": 1.0}', "is damaged, it has no clips"),
         (
             '{"top1": 0.5, "top5": 1.0, "clips": 16, "missing": "two"}',
-            "missing is two, input should be",
+            "missing is 'two', input should be",
         ),
         ('{"top1": 0.5, "top5": 1.0, "clips": 16, "mean_class": []}', r"mean_class is \[\]"),
     ],
@@ -574,11 +574,11 @@ def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, text,
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"videos_per_second": "fast"}, "videos_per_second is fast, input should be a valid number"),
+        ({"videos_per_second": "fast"}, "videos_per_second is 'fast', input should be a valid number"),
         ({"videos_per_second": float("nan")}, "videos_per_second is nan"),
         ({"end_to_end_videos_per_second": [1]}, "end_to_end_videos_per_second is"),
         ({"videos_per_second_quartiles": [1]}, "videos_per_second_quartiles is .* at least 2 items"),
-        ({"end_to_end_quartiles": ["a", "b"]}, "end_to_end_quartiles.0 is a, input should be a valid number"),
+        ({"end_to_end_quartiles": ["a", "b"]}, "end_to_end_quartiles.0 is 'a', input should be a valid number"),
         ({"train_memory_mb": {}}, "train_memory_mb is"),
         ({"device": 3}, "device is 3, input should be a valid string"),
     ],

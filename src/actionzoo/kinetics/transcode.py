@@ -11,6 +11,7 @@ import re
 import shutil
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -299,7 +300,19 @@ def rotate(source: bytes, degrees: int) -> bytes:
     return bytes(data)
 
 
-@functools.cache
+def _computed_once(function: Callable[[], str]) -> Callable[[], str]:
+    """functools.cache for threads that ask at the same time: the others wait for the first one's answer."""
+    cached, lock = functools.cache(function), threading.RLock()
+
+    @functools.wraps(function)
+    def answer() -> str:
+        with lock:
+            return cached()
+
+    return answer
+
+
+@_computed_once
 def find_ffmpeg() -> str:
     """Path of ffmpeg: from PATH if it encodes H.264, otherwise that of imageio-ffmpeg. Raises UserError."""
     on_path = shutil.which("ffmpeg")
@@ -314,7 +327,7 @@ def find_ffmpeg() -> str:
         raise UserError(f"{found}, and imageio-ffmpeg carries none for this machine; install ffmpeg") from None
 
 
-@functools.cache
+@_computed_once
 def ffmpeg_version() -> str:
     """The version that the program prints: 7.1.1, n9.0.2-17-g2a571b6068, N-109468-gd39b34123d."""
     output = subprocess.run([find_ffmpeg(), "-version"], capture_output=True, text=True, timeout=60, check=True).stdout
