@@ -7,10 +7,8 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
 
 
 @pytest.fixture(scope="module")
@@ -29,11 +27,9 @@ def data(prepared, tmp_path):
 def make(root, mirror) -> None:
     data, scratch = root / "data", root / "scratch"
     (root / "source").exists() or shutil.copytree(mirror, root / "source")
-    splits = ("train", "val", "test")
-    download(str(root / "source"), data / "archive", splits=splits, parts="all", jobs=2, scratch=scratch / "download")
-    settings = {"jobs": 2, "scratch": scratch, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-    resize(data / "archive", data / "videos_256", short_side=64, encode=Encode(preset="ultrafast"), **settings)
-    extract_frames(data / "videos_256", data / "frames_256", qscale=5, **settings)
+    archive = make_archive(root / "source", data, scratch=scratch)
+    make_videos(archive, data / "videos_256", encode=Encode(preset="ultrafast"), scratch=scratch)
+    make_frames(data / "videos_256", data / "frames_256", qscale=5, max_bad_share=1.0, scratch=scratch)
 
 
 def files(folder):

@@ -21,30 +21,17 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics import cluster
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.part_records import PartClip, read_record, write_record
 from actionzoo.kinetics.parts import publish
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter
 from actionzoo.kinetics.synthetic import write_archive
-from actionzoo.kinetics.transcode import Encode, find_ffmpeg
+from actionzoo.kinetics.transcode import find_ffmpeg
 from actionzoo.params import load_params
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
 from tests.kinetics.small_films import film
 
 PROJECT = Path(__file__).resolve().parents[2]
-QUICK = Encode(preset="ultrafast", crf=30)
 SAY = "{} is made".format  # it asks nothing of a worker
-
-
-def resized(archive: Path, out: Path, **options) -> str:
-    defaults = {"short_side": 64, "encode": QUICK, "jobs": 1, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-    return resize(archive, out, scratch=out.parent / "scratch", **defaults | options)
-
-
-def framed(videos: Path, out: Path, **options) -> str:
-    defaults = {"jobs": 1, "clip_timeout_seconds": 60, "max_bad_share": 0.0}
-    return extract_frames(videos, out, scratch=out.parent / "scratch", **defaults | options)
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -124,18 +111,15 @@ def own_workers(strict_scheduler) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def archive(tiny_mirror, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clustered")
-    splits = ["train", "val", "test"]
-    download(str(tiny_mirror), folder / "archive", splits=splits, parts="all", jobs=2, scratch=folder / "scratch")
-    return folder / "archive"
+    return make_archive(tiny_mirror, tmp_path_factory.mktemp("clustered"))
 
 
 @pytest.fixture(scope="module")
 def here(archive) -> Path:
     """A folder with what this machine makes by itself: videos and frames."""
     folder = archive.parent / "here"
-    resized(archive, folder / "videos")
-    framed(folder / "videos", folder / "frames")
+    make_videos(archive, folder / "videos")
+    make_frames(folder / "videos", folder / "frames")
     return folder
 
 
@@ -144,12 +128,14 @@ def test_without_a_scheduler_dask_is_not_even_imported(archive, tmp_path):
 import sys
 from pathlib import Path
 sys.modules["dask"] = sys.modules["distributed"] = None  # so that an import would fail
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
-how = {"jobs": 2, "scratch": Path("scratch"), "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-resize(Path(sys.argv[1]), Path("videos"), short_side=32, encode=Encode(preset="ultrafast"), **how)
-print(extract_frames(Path("videos"), Path("frames"), **how))
+execution = Execution(scratch=Path("scratch"), jobs=2)
+video_format = VideoFormat(32, Encode(preset="ultrafast"))
+resize(Path(sys.argv[1]), Path("videos"), execution, video_format=video_format, max_bad_share=1.0)
+print(extract_frames(Path("videos"), Path("frames"), execution, max_bad_share=1.0))
 """
     done = subprocess.run([sys.executable, "-c", code, archive], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("frames: 12 of 14 clips"), done.stderr
@@ -161,9 +147,9 @@ def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, 
     def tell(*state) -> None:
         told.append(state)
 
-    said = resized(archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
+    said = make_videos(archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
     assert said.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
-    framed(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=tell)
+    make_frames(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=tell)
     assert files(tmp_path / "videos") == files(here / "videos")
     assert files(tmp_path / "frames") == files(here / "frames")
     assert [state for state in told if state[1] == state[2]] == [
@@ -213,7 +199,7 @@ def test_what_a_lost_worker_has_finished_is_not_made_again(archive, here, two_wo
     before = inodes(tmp_path / "videos")
     # in this process alone: the workers look for themselves
     monkeypatch.setattr("actionzoo.kinetics.resize._ShardBuilder._finished", lambda *_: None)
-    resized(archive, tmp_path / "videos", scheduler=two_workers.address)
+    make_videos(archive, tmp_path / "videos", scheduler=two_workers.address)
     after = inodes(tmp_path / "videos")
     assert {name for name in after if before.get(name) != after[name]} == {
         f"val/part_001{ending}" for ending in (".tar", ".idx.npy", ".json")
@@ -224,7 +210,7 @@ def test_what_a_lost_worker_has_finished_is_not_made_again(archive, here, two_wo
 def test_of_a_worker_killed_in_the_middle_of_a_part_nothing_is_missing(archive, here, own_workers, tmp_path, caplog):
     own_workers.add_worker()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        run = pool.submit(resized, archive, tmp_path / "videos", scheduler=own_workers.address)
+        run = pool.submit(make_videos, archive, tmp_path / "videos", scheduler=own_workers.address)
         victim = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
         os.kill(victim, signal.SIGKILL)
         own_workers.add_worker()
@@ -240,7 +226,7 @@ def test_a_worker_given_up_that_lives_on_does_no_harm(archive, here, tmp_path):
     try:
         frozen.add_worker()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            run = pool.submit(resized, archive, tmp_path / "videos", scheduler=frozen.address)
+            run = pool.submit(make_videos, archive, tmp_path / "videos", scheduler=frozen.address)
             sleeper = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
             os.kill(sleeper, signal.SIGSTOP)
             frozen.add_worker()
@@ -261,14 +247,14 @@ def test_when_the_scheduler_is_lost_the_stage_says_so_and_goes_on_later(archive,
     lost.add_worker()
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            run = pool.submit(resized, archive, tmp_path / "videos", scheduler=lost.address)
+            run = pool.submit(make_videos, archive, tmp_path / "videos", scheduler=lost.address)
             wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
             lost.scheduler.kill()
             with pytest.raises(UserError, match=rf"the Dask scheduler at {lost.address} is lost \(.*\); start it and"):
                 run.result(60)
     finally:
         lost.end()
-    resized(archive, tmp_path / "videos")
+    make_videos(archive, tmp_path / "videos")
     assert files(tmp_path / "videos") == files(here / "videos")
 
 
@@ -278,7 +264,7 @@ def test_a_part_that_kills_its_workers_is_named_and_all_others_are_made(own_work
     script = 'for word; do [ "$before" = -i ] && grep -q POISON "$word" && kill -9 $PPID; before=$word; done'
     own_workers.add_worker("--nanny", PATH=with_ffmpeg(tmp_path, script))
     with pytest.raises(UserError, match=r"train/part_001\.tar: every worker that took it was lost.* that worker's log"):
-        resized(archive, tmp_path / "videos", scheduler=own_workers.address)
+        make_videos(archive, tmp_path / "videos", scheduler=own_workers.address)
     assert {path.name for path in (tmp_path / "videos/train").glob("*.json")} == {"part_000.json", "part_002.json"}
     assert not (tmp_path / "videos/manifest.csv").exists()
 
@@ -290,7 +276,7 @@ def test_a_broken_archive_is_told_in_the_same_words(tmp_path, two_workers):
     said = []
     for name, scheduler in (("alone", None), ("together", two_workers.address)):
         with pytest.raises(UserError) as error:
-            resized(archive, tmp_path / name, scheduler=scheduler)
+            make_videos(archive, tmp_path / name, scheduler=scheduler)
         said.append(str(error.value))
         assert {path.name for path in (tmp_path / name / "train").glob("*.tar")} == {"part_000.tar", "part_002.tar"}
     assert "part_1.tar.gz is not a whole archive" in said[0]
@@ -347,13 +333,14 @@ def test_told_to_stop_it_calls_its_parts_back(number, archive, two_workers, tmp_
     code = """
 import signal, sys
 from pathlib import Path
-from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.execution import Execution
+from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
 from actionzoo.process.stage import stage
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 with stage("resize"):
-    resize(Path(sys.argv[1]), Path("videos"), short_side=128, encode=Encode(preset="slow"), jobs=1,
-           scratch=Path("scratch"), clip_timeout_seconds=60, max_bad_share=1.0, scheduler=sys.argv[2])
+    resize(Path(sys.argv[1]), Path("videos"), Execution(scratch=Path("scratch"), scheduler=sys.argv[2]),
+           video_format=VideoFormat(128, Encode(preset="slow")), max_bad_share=1.0)
 """
     stage = subprocess.Popen([sys.executable, "-c", code, archive, two_workers.address], cwd=tmp_path)
     wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
@@ -438,6 +425,4 @@ def own_archive(folder: Path, *parts: dict[str, bytes]) -> Path:
     (root / "annotations").mkdir()
     lines = [f"abseiling,{name}\n" for clips in parts for name in clips]
     (root / "annotations/train.csv").write_text("label,youtube_id\n" + "".join(lines))
-    archive = folder / "archive"
-    download(str(folder / "mirror"), archive, splits=["train"], parts="all", jobs=1, scratch=folder / "scratch")
-    return archive
+    return make_archive(folder / "mirror", folder, ["train"])

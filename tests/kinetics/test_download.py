@@ -16,9 +16,12 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import TERMS, download, parse_parts
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.inventory import ArchivedFile, FetchedSplit, read_inventory
 from actionzoo.kinetics.serve import FolderHandler, serve
 from actionzoo.kinetics.synthetic import write_archive
+from actionzoo.kinetics.transfer import Patience
+from tests.kinetics.data_stages import make_archive
 
 OFFICIAL = "https://s3.amazonaws.com/kinetics/400"
 
@@ -43,8 +46,9 @@ def mirror(tmp_path) -> Path:
 @pytest.fixture
 def fetch(tmp_path):
     def run(source, splits=("train", "val"), parts="all", **options) -> str:
-        options = {"retries": 2, "backoff_seconds": 0.01, "scratch": tmp_path / "scratch"} | options
-        return download(str(source), tmp_path / "archive", splits=splits, parts=parts, jobs=2, **options)
+        execution = Execution(**{"scratch": tmp_path / "scratch", "jobs": 2} | options)
+        patience = Patience(retries=2, backoff_seconds=0.01)
+        return download(str(source), tmp_path / "archive", execution, splits=splits, parts=parts, patience=patience)
 
     return run
 
@@ -356,10 +360,14 @@ class Slow(FolderHandler):
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(mirror, tmp_path):
-    command = (
-        "import sys; from pathlib import Path; from actionzoo.kinetics.download import download; "
-        "download(sys.argv[1], Path('archive'), splits=['train', 'val'], parts='all', jobs=2, scratch=Path('scratch'))"
-    )
+    command = """
+import sys
+from pathlib import Path
+from actionzoo.kinetics.download import download
+from actionzoo.kinetics.execution import Execution
+execution = Execution(scratch=Path("scratch"), jobs=2)
+download(sys.argv[1], Path("archive"), execution, splits=["train", "val"], parts="all")
+"""
     halves = tmp_path / "scratch/train_part_0.tar.gz", tmp_path / "scratch/val_part_2.tar.gz"
     with serve(mirror, Slow) as url:
         for half in halves:
@@ -371,8 +379,8 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(mirror, tm
             for name, data in files(tmp_path / "archive").items():
                 assert data == (mirror / "400" / name).read_bytes()
         subprocess.run([sys.executable, "-c", command, url], cwd=tmp_path, check=True)
-        download(url, tmp_path / "never_killed", splits=["train", "val"], parts="all", jobs=2, scratch=tmp_path / "s")
-    assert files(tmp_path / "archive") == files(tmp_path / "never_killed")
+        never_killed = make_archive(url, tmp_path / "never_killed", ["train", "val"])
+    assert files(tmp_path / "archive") == files(never_killed)
 
 
 def test_the_terms_of_use_name_who_owns_what():

@@ -8,11 +8,12 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.annotations import read_annotations
 from actionzoo.kinetics.archives import read_archive
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import download, parse_parts
+from actionzoo.kinetics.download import parse_parts
 from actionzoo.kinetics.inventory import read_inventory
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.kinetics.part_records import key_of, make_key, read_record, write_record
 from actionzoo.kinetics.shards import ShardWriter
+from tests.kinetics.data_stages import make_archive
 
 DIGITS = "9" * 5000
 HEADER = "label,youtube_id,time_start,time_end\n"
@@ -126,8 +127,7 @@ def test_the_check_removes_nothing_outside_of_the_archive(tmp_path):
 def part_list(tmp_path, data: bytes) -> None:
     (tmp_path / "mirror/val").mkdir(parents=True)
     (tmp_path / "mirror/val/k400_val_path.txt").write_bytes(data)
-    common = {"splits": ["val"], "parts": "all", "jobs": 1, "scratch": tmp_path / "scratch"}
-    download(str(tmp_path / "mirror"), tmp_path / "archive", **common)
+    make_archive(tmp_path / "mirror", tmp_path, ["val"])
 
 
 @pytest.mark.parametrize("data", [f"val/part_{DIGITS}.tar.gz\n".encode(), b"val/part_\xff.tar.gz", b"val/part_1.tar\0"])

@@ -18,13 +18,13 @@ import yaml
 from actionzoo.errors import UserError
 from actionzoo.kinetics.annotations import class_key
 from actionzoo.kinetics.archives import read_archive
-from actionzoo.kinetics.download import TERMS, download
+from actionzoo.kinetics.download import TERMS
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.inventory import FetchedSplit, read_inventory
 from actionzoo.kinetics.manifest import Clip, count_states, export_lists, label_map, read_manifest
-from actionzoo.kinetics.resize import resize
-from actionzoo.kinetics.transcode import Encode
 from actionzoo.params import load_params
+from tests.kinetics.data_stages import make_archive, make_videos
 from tests.kinetics.small_films import film
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -59,8 +59,8 @@ def fill(root):
 @pytest.fixture
 def listed(root, tmp_path):
     def run(splits=("train", "val"), parts="all", **options) -> str:
-        options = {"scratch": tmp_path / "scratch", "jobs": 2} | options
-        return list_folder(f"folder:{root}", tmp_path / "archive", splits=splits, parts=parts, **options)
+        execution = Execution(**{"scratch": tmp_path / "scratch", "jobs": 2} | options)
+        return list_folder(f"folder:{root}", tmp_path / "archive", execution, splits=splits, parts=parts)
 
     return run
 
@@ -71,16 +71,7 @@ def prepared(listed, tmp_path):
 
     def run(**options) -> list[Clip]:
         listed(**options)
-        resize(
-            tmp_path / "archive",
-            tmp_path / "videos_32",
-            short_side=32,
-            encode=Encode(preset="ultrafast", crf=30),
-            jobs=2,
-            scratch=tmp_path / "scratch",
-            clip_timeout_seconds=60,
-            max_bad_share=1.0,
-        )
+        make_videos(tmp_path / "archive", tmp_path / "videos_32", 32)
         return read_manifest(tmp_path / "videos_32/manifest.csv")
 
     return run
@@ -170,11 +161,11 @@ def test_a_crawled_kinetics_gives_the_same_clips_as_the_mirror(tiny_mirror, root
     (root / "train.csv").unlink()
     (root / "val.csv").unlink()
     by_folder = prepared()
-    download(str(tiny_mirror), tmp_path / "m/archive", splits=["val"], parts="all", jobs=2, scratch=tmp_path / "m/s")
+    archive = make_archive(tiny_mirror, tmp_path / "m", ["val"])
     sums = {
         name: hashlib.sha256(data).hexdigest()
         for n in (0, 1)
-        for name, data in read_archive(tmp_path / f"m/archive/val/part_{n}.tar.gz")
+        for name, data in read_archive(archive / f"val/part_{n}.tar.gz")
     }
     for clips in (by_csv, by_folder):
         assert {clip.video_id: clip.sha256 for clip in clips if clip.split == "val"} == sums
@@ -333,8 +324,8 @@ def test_what_may_not_be_read_is_told_and_tried_again(video):
             (root / path).write_bytes(video)
 
         def listed() -> str:
-            scratch = Path(name, "scratch")
-            return list_folder(f"folder:{root}", archive, splits=["train", "val"], parts="all", jobs=1, scratch=scratch)
+            execution = Execution(scratch=Path(name, "scratch"))
+            return list_folder(f"folder:{root}", archive, execution, splits=["train", "val"], parts="all")
 
         (root / "train/a/2.mp4").chmod(0)
         assert "left out: train, train/a/2.mp4: cannot be read: Permission denied\n" in listed()
@@ -519,9 +510,8 @@ def test_the_parts_do_not_depend_on_what_was_there_before(fill, listed, tmp_path
         (root / f"train/{'ab'[number % 2]}/{number}.mp4").unlink()
     listed()
     grown = {name: data for name, (_, data) in files(tmp_path / "archive").items()}
-    list_folder(
-        f"folder:{root}", tmp_path / "fresh", splits=["train", "val"], parts="all", jobs=2, scratch=tmp_path / "s"
-    )
+    execution = Execution(scratch=tmp_path / "s", jobs=2)
+    list_folder(f"folder:{root}", tmp_path / "fresh", execution, splits=["train", "val"], parts="all")
     assert grown == {name: data for name, (_, data) in files(tmp_path / "fresh").items()}
 
 
@@ -601,13 +591,14 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from actionzoo.kinetics import folder
+from actionzoo.kinetics.execution import Execution
 folder.VIDEOS_PER_PART = 4
 limit = float(sys.argv[2])
 def on_progress(what, done, total):
     if done > limit * total:
         os.kill(os.getpid(), signal.SIGKILL)
-print(folder.list_folder(f"folder:{sys.argv[1]}", Path("archive"), splits=["train", "val"], parts="all", jobs=1,
-                         scratch=Path("scratch"), on_progress=on_progress))
+execution = Execution(scratch=Path("scratch"), on_progress=on_progress)
+print(folder.list_folder(f"folder:{sys.argv[1]}", Path("archive"), execution, splits=["train", "val"], parts="all"))
 """
 
 

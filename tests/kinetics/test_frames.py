@@ -11,23 +11,17 @@ import numpy as np
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames, frame_spans
+from actionzoo.kinetics.frames import frame_spans
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter, read_index, read_member
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
 from tests.kinetics.small_films import film
 
 
 def extracted(videos: Path, name: str = "frames_64", **options) -> Path:
-    run(videos, name, **options)
+    make_frames(videos, videos.parent / name, **options)
     return videos.parent / name
-
-
-def run(videos: Path, name: str = "frames_64", **options) -> str:
-    defaults = {"jobs": 2, "scratch": videos.parent / "scratch", "clip_timeout_seconds": 60, "max_bad_share": 0.0}
-    return extract_frames(videos, videos.parent / name, **defaults | options)
 
 
 def files(folder: Path) -> dict[str, str]:
@@ -41,18 +35,7 @@ def files(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def tiny_videos(tiny_mirror, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
-    splits = ["train", "val"]
-    download(str(tiny_mirror), folder / "archive", splits=splits, parts="all", jobs=2, scratch=folder / "scratch")
-    resize(
-        folder / "archive",
-        folder / "videos_64",
-        short_side=64,
-        encode=Encode(),
-        jobs=2,
-        scratch=folder / "scratch",
-        clip_timeout_seconds=60,
-        max_bad_share=1.0,
-    )
+    make_videos(make_archive(tiny_mirror, folder, ["train", "val"]), folder / "videos_64", encode=Encode())
     return folder / "videos_64"
 
 
@@ -134,7 +117,7 @@ def test_finished_parts_are_not_done_again(tiny_videos, tiny_frames, monkeypatch
 
     monkeypatch.setattr("actionzoo.kinetics.frames.to_jpegs", to_jpegs)
     before = files(tiny_frames)
-    last_line = run(tiny_videos)
+    last_line = make_frames(tiny_videos, tiny_videos.parent / "frames_64")
     assert files(tiny_frames) == before
     assert last_line.startswith("frames: 8 of 10 clips in 5 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
 

@@ -11,13 +11,11 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.archives import check_archive, read_archive
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.manifest import Clip, read_manifest
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import read_member
 from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import Encode, rotate
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
 from tests.kinetics.small_films import film
 
 NUM_DAMAGED = 300
@@ -149,12 +147,10 @@ def prepared(folder: Path, archive: bytes | dict[str, bytes], listed: list[str])
     (root / "val/k400_val_path.txt").write_text("https://mirror.invalid/400/val/part_0.tar.gz\n")
     lines = ["label,youtube_id", *(f'zumba,"{name.replace(chr(34), chr(34) * 2)}"' for name in listed)]
     (root / "annotations/val.csv").write_text("\n".join(lines) + "\n")
-    common = {"jobs": 2, "scratch": inside / "scratch"}
-    download(str(root), inside / "archive", splits=["val"], parts="all", **common)
-    limits = {"clip_timeout_seconds": 20, "max_bad_share": 1.0}
-    encode = Encode(preset="ultrafast")
-    resize(inside / "archive", inside / "videos_256", short_side=256, encode=encode, **common, **limits)
-    extract_frames(inside / "videos_256", inside / "frames_256", **common, **limits)
+    make_archive(root, inside, ["val"])
+    encode, timeout = Encode(preset="ultrafast"), {"clip_timeout_seconds": 20}
+    make_videos(inside / "archive", inside / "videos_256", 256, encode=encode, **timeout)
+    make_frames(inside / "videos_256", inside / "frames_256", max_bad_share=1.0, **timeout)
     return read_manifest(inside / "frames_256/manifest.csv")
 
 

@@ -16,15 +16,14 @@ import pytest
 import yaml
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.download import download
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import Clip, export_lists, read_manifest, write_manifest
 from actionzoo.kinetics.overview import KNOWN_COPIES, Overview, as_json, summary, survey
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter
 from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import Encode
 from actionzoo.report.data_page import write_data_report
+from tests.kinetics.data_stages import make_archive, make_videos
 from tests.kinetics.small_films import film
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -218,18 +217,8 @@ def data(tmp_path_factory) -> Path:
         (root / f"annotations/{split}.csv").write_text(
             "\n".join(["label,youtube_id,time_start,time_end", *lines]) + "\n"
         )
-    scratch = folder.parent.parent / "scratch"
-    download(str(root), folder / "archive", splits=["train", "val"], parts="all", jobs=2, scratch=scratch)
-    resize(
-        folder / "archive",
-        folder / "videos_256",
-        short_side=256,
-        encode=Encode(preset="ultrafast"),
-        jobs=2,
-        scratch=scratch,
-        clip_timeout_seconds=60,
-        max_bad_share=1.0,
-    )
+    archive = make_archive(root, folder, ["train", "val"])
+    make_videos(archive, folder / "videos_256", 256, encode=Encode(preset="ultrafast"))
     return folder
 
 

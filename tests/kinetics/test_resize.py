@@ -17,37 +17,17 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.archives import read_archive
-from actionzoo.kinetics.download import download
 from actionzoo.kinetics.manifest import Clip, count_states, label_map, read_manifest
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import read_index, read_member
 from actionzoo.kinetics.synthetic import MOTIONS, write_archive
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.data_stages import make_archive, make_videos
 from tests.kinetics.small_films import film
-
-QUICK = Encode(preset="ultrafast", crf=30)
-
-
-def fetched(mirror: Path, folder: Path, splits=("train", "val", "test"), parts: str = "all") -> Path:
-    download(str(mirror), folder / "archive", splits=splits, parts=parts, jobs=2, scratch=folder / "scratch")
-    return folder / "archive"
 
 
 def resized(archive: Path, name: str = "videos_64", **options) -> Path:
-    run(archive, name, **options)
+    make_videos(archive, archive.parent / name, **options)
     return archive.parent / name
-
-
-def run(archive: Path, name: str = "videos_64", **options) -> str:
-    defaults = {
-        "short_side": 64,
-        "encode": QUICK,
-        "jobs": 2,
-        "scratch": archive.parent / "scratch",
-        "clip_timeout_seconds": 60,
-        "max_bad_share": 1.0,
-    }
-    return resize(archive, archive.parent / name, **defaults | options)
 
 
 def by_state(out: Path) -> dict[str, list[Clip]]:
@@ -67,7 +47,7 @@ def files(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tiny_archive(tiny_mirror, tmp_path_factory) -> Path:
-    return fetched(tiny_mirror, tmp_path_factory.mktemp("resized"))
+    return make_archive(tiny_mirror, tmp_path_factory.mktemp("resized"))
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +123,7 @@ def test_a_shard_holds_its_parts_listed_clips_in_the_archives_order(tiny_videos,
 
 
 def test_the_last_line_says_what_there_is(tiny_archive):
-    assert run(tiny_archive).startswith(
+    assert make_videos(tiny_archive, tiny_archive.parent / "videos_64").startswith(
         "resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted ("
     )
 
@@ -194,7 +174,7 @@ def test_other_settings_make_other_shards(tiny_archive, tiny_videos, tmp_path):
 def test_too_many_lost_clips_are_an_error_but_what_was_done_is_kept(tiny_archive):
     out = resized(tiny_archive)
     with pytest.raises(UserError) as error:
-        run(tiny_archive, max_bad_share=0.3)
+        make_videos(tiny_archive, tiny_archive.parent / "videos_64", max_bad_share=0.3)
     assert "train: 2 of 6 clips are missing or corrupt, 33.3%; max_bad_share allows 30.0%" in str(error.value)
     assert "corrupt: zero bytes" in str(error.value) and "missing: in no part" in str(error.value)
     assert "val:" not in str(error.value)
@@ -202,7 +182,7 @@ def test_too_many_lost_clips_are_an_error_but_what_was_done_is_kept(tiny_archive
 
 
 def test_a_limit_just_met_is_no_error(tiny_archive):
-    run(tiny_archive, max_bad_share=2 / 6)
+    make_videos(tiny_archive, tiny_archive.parent / "videos_64", max_bad_share=2 / 6)
 
 
 # a mirror of one's own, clip by clip
@@ -249,7 +229,7 @@ def test_a_replacement_stands_in_for_what_is_corrupt_empty_or_not_there(mirror, 
     part = {"cut": whole[:500], "empty": b"", "fine": whole}
     replacements = {"cut": longer, "empty": longer, "gone": longer, "fine": longer, "stranger": longer}
     root = mirror([part], ["cut", "empty", "gone", "fine"], replacements)
-    out = resized(fetched(root, tmp_path, splits=["train"]))
+    out = resized(make_archive(root, tmp_path, ["train"]))
     clips = {
         clip.video_id: (clip.state, clip.num_frames, clip.shard, clip.reason)
         for clip in read_manifest(out / "manifest.csv")
@@ -266,19 +246,19 @@ def test_a_replacement_stands_in_for_what_is_corrupt_empty_or_not_there(mirror, 
 
 def test_a_replacement_that_is_broken_too_is_told(mirror, whole, tmp_path):
     root = mirror([{"a": b"", "b": whole}], ["a", "b"], {"a": whole[:500]})
-    clip = only(resized(fetched(root, tmp_path, splits=["train"])), "a")
+    clip = only(resized(make_archive(root, tmp_path, ["train"])), "a")
     assert (clip.state, clip.reason) == ("corrupt", "zero bytes; its replacement: moov atom not found")
 
 
 def test_without_replacements_the_rest_goes_on(mirror, whole, tmp_path):
     root = mirror([{"a": b"", "b": whole}], ["a", "b"])
-    out = resized(fetched(root, tmp_path, splits=["train"]))
+    out = resized(make_archive(root, tmp_path, ["train"]))
     assert [clip.state for clip in read_manifest(out / "manifest.csv")] == ["corrupt", "ok"]
 
 
 def test_a_clip_in_two_parts_counts_once_and_the_first_that_decodes_wins(mirror, whole, longer, tmp_path):
     root = mirror([{"a": whole, "b": b""}, {"a": longer, "b": longer}], ["a", "b"])
-    out = resized(fetched(root, tmp_path, splits=["train"]))
+    out = resized(make_archive(root, tmp_path, ["train"]))
     a, b = only(out, "a"), only(out, "b")
     assert (a.state, a.shard, a.num_frames, a.reason) == ("ok", "train/part_000.tar", 40, "also in part_001")
     assert (b.state, b.shard, b.num_frames) == ("ok", "train/part_001.tar", 50)
@@ -286,7 +266,7 @@ def test_a_clip_in_two_parts_counts_once_and_the_first_that_decodes_wins(mirror,
 
 def test_a_clip_with_too_few_frames_is_short_and_still_usable(mirror, whole, longer, tmp_path):
     root = mirror([{"a": whole, "b": longer}], ["a", "b"])
-    archive = fetched(root, tmp_path, splits=["train"])
+    archive = make_archive(root, tmp_path, ["train"])
     out = resized(archive, min_frames=50)
     assert [clip.state for clip in read_manifest(out / "manifest.csv")] == ["short", "ok"]
     assert only(out, "a").reason == "40 frames, fewer than 50"
@@ -298,31 +278,31 @@ def test_a_clip_with_too_few_frames_is_short_and_still_usable(mirror, whole, lon
 
 def test_with_some_parts_only_the_others_clips_are_missing_but_no_fault(mirror, whole, tmp_path):
     root = mirror([{"a": whole}, {"b": whole}], ["a", "b"], {"b": whole})
-    archive = fetched(root, tmp_path, splits=["train"], parts="0")
+    archive = make_archive(root, tmp_path, ["train"], parts="0")
     out = resized(archive, max_bad_share=0.0)
     assert (only(out, "b").state, only(out, "b").reason) == ("missing", "in none of the 1 parts fetched, of 2")
 
 
 def test_more_parts_later_add_to_what_is_there(mirror, whole, tmp_path):
     root = mirror([{"a": whole}, {"b": whole}], ["a", "b"])
-    out = resized(fetched(root, tmp_path, splits=["train"], parts="0"))
+    out = resized(make_archive(root, tmp_path, ["train"], parts="0"))
     before = (out / "train/part_000.tar").stat().st_mtime_ns
-    resized(fetched(root, tmp_path, splits=["train"]))
+    resized(make_archive(root, tmp_path, ["train"]))
     assert only(out, "b").state == "ok"
     assert (out / "train/part_000.tar").stat().st_mtime_ns == before
 
 
 def test_a_line_added_to_the_annotation_finds_its_clip(mirror, whole, tmp_path):
     part = [{"a": whole, "b": whole}]
-    out = resized(fetched(mirror(part, ["a"]), tmp_path, splits=["train"]))
+    out = resized(make_archive(mirror(part, ["a"]), tmp_path, ["train"]))
     assert only(out, "b").state == "unlisted"
-    resized(fetched(mirror(part, ["a", "b"]), tmp_path, splits=["train"]))
+    resized(make_archive(mirror(part, ["a", "b"]), tmp_path, ["train"]))
     assert only(out, "b").state == "ok"
 
 
 def test_a_clip_that_took_too_long_gets_another_chance_with_more_time(mirror, tmp_path):
     root = mirror([{"a": film(num_frames=100, height=480, width=640)}], ["a"])
-    archive = fetched(root, tmp_path, splits=["train"])
+    archive = make_archive(root, tmp_path, ["train"])
     out = resized(archive, short_side=400, clip_timeout_seconds=0.05)
     assert (only(out, "a").state, only(out, "a").reason) == ("corrupt", "timed out after 0.05 s")
     resized(archive, short_side=400, clip_timeout_seconds=60)
@@ -331,7 +311,7 @@ def test_a_clip_that_took_too_long_gets_another_chance_with_more_time(mirror, tm
 
 def test_a_broken_archive_is_named_and_the_others_are_done(mirror, whole, tmp_path):
     root = mirror([{"a": whole}, {"b": whole}, {"c": whole}], ["a", "b", "c"])
-    archive = fetched(root, tmp_path, splits=["train"])
+    archive = make_archive(root, tmp_path, ["train"])
     part = archive / "train/part_1.tar.gz"
     cut = part.read_bytes()[:-100]
     part.unlink()  # it may be a link to the mirror's
@@ -350,7 +330,7 @@ def test_an_unfinished_download_is_refused(tmp_path):
 
 def test_names_in_an_archive_that_are_no_utf8_are_survived(mirror, whole, tmp_path):
     root = mirror([{"a": whole, "b\udcff\n,": whole}], ["a"])
-    out = resized(fetched(root, tmp_path, splits=["train"]))
+    out = resized(make_archive(root, tmp_path, ["train"]))
     (stranger,) = by_state(out)["unlisted"]
     assert stranger.video_id == "b\\udcff\n,"
 
@@ -358,17 +338,18 @@ def test_names_in_an_archive_that_are_no_utf8_are_survived(mirror, whole, tmp_pa
 def test_progress_counts_clips(mirror, whole, tmp_path):
     told = []
     root = mirror([{"a": whole, "b": b""}, {"c": whole}], ["a", "b", "c", "gone"])
-    resized(fetched(root, tmp_path, splits=["train"]), on_progress=lambda *state: told.append(state))
+    resized(make_archive(root, tmp_path, ["train"]), on_progress=lambda *state: told.append(state))
     assert told == [("resize to 64, clips", done, 3) for done in (1, 2, 3)]
 
 
 KILLED = """
 import sys
 from pathlib import Path
-from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.execution import Execution
+from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
-resize(Path(sys.argv[1]), Path("killed"), short_side=64, encode=Encode(preset="ultrafast", crf=30), jobs=2,
-       scratch=Path("scratch"), clip_timeout_seconds=60, max_bad_share=1.0)
+resize(Path(sys.argv[1]), Path("killed"), Execution(scratch=Path("scratch"), jobs=2),
+       video_format=VideoFormat(64, Encode(preset="ultrafast", crf=30)), max_bad_share=1.0)
 """
 
 
@@ -400,7 +381,7 @@ def test_real_footage_with_its_flaws_is_accounted_for(tmp_path):
     """Of the real mirror train's first and third part, where the flaws are, at 64 lines."""
     import decord
 
-    archive = fetched(REAL, tmp_path, splits=["train"], parts="0,2-3")
+    archive = make_archive(REAL, tmp_path, ["train"], parts="0,2-3")
     out = resized(archive)
     clips = {clip.video_id[:11]: clip for clip in read_manifest(out / "manifest.csv")}
     assert len([clip for clip in clips.values() if clip.is_listed]) == 33
