@@ -9,6 +9,7 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.check import check_data
 from actionzoo.kinetics.transcode import Encode
 from tests.kinetics.data_stages import make_archive, make_frames, make_videos
+from tests.kinetics.files import contents, versions
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +31,6 @@ def make(root, mirror) -> None:
     archive = make_archive(root / "source", data, scratch=scratch)
     make_videos(archive, data / "videos_256", encode=Encode(preset="ultrafast"), scratch=scratch)
     make_frames(data / "videos_256", data / "frames_256", qscale=5, max_bad_share=1.0, scratch=scratch)
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_ino)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def rot(path) -> None:
@@ -87,18 +80,16 @@ def test_frames_of_a_damaged_video_shard_are_made_again_too(data):
 
 
 def test_what_failed_is_made_again_alone_with_the_same_bytes(data, tiny_mirror, tmp_path):
-    before = files(data)
+    before, versions_before = contents(data), versions(data)
     video = shard_of(data, "videos_256")
     part = next((data / "archive").glob("val/part_*"))
     for path in (video, part):
         rot(path)
     assert check_data(data).damages
     make(tmp_path, tiny_mirror)
-    after = files(data)
-    assert {name: contents for name, (contents, _) in after.items()} == {
-        name: contents for name, (contents, _) in before.items()
-    }
-    made = {name for name in after if after[name][1] != before[name][1] and name.endswith(".tar")}
+    assert contents(data) == before
+    versions_after = versions(data)
+    made = {name for name in before if versions_after[name][0] != versions_before[name][0] and name.endswith(".tar")}
     shard = video.relative_to(data / "videos_256")
     assert made == {f"videos_256/{shard}", f"frames_256/{shard}"}
     assert check_data(data).damages == ()

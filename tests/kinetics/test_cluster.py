@@ -4,7 +4,6 @@ Two schedulers serve all tests: one with two workers, and one where every test b
 """
 
 import concurrent.futures
-import hashlib
 import json
 import os
 import re
@@ -24,22 +23,15 @@ from actionzoo.kinetics import cluster
 from actionzoo.kinetics.part_records import PartClip, read_record, write_record
 from actionzoo.kinetics.parts import publish
 from actionzoo.kinetics.shards import ShardWriter
-from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import find_ffmpeg
 from actionzoo.params import load_params
 from tests.kinetics.data_stages import make_archive, make_frames, make_videos
+from tests.kinetics.files import hashes
 from tests.kinetics.small_films import film
+from tests.kinetics.small_mirror import as_members, write_split
 
 PROJECT = Path(__file__).resolve().parents[2]
 SAY = "{} is made".format  # it asks nothing of a worker
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def inodes(folder: Path) -> dict[str, int]:
@@ -110,20 +102,15 @@ def own_workers(strict_scheduler) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def archive(tiny_mirror, tmp_path_factory) -> Path:
-    return make_archive(tiny_mirror, tmp_path_factory.mktemp("clustered"))
-
-
-@pytest.fixture(scope="module")
-def here(archive) -> Path:
+def here(tiny_archive) -> Path:
     """A folder with what this machine makes by itself: videos and frames."""
-    folder = archive.parent / "here"
-    make_videos(archive, folder / "videos")
+    folder = tiny_archive.parent / "here"
+    make_videos(tiny_archive, folder / "videos")
     make_frames(folder / "videos", folder / "frames")
     return folder
 
 
-def test_without_a_scheduler_dask_is_not_even_imported(archive, tmp_path):
+def test_without_a_scheduler_dask_is_not_even_imported(tiny_archive, tmp_path):
     code = """
 import sys
 from pathlib import Path
@@ -137,21 +124,21 @@ video_format = VideoFormat(32, Encode(preset="ultrafast"))
 resize(Path(sys.argv[1]), Path("videos"), execution, video_format=video_format, max_bad_share=1.0)
 print(extract_frames(Path("videos"), Path("frames"), execution, max_bad_share=1.0))
 """
-    done = subprocess.run([sys.executable, "-c", code, archive], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, tiny_archive], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("frames: 12 of 14 clips"), done.stderr
 
 
-def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, tmp_path):
+def test_workers_make_the_same_bytes_as_one_machine(tiny_archive, here, two_workers, tmp_path):
     told = []
 
     def tell(*state) -> None:
         told.append(state)
 
-    said = make_videos(archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
+    said = make_videos(tiny_archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
     assert said.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
     make_frames(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=tell)
-    assert files(tmp_path / "videos") == files(here / "videos")
-    assert files(tmp_path / "frames") == files(here / "frames")
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
+    assert hashes(tmp_path / "frames") == hashes(here / "frames")
     assert [state for state in told if state[1] == state[2]] == [
         ("resize to 64, clips", 14, 14),
         ("extract frames, clips", 12, 12),
@@ -192,41 +179,43 @@ def test_the_environment_wins_over_params_also_if_it_says_none(tmp_path, monkeyp
     assert runtime.scheduler_address is None
 
 
-def test_what_a_lost_worker_has_finished_is_not_made_again(archive, here, two_workers, tmp_path, monkeypatch):
+def test_what_a_lost_worker_has_finished_is_not_made_again(tiny_archive, here, two_workers, tmp_path, monkeypatch):
     """Its record is there, and only the news of it was lost: the run began before the part was finished."""
     shutil.copytree(here / "videos", tmp_path / "videos")
     (tmp_path / "videos/val/part_001.json").unlink()
     before = inodes(tmp_path / "videos")
     # in this process alone: the workers look for themselves
     monkeypatch.setattr("actionzoo.kinetics.resize._ShardBuilder._finished", lambda *_: None)
-    make_videos(archive, tmp_path / "videos", scheduler=two_workers.address)
+    make_videos(tiny_archive, tmp_path / "videos", scheduler=two_workers.address)
     after = inodes(tmp_path / "videos")
     assert {name for name in after if before.get(name) != after[name]} == {
         f"val/part_001{ending}" for ending in (".tar", ".idx.npy", ".json")
     }
-    assert files(tmp_path / "videos") == files(here / "videos")
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
-def test_of_a_worker_killed_in_the_middle_of_a_part_nothing_is_missing(archive, here, own_workers, tmp_path, caplog):
+def test_of_a_worker_killed_in_the_middle_of_a_part_nothing_is_missing(
+    tiny_archive, here, own_workers, tmp_path, caplog
+):
     own_workers.add_worker()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        run = pool.submit(make_videos, archive, tmp_path / "videos", scheduler=own_workers.address)
+        run = pool.submit(make_videos, tiny_archive, tmp_path / "videos", scheduler=own_workers.address)
         victim = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
         os.kill(victim, signal.SIGKILL)
         own_workers.add_worker()
         assert run.result(60).startswith("resize: 12 of 14 clips in 7 shards")
     assert own_workers.workers[0].wait(10) == -signal.SIGKILL
     assert re.search(r"the worker tcp://\S+ is gone", caplog.text)
-    assert files(tmp_path / "videos") == files(here / "videos")
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
-def test_a_worker_given_up_that_lives_on_does_no_harm(archive, here, tmp_path):
+def test_a_worker_given_up_that_lives_on_does_no_harm(tiny_archive, here, tmp_path):
     """Frozen in the middle of a part until the others have done everything, it goes on where it was."""
     frozen = Cluster(tmp_path, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="2 s")
     try:
         frozen.add_worker()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            run = pool.submit(make_videos, archive, tmp_path / "videos", scheduler=frozen.address)
+            run = pool.submit(make_videos, tiny_archive, tmp_path / "videos", scheduler=frozen.address)
             sleeper = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
             os.kill(sleeper, signal.SIGSTOP)
             frozen.add_worker()
@@ -235,27 +224,27 @@ def test_a_worker_given_up_that_lives_on_does_no_harm(archive, here, tmp_path):
         os.kill(sleeper, signal.SIGCONT)
         frozen.workers[0].wait(30)  # it finds that its scheduler has given it up
         assert inodes(tmp_path / "videos") == before
-        assert files(tmp_path / "videos") == files(here / "videos")
+        assert hashes(tmp_path / "videos") == hashes(here / "videos")
     finally:
         for worker in frozen.workers:
             worker.send_signal(signal.SIGCONT)
         frozen.end()
 
 
-def test_when_the_scheduler_is_lost_the_stage_says_so_and_goes_on_later(archive, here, tmp_path):
+def test_when_the_scheduler_is_lost_the_stage_says_so_and_goes_on_later(tiny_archive, here, tmp_path):
     lost = Cluster(tmp_path)
     lost.add_worker()
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            run = pool.submit(make_videos, archive, tmp_path / "videos", scheduler=lost.address)
+            run = pool.submit(make_videos, tiny_archive, tmp_path / "videos", scheduler=lost.address)
             wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
             lost.scheduler.kill()
             with pytest.raises(UserError, match=rf"the Dask scheduler at {lost.address} is lost \(.*\); start it and"):
                 run.result(60)
     finally:
         lost.end()
-    make_videos(archive, tmp_path / "videos")
-    assert files(tmp_path / "videos") == files(here / "videos")
+    make_videos(tiny_archive, tmp_path / "videos")
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
 def test_a_part_that_kills_its_workers_is_named_and_all_others_are_made(own_workers, tmp_path):
@@ -329,7 +318,7 @@ def test_an_address_where_no_scheduler_answers_is_told(address, tmp_path, monkey
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_calls_its_parts_back(number, archive, two_workers, tmp_path):
+def test_told_to_stop_it_calls_its_parts_back(number, tiny_archive, two_workers, tmp_path):
     code = """
 import signal, sys
 from pathlib import Path
@@ -342,7 +331,7 @@ with stage("resize"):
     resize(Path(sys.argv[1]), Path("videos"), Execution(scratch=Path("scratch"), scheduler=sys.argv[2]),
            video_format=VideoFormat(128, Encode(preset="slow")), max_bad_share=1.0)
 """
-    stage = subprocess.Popen([sys.executable, "-c", code, archive, two_workers.address], cwd=tmp_path)
+    stage = subprocess.Popen([sys.executable, "-c", code, tiny_archive, two_workers.address], cwd=tmp_path)
     wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
     stage.send_signal(number)
     assert stage.wait(20) == 128 + number
@@ -417,12 +406,7 @@ def with_ffmpeg(folder: Path, script: str) -> str:
 
 def own_archive(folder: Path, *parts: dict[str, bytes]) -> Path:
     """archive/ with a split train of these parts: name -> video."""
-    root = folder / "mirror/400"
-    for number, clips in enumerate(parts):
-        write_archive(root / f"train/part_{number}.tar.gz", {f"{name}.mp4": video for name, video in clips.items()})
-    urls = [f"https://s3.amazonaws.com/kinetics/400/train/part_{number}.tar.gz\n" for number in range(len(parts))]
-    (root / "train/k400_train_path.txt").write_text("".join(urls))
-    (root / "annotations").mkdir()
     lines = [f"abseiling,{name}\n" for clips in parts for name in clips]
-    (root / "annotations/train.csv").write_text("label,youtube_id\n" + "".join(lines))
+    members = [as_members(clips) for clips in parts]
+    write_split(folder / "mirror/400", "train", members, "label,youtube_id\n" + "".join(lines))
     return make_archive(folder / "mirror", folder, ["train"])

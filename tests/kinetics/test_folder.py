@@ -25,6 +25,7 @@ from actionzoo.kinetics.inventory import FetchedSplit, read_inventory
 from actionzoo.kinetics.manifest import Clip, count_states, export_lists, label_map, read_manifest
 from actionzoo.params import load_params
 from tests.kinetics.data_stages import make_archive, make_videos
+from tests.kinetics.files import contents, versions
 from tests.kinetics.small_films import film
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -83,14 +84,6 @@ def states(clips: list[Clip]) -> dict[str, str]:
 
 def classes(clips: list[Clip]) -> dict[str, str]:
     return {f"{clip.split} {clip.video_id}": clip.class_name for clip in clips}
-
-
-def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def sources(archive: Path) -> dict[str, dict[str, str]]:
@@ -473,17 +466,17 @@ def many(numbers) -> dict[str, bytes]:
 def test_a_second_run_touches_and_reads_nothing(fill, listed, tmp_path, small_parts):
     fill(many(range(20)))
     assert "21 of them read now" in listed()
-    before = files(tmp_path / "archive")
+    before = versions(tmp_path / "archive")
     assert ", 0 of them read now" in listed()
-    assert files(tmp_path / "archive") == before
+    assert versions(tmp_path / "archive") == before
 
 
 def test_without_scratch_it_comes_to_the_same(fill, listed, tmp_path, small_parts):
     fill(many(range(20)))
     listed()
-    before = files(tmp_path / "archive")
+    before = versions(tmp_path / "archive")
     assert "21 of them read now" in listed(scratch=tmp_path / "another", jobs=1)
-    assert files(tmp_path / "archive") == before
+    assert versions(tmp_path / "archive") == before
 
 
 def test_a_video_more_changes_its_own_part_and_at_most_another(fill, listed, tmp_path, small_parts):
@@ -509,10 +502,10 @@ def test_the_parts_do_not_depend_on_what_was_there_before(fill, listed, tmp_path
     for number in range(9, 20):
         (root / f"train/{'ab'[number % 2]}/{number}.mp4").unlink()
     listed()
-    grown = {name: data for name, (_, data) in files(tmp_path / "archive").items()}
+    grown = contents(tmp_path / "archive")
     execution = Execution(scratch=tmp_path / "s", jobs=2)
     list_folder(f"folder:{root}", tmp_path / "fresh", execution, splits=["train", "val"], parts="all")
-    assert grown == {name: data for name, (_, data) in files(tmp_path / "fresh").items()}
+    assert grown == contents(tmp_path / "fresh")
 
 
 def test_changed_removed_and_new_videos_are_noticed_and_only_their_shards_made_again(
@@ -520,11 +513,11 @@ def test_changed_removed_and_new_videos_are_noticed_and_only_their_shards_made_a
 ):
     fill({f"train/a/{number}.mp4": video for number in range(8)} | {"val/a/v.mp4": video})
     prepared()
-    before = files(tmp_path / "videos_32")
+    before = versions(tmp_path / "videos_32")
     fill({"train/a/1.mp4": longer})
     clips = prepared()
     assert {clip.video_id: clip.num_frames for clip in clips}["1"] == 9
-    after = files(tmp_path / "videos_32")
+    after = versions(tmp_path / "videos_32")
     assert len([name for name in after if name.endswith(".tar") and after[name] != before[name]]) == 1
     (root / "train/a/1.mp4").unlink()
     fill({"val/b/new.mp4": longer})
@@ -534,11 +527,11 @@ def test_changed_removed_and_new_videos_are_noticed_and_only_their_shards_made_a
 def test_a_folder_that_moved_costs_no_shard(fill, prepared, root, video, tmp_path, listed):
     fill({"train/a/1.mp4": video, "val/a/v.mp4": video})
     prepared()
-    before = files(tmp_path / "videos_32")
+    before = versions(tmp_path / "videos_32")
     root.rename(tmp_path / "moved")
     root.symlink_to("moved")
     prepared()
-    assert files(tmp_path / "videos_32")["train/part_000.tar"] == before["train/part_000.tar"]
+    assert versions(tmp_path / "videos_32")["train/part_000.tar"] == before["train/part_000.tar"]
     assert str(tmp_path / "moved/train") in (tmp_path / "archive/train/part_0.csv").read_text()
 
 
@@ -561,11 +554,11 @@ def test_a_video_that_changed_since_it_was_listed_is_named_and_not_taken(
 def test_a_list_that_was_deleted_has_its_videos_read_again(fill, listed, tmp_path, small_parts):
     fill(many(range(20)))
     listed()
-    before = files(tmp_path / "archive")
+    before = contents(tmp_path / "archive")
     lines = (tmp_path / "archive/train/part_2.csv").read_text().count(".mp4")
     (tmp_path / "archive/train/part_2.csv").unlink()
     assert f", {lines} of them read now" in listed()
-    assert (tmp_path / "archive/train/part_2.csv").read_bytes() == before["train/part_2.csv"][1]
+    assert (tmp_path / "archive/train/part_2.csv").read_bytes() == before["train/part_2.csv"]
 
 
 def test_only_the_parts_asked_for_are_listed(fill, listed, tmp_path, small_parts):
@@ -619,9 +612,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(fill, list
             read_inventory(workspace / "archive")
     last_line = run(2).stdout
     assert 0 < int(last_line.split(" of them read now")[0].split()[-1]) < 12
-    assert {name: data for name, (_, data) in files(workspace / "archive").items()} == {
-        name: data for name, (_, data) in files(tmp_path / "archive").items()
-    }
+    assert contents(workspace / "archive") == contents(tmp_path / "archive")
 
 
 # the stage

@@ -1,6 +1,5 @@
 """Frames as JPEGs: as many as the video has, in its colours, each one pread away."""
 
-import hashlib
 import io
 import json
 import tarfile
@@ -16,20 +15,13 @@ from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.kinetics.shards import ShardWriter, read_index, read_member
 from actionzoo.kinetics.transcode import Encode
 from tests.kinetics.data_stages import make_archive, make_frames, make_videos
+from tests.kinetics.files import hashes
 from tests.kinetics.small_films import film
 
 
 def extracted(videos: Path, name: str = "frames_64", **options) -> Path:
     make_frames(videos, videos.parent / name, **options)
     return videos.parent / name
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +108,21 @@ def test_finished_parts_are_not_done_again(tiny_videos, tiny_frames, monkeypatch
         raise AssertionError("nothing is to be extracted")
 
     monkeypatch.setattr("actionzoo.kinetics.frames.to_jpegs", to_jpegs)
-    before = files(tiny_frames)
+    before = hashes(tiny_frames)
     last_line = make_frames(tiny_videos, tiny_videos.parent / "frames_64")
-    assert files(tiny_frames) == before
+    assert hashes(tiny_frames) == before
     assert last_line.startswith("frames: 8 of 10 clips in 5 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
 
 
 def test_the_number_of_jobs_changes_nothing(tiny_videos, tiny_frames):
-    assert files(extracted(tiny_videos, "frames_64_by_one", jobs=1)) == files(tiny_frames)
+    assert hashes(extracted(tiny_videos, "frames_64_by_one", jobs=1)) == hashes(tiny_frames)
 
 
 def test_a_lost_shard_is_made_again_and_the_same(tiny_videos, tiny_frames):
-    before = files(tiny_frames)
+    before = hashes(tiny_frames)
     (tiny_frames / "val/part_001.tar").unlink()
     extracted(tiny_videos)
-    assert files(tiny_frames) == before
+    assert hashes(tiny_frames) == before
 
 
 def test_another_quality_makes_other_shards(tiny_videos, tiny_frames):

@@ -13,10 +13,10 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.archives import check_archive, read_archive
 from actionzoo.kinetics.manifest import Clip, read_manifest
 from actionzoo.kinetics.shards import read_member
-from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import Encode, rotate
 from tests.kinetics.data_stages import make_archive, make_frames, make_videos
 from tests.kinetics.small_films import film
+from tests.kinetics.small_mirror import write_split
 
 NUM_DAMAGED = 300
 BLOCK = 512
@@ -138,15 +138,8 @@ def _archive(layout: int) -> bytes:
 def prepared(folder: Path, archive: bytes | dict[str, bytes], listed: list[str]) -> list[Clip]:
     """A mirror with one part, taken through all data stages in folder/inside; gives the frames' manifest."""
     root, inside = folder / "mirror/400", folder / "inside"
-    (root / "annotations").mkdir(parents=True)
-    if isinstance(archive, dict):
-        write_archive(root / "val/part_0.tar.gz", archive)
-    else:
-        (root / "val").mkdir()
-        (root / "val/part_0.tar.gz").write_bytes(archive)
-    (root / "val/k400_val_path.txt").write_text("https://mirror.invalid/400/val/part_0.tar.gz\n")
     lines = ["label,youtube_id", *(f'zumba,"{name.replace(chr(34), chr(34) * 2)}"' for name in listed)]
-    (root / "annotations/val.csv").write_text("\n".join(lines) + "\n")
+    write_split(root, "val", [archive], "\n".join(lines) + "\n")
     make_archive(root, inside, ["val"])
     encode, timeout = Encode(preset="ultrafast"), {"clip_timeout_seconds": 20}
     make_videos(inside / "archive", inside / "videos_256", 256, encode=encode, **timeout)

@@ -9,7 +9,6 @@ import pytest
 from actionzoo.errors import UserError
 from actionzoo.files.hashes import sha256_of
 from actionzoo.kinetics.manifest import (
-    Clip,
     StoredClip,
     count_states,
     export_lists,
@@ -18,26 +17,7 @@ from actionzoo.kinetics.manifest import (
     read_manifest,
     write_manifest,
 )
-
-
-def clip(video_id: str = "--QUuC4vJs_000084_000094", **changes) -> Clip:
-    whole = Clip(
-        video_id=video_id,
-        split="val",
-        label=0,
-        class_name="abseiling",
-        state="ok",
-        shard="val/part_007.tar",
-        offset=512,
-        size=1000,
-        num_frames=250,
-        width=340,
-        height=256,
-        fps=29.97,
-        sha256="0" * 64,
-    )
-    return dataclasses.replace(whole, **changes)
-
+from tests.kinetics.small_clips import clip
 
 NASTY = [
     clip("_-Aa_-Bb_-C_000001_000011", class_name="massaging person's head"),

@@ -22,7 +22,9 @@ from actionzoo.kinetics.shards import read_index, read_member
 from actionzoo.kinetics.synthetic import MOTIONS, write_archive
 from actionzoo.kinetics.transcode import Encode
 from tests.kinetics.data_stages import make_archive, make_videos
+from tests.kinetics.files import hashes
 from tests.kinetics.small_films import film
+from tests.kinetics.small_mirror import as_members, write_split
 
 
 def resized(archive: Path, name: str = "videos_64", **options) -> Path:
@@ -35,19 +37,6 @@ def by_state(out: Path) -> dict[str, list[Clip]]:
     for clip in read_manifest(out / "manifest.csv"):
         states[clip.state].append(clip)
     return states
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def tiny_archive(tiny_mirror, tmp_path_factory) -> Path:
-    return make_archive(tiny_mirror, tmp_path_factory.mktemp("resized"))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +100,7 @@ def test_the_out_folder_holds_shards_indexes_records_and_the_manifest(tiny_video
         "train/replacement"
     ]
     expected = {f"{stem}{ending}" for stem in stems for ending in (".tar", ".idx.npy", ".json")}
-    assert set(files(tiny_videos)) == expected | {"manifest.csv"}
+    assert set(hashes(tiny_videos)) == expected | {"manifest.csv"}
 
 
 def test_a_shard_holds_its_parts_listed_clips_in_the_archives_order(tiny_videos, tiny_archive):
@@ -151,24 +140,24 @@ def test_parts_are_done_again_once_a_constant_of_the_encoding_changes(tiny_archi
 
 def test_a_lost_shard_is_made_again_and_the_same(tiny_archive):
     out = resized(tiny_archive)
-    before = files(out)
+    before = hashes(out)
     (out / "val/part_001.tar").unlink()
     (out / "train/replacement.idx.npy").unlink()
     resized(tiny_archive)
-    assert files(out) == before
+    assert hashes(out) == before
 
 
 def test_the_number_of_jobs_changes_nothing(tiny_archive, tiny_videos):
     out = resized(tiny_archive, "videos_64_by_one", jobs=1)
-    assert files(out) == files(tiny_videos)
+    assert hashes(out) == hashes(tiny_videos)
 
 
 def test_other_settings_make_other_shards(tiny_archive, tiny_videos, tmp_path):
     shutil.copytree(tiny_archive, tmp_path / "archive")
     shutil.copytree(tiny_videos, tmp_path / "videos_64")
     resized(tmp_path / "archive", encode=Encode(preset="ultrafast", crf=40))
-    changed = files(tmp_path / "videos_64")
-    assert changed["val/part_000.tar"] != files(tiny_videos)["val/part_000.tar"]
+    changed = hashes(tmp_path / "videos_64")
+    assert changed["val/part_000.tar"] != hashes(tiny_videos)["val/part_000.tar"]
 
 
 def test_too_many_lost_clips_are_an_error_but_what_was_done_is_kept(tiny_archive):
@@ -190,18 +179,13 @@ def test_a_limit_just_met_is_no_error(tiny_archive):
 
 @pytest.fixture
 def mirror(tmp_path):
-    """Makes a mirror of the given parts and listed clips; gives it fetched."""
+    """Makes a mirror of the given parts and listed clips; returns its folder."""
 
     def make(parts: list[dict[str, bytes]], listed: list[str], replacements: dict[str, bytes] | None = None) -> Path:
         root = tmp_path / "mirror/400"
         shutil.rmtree(root, ignore_errors=True)
-        for number, part in enumerate(parts):
-            write_archive(root / f"train/part_{number}.tar.gz", {f"{name}.mp4": data for name, data in part.items()})
-        urls = [f"https://s3.amazonaws.com/kinetics/400/train/part_{number}.tar.gz\n" for number in range(len(parts))]
-        (root / "train/k400_train_path.txt").write_text("".join(urls))
-        (root / "annotations").mkdir()
         lines = [f"abseiling,{name}\n" for name in listed]
-        (root / "annotations/train.csv").write_text("label,youtube_id\n" + "".join(lines))
+        write_split(root, "train", [as_members(part) for part in parts], "label,youtube_id\n" + "".join(lines))
         if replacements is not None:
             members = {f"replacement_for_corrupted_k400/{name}.mp4": data for name, data in replacements.items()}
             write_archive(root / "replacement_for_corrupted_k400.tgz", members)
@@ -368,7 +352,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tiny_archi
         for record in (tmp_path / "killed").rglob("*.json"):
             assert json.loads(record.read_text())["size"] == record.with_suffix(".tar").stat().st_size
     subprocess.run([sys.executable, "-c", KILLED, str(tiny_archive)], cwd=tmp_path, check=True)
-    assert files(tmp_path / "killed") == files(tiny_videos)
+    assert hashes(tmp_path / "killed") == hashes(tiny_videos)
     assert not (tmp_path / "scratch/killed").exists()
 
 
