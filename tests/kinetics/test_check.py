@@ -79,7 +79,7 @@ def test_frames_of_a_damaged_video_shard_are_made_again_too(data):
     assert {damage.path for damage in check_data(data).damages} == {video, frames}
 
 
-def test_what_failed_is_made_again_alone_with_the_same_bytes(data, tiny_mirror, tmp_path):
+def test_only_damaged_files_are_made_again_with_the_same_bytes(data, tiny_mirror, tmp_path):
     before, versions_before = contents(data), versions(data)
     video = shard_of(data, "videos_256")
     part = next((data / "archive").glob("val/part_*"))
@@ -102,7 +102,7 @@ def test_a_sample_is_drawn_by_its_seed(data):
     assert num_files == check_data(data, sample=num_files).num_finished + 2  # the shard and its frames are unfinished
 
 
-def test_shards_of_before_get_their_hash(data):
+def test_shards_of_older_versions_get_their_hash(data):
     record = shard_of(data, "videos_256").with_suffix(".json")
     content = json.loads(record.read_text())
     sha256 = content.pop("sha256")

@@ -1,4 +1,4 @@
-"""Parts made by the workers of a Dask cluster of real processes: the same bytes, whoever is lost on the way.
+"""The workers of a Dask cluster of real processes make parts: the same bytes, whichever worker is lost on the way.
 
 Two schedulers serve all tests: one with two workers, and one where every test brings the workers that it needs.
 """
@@ -129,17 +129,17 @@ print(extract_frames(Path("videos"), Path("frames"), execution, max_bad_share=1.
 
 
 def test_workers_make_the_same_bytes_as_one_machine(tiny_archive, here, two_workers, tmp_path):
-    told = []
+    reports = []
 
-    def tell(*state) -> None:
-        told.append(state)
+    def on_progress(*state) -> None:
+        reports.append(state)
 
-    said = make_videos(tiny_archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
-    assert said.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
-    make_frames(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=tell)
+    line = make_videos(tiny_archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=on_progress)
+    assert line.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
+    make_frames(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=on_progress)
     assert hashes(tmp_path / "videos") == hashes(here / "videos")
     assert hashes(tmp_path / "frames") == hashes(here / "frames")
-    assert [state for state in told if state[1] == state[2]] == [
+    assert [state for state in reports if state[1] == state[2]] == [
         ("resize to 64, clips", 14, 14),
         ("extract frames, clips", 12, 12),
     ]
@@ -194,9 +194,7 @@ def test_what_a_lost_worker_has_finished_is_not_made_again(tiny_archive, here, t
     assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
-def test_of_a_worker_killed_in_the_middle_of_a_part_nothing_is_missing(
-    tiny_archive, here, own_workers, tmp_path, caplog
-):
+def test_a_worker_killed_in_the_middle_of_a_part_loses_nothing(tiny_archive, here, own_workers, tmp_path, caplog):
     own_workers.add_worker()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         run = pool.submit(make_videos, tiny_archive, tmp_path / "videos", scheduler=own_workers.address)
@@ -258,18 +256,18 @@ def test_a_part_that_kills_its_workers_is_named_and_all_others_are_made(own_work
     assert not (tmp_path / "videos/manifest.csv").exists()
 
 
-def test_a_broken_archive_is_told_in_the_same_words(tmp_path, two_workers):
+def test_a_broken_archive_is_reported_in_the_same_words(tmp_path, two_workers):
     archive = own_archive(tmp_path, {"a": film(8)}, {"b": film(8)}, {"c": film(8)})
     whole = (archive / "train/part_1.tar.gz").read_bytes()
     (archive / "train/part_1.tar.gz").write_bytes(whole[:-40])
-    said = []
+    messages = []
     for name, scheduler in (("alone", None), ("together", two_workers.address)):
         with pytest.raises(UserError) as error:
             make_videos(archive, tmp_path / name, scheduler=scheduler)
-        said.append(str(error.value))
+        messages.append(str(error.value))
         assert {path.name for path in (tmp_path / name / "train").glob("*.tar")} == {"part_000.tar", "part_002.tar"}
-    assert "part_1.tar.gz is not a whole archive" in said[0]
-    assert said[0] == said[1]
+    assert "part_1.tar.gz is not a whole archive" in messages[0]
+    assert messages[0] == messages[1]
 
 
 def test_a_worker_that_does_not_see_the_folder_is_named(two_workers, tmp_path, monkeypatch):
@@ -290,7 +288,7 @@ def test_a_worker_with_another_ffmpeg_is_refused(own_workers, tmp_path):
     assert [path for path in (tmp_path / "scratch").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_worker_without_this_program_is_told(own_workers, tmp_path):
+def test_a_worker_without_this_program_is_named(own_workers, tmp_path):
     code = "import sys; sys.modules['actionzoo'] = None; sys.argv[0] = 'dask'; from dask.__main__ import main; main()"
     own_workers.add_worker(program=("-c", code))
     with pytest.raises(UserError, match=r"the worker tcp://\S+ does not find actionzoo\.kinetics\.cluster; install"):
@@ -305,20 +303,20 @@ def test_a_scheduler_without_workers_is_not_waited_for_for_ever(own_workers, tmp
         list(cluster.made_by_workers(own_workers.address, SAY, {"part": 0}, tmp_path / "scratch"))
 
 
-def test_what_a_worker_gives_comes_back_under_its_parts_name(two_workers, tmp_path):
+def test_a_result_comes_back_under_its_parts_name(two_workers, tmp_path):
     made = cluster.made_by_workers(two_workers.address, SAY, {"a": "first", "b": "second"}, tmp_path / "scratch")
     assert dict(made) == {"a": "first is made", "b": "second is made"}
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "ftp://there:1"])
-def test_an_address_where_no_scheduler_answers_is_told(address, tmp_path, monkeypatch):
+def test_an_address_where_no_scheduler_answers_is_named(address, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(UserError, match=f"no Dask scheduler answers at {address} .*; start one with `dask scheduler`"):
         list(cluster.made_by_workers(address, SAY, {"part": 0}, tmp_path / "scratch"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_calls_its_parts_back(number, tiny_archive, two_workers, tmp_path):
+def test_an_interrupted_run_cancels_its_parts(number, tiny_archive, two_workers, tmp_path):
     code = """
 import signal, sys
 from pathlib import Path
@@ -353,7 +351,7 @@ def made_shard(folder: Path, data: bytes, key: str = "key") -> Path:
     return path
 
 
-def test_of_two_who_made_the_same_the_second_touches_nothing(tmp_path):
+def test_publishing_an_equal_shard_again_touches_nothing(tmp_path):
     shard = tmp_path / "val/part_000.tar"
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     before = inodes(tmp_path / "val")
@@ -361,7 +359,7 @@ def test_of_two_who_made_the_same_the_second_touches_nothing(tmp_path):
     assert inodes(tmp_path / "val") == before and len(before) == 3
 
 
-def test_a_shard_of_another_making_is_replaced_whole(tmp_path):
+def test_a_shard_with_another_key_is_replaced_whole(tmp_path):
     shard = tmp_path / "val/part_000.tar"
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     publish(made_shard(tmp_path / "two", b"other", key="other"), shard)
@@ -370,7 +368,7 @@ def test_a_shard_of_another_making_is_replaced_whole(tmp_path):
     assert not list((tmp_path / "two").iterdir())
 
 
-def test_who_comes_when_the_run_is_over_publishes_nothing(tmp_path):
+def test_a_worker_that_finishes_after_the_run_publishes_nothing(tmp_path):
     shard = tmp_path / "val/part_000.tar"
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     late = made_shard(tmp_path / "two", b"other", key="other")

@@ -1,4 +1,4 @@
-"""Downloads from a real server on loopback, that breaks off, changes its mind, or lacks files."""
+"""Downloads from a real server on loopback that breaks off, serves another version, or lacks files."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ from tests.kinetics.small_mirror import SlowHandler, write_split
 
 @pytest.fixture
 def mirror(tmp_path) -> Path:
-    """One part of train, three of val, and all that belongs to them; the clips are noise, for nobody looks at them."""
+    """One part of train, three of val, and all that belongs to them; the clips are noise: downloads do not decode."""
     root = tmp_path / "mirror" / "400"
     annotation = "label,youtube_id\nabseiling,aaaaaaaaaaa\n"
     for split, num_parts in {"train": 1, "val": 3}.items():
@@ -283,20 +283,20 @@ def test_an_archive_broken_at_the_source_is_reported_and_not_kept(mirror, fetch,
     assert not (tmp_path / "archive/val/part_1.tar.gz").exists()
 
 
-def test_a_mirror_without_replacements_will_do(mirror, fetch, tmp_path):
+def test_a_mirror_may_lack_the_replacements(mirror, fetch, tmp_path):
     (mirror / "400/replacement_for_corrupted_k400.tgz").unlink()
     with serve(mirror) as url:
         assert "the mirror has no archive of replacements" in fetch(url)
 
 
-def test_annotations_of_a_split_nobody_asked_for_may_lack(mirror, fetch, tmp_path):
+def test_annotations_of_splits_not_requested_may_be_absent(mirror, fetch, tmp_path):
     (mirror / "400/annotations/test.csv").unlink()
     (mirror / "400/annotations/val.csv").unlink()
     with pytest.raises(UserError, match=r"annotations/val\.csv: the mirror does not have it"):
         fetch(mirror)
 
 
-def test_a_mirror_without_the_list_of_parts_will_not_do(mirror, fetch):
+def test_a_mirror_without_the_list_of_parts_is_refused(mirror, fetch):
     (mirror / "400/val/k400_val_path.txt").unlink()
     with serve(mirror) as url, pytest.raises(UserError, match=r"k400_val_path\.txt is not there"):
         fetch(url)
@@ -332,12 +332,12 @@ def test_a_folder_of_the_same_disk_is_linked_not_copied(mirror, fetch, tmp_path)
 
 
 def test_progress_ends_at_its_total(mirror, fetch):
-    told = []
+    reports = []
     with serve(mirror) as url:
-        fetch(url, on_progress=lambda *state: told.append(state))
+        fetch(url, on_progress=lambda *state: reports.append(state))
     assert (
-        told[-1][1]
-        == told[-1][2]
+        reports[-1][1]
+        == reports[-1][2]
         == sum(len(data) for name, data in contents(mirror / "400").items() if "path" not in name)
     )
 

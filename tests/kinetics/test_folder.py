@@ -179,7 +179,7 @@ def test_a_test_split_needs_no_labels_and_need_not_be_there(fill, prepared, list
     assert [(clip.video_id, clip.label) for clip in clips if clip.split == "test"] == [("5", -1)]
 
 
-def test_labels_are_numbered_over_splits_that_nobody_asked_for_too(fill, prepared, video):
+def test_labels_are_numbered_over_all_splits_requested_or_not(fill, prepared, video):
     fill({"train/b/1.mp4": video, "val/a/1.mp4": video})
     assert [(clip.split, clip.label) for clip in prepared(splits=["train"])] == [("train", 1)]
 
@@ -234,7 +234,7 @@ def test_the_same_name_in_two_classes_is_two_videos(fill, prepared, video, longe
     assert ids["a"] == f"1_{hashlib.sha256(b'train/a/1.mp4').hexdigest()[:8]}"
 
 
-def test_what_cannot_be_used_is_missing_with_its_reason(fill, prepared, listed, video, root, tmp_path):
+def test_videos_that_cannot_be_used_are_missing_with_their_reason(fill, prepared, listed, video, root, tmp_path):
     (tmp_path / "secret.mp4").write_bytes(video)
     fill({"train/a/fine.mp4": video, "val/a/1.mp4": video, "elsewhere/inside.mp4": video})
     links = {"out": "../../../secret.mp4", "dangling": "nothing.mp4", "loop": "loop.mp4"}
@@ -309,7 +309,7 @@ def unprivileged():
         yield
 
 
-def test_what_may_not_be_read_is_told_and_tried_again(video):
+def test_an_unreadable_video_is_reported_and_tried_again(video):
     with unprivileged(), tempfile.TemporaryDirectory() as name:
         root, archive = Path(name, "videos"), Path(name, "archive")
         for path in ("train/a/1.mp4", "train/a/2.mp4", "val/a/1.mp4"):
@@ -332,7 +332,7 @@ def test_what_may_not_be_read_is_told_and_tried_again(video):
         (root / "train/a").chmod(0o700)
 
 
-def test_other_files_are_passed_over_and_counted(fill, listed, video):
+def test_other_files_are_skipped_and_counted(fill, listed, video):
     fill(
         {
             "train/a/1.mp4": video,
@@ -367,7 +367,7 @@ def test_listed_and_not_there_is_missing_there_and_not_listed_is_unlisted(fill, 
     assert read_inventory(tmp_path / "archive").splits["train"] == FetchedSplit((0, 1), 2)
 
 
-def test_of_a_clip_that_is_there_twice_the_one_that_decodes_is_taken(fill, prepared, video):
+def test_a_clip_that_is_there_twice_uses_the_copy_that_decodes(fill, prepared, video):
     name = "abcdefghijk_000001_000011.mp4"
     fill({f"train/a/{name}": b"broken", f"train/b/{name}": video, f"val/b/{name}": video})
     table = "label,youtube_id,time_start,time_end\nwaving,abcdefghijk,1,11\n"
@@ -375,7 +375,7 @@ def test_of_a_clip_that_is_there_twice_the_one_that_decodes_is_taken(fill, prepa
     assert [(clip.state, clip.split) for clip in prepared()] == [("ok", "train"), ("ok", "val")]
 
 
-def test_what_lies_about_changes_no_name_of_what_is_listed(fill, prepared, video):
+def test_unlisted_files_change_no_name_of_listed_ones(fill, prepared, video):
     fill(
         {
             "1.mp4": video,
@@ -536,7 +536,7 @@ def test_a_folder_that_moved_costs_no_shard(fill, prepared, root, video, tmp_pat
 
 
 @pytest.mark.parametrize("change", ["rewrite", "remove"])
-def test_a_video_that_changed_since_it_was_listed_is_named_and_not_taken(
+def test_a_video_that_changed_since_it_was_listed_is_named_and_not_used(
     fill, listed, prepared, root, video, longer, tmp_path, change
 ):
     fill({"train/a/1.mp4": video, "val/a/v.mp4": video})
@@ -574,10 +574,10 @@ def test_only_the_parts_asked_for_are_listed(fill, listed, tmp_path, small_parts
 
 
 def test_progress_ends_at_its_total(fill, listed, small_parts):
-    told = []
+    reports = []
     fill(many(range(20)))
-    listed(on_progress=lambda *state: told.append(state))
-    assert told[-1] == ("read, bytes", 21_000, 21_000)
+    listed(on_progress=lambda *state: reports.append(state))
+    assert reports[-1] == ("read, bytes", 21_000, 21_000)
 
 
 KILLED = """

@@ -78,7 +78,7 @@ def test_members_are_named_as_mmaction2_names_them(tiny_frames):
     assert names == [f"{clip.video_id}/img_{i:05d}.jpg" for i in range(1, clip.num_frames + 1)]
 
 
-def test_the_manifest_differs_from_the_videos_in_places_alone(tiny_videos, tiny_frames):
+def test_the_manifest_differs_from_the_videos_in_offset_and_size_alone(tiny_videos, tiny_frames):
     for video, frames in zip(
         read_manifest(tiny_videos / "manifest.csv"), read_manifest(tiny_frames / "manifest.csv"), strict=True
     ):
@@ -169,7 +169,7 @@ def test_too_many_clips_without_frames_are_an_error(form):
         extracted(videos, max_bad_share=0.1)
 
 
-def test_an_index_of_another_making_is_refused(form):
+def test_an_index_of_another_run_is_refused(form):
     videos = form({"a": (film(num_frames=20), 20)})
     out = extracted(videos)
     (clip,) = read_manifest(out / "manifest.csv")
@@ -186,7 +186,7 @@ def test_videos_without_a_manifest_are_refused(tmp_path):
 
 
 def test_progress_counts_clips(form):
-    told = []
+    reports = []
     videos = form({"a": (film(num_frames=5), 5), "b": (film(num_frames=5), 5)})
-    extracted(videos, on_progress=lambda *state: told.append(state))
-    assert told == [("extract frames, clips", 1, 2), ("extract frames, clips", 2, 2)]
+    extracted(videos, on_progress=lambda *state: reports.append(state))
+    assert reports == [("extract frames, clips", 1, 2), ("extract frames, clips", 2, 2)]

@@ -1,4 +1,4 @@
-"""Archives and clips of somebody who means harm, or of a dying disk: no crash, no hang, nothing outside its place."""
+"""Malicious or damaged archives and clips: no crash, no hang, no file outside its folder."""
 
 import gzip
 import io
@@ -71,10 +71,10 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "gzip"])
 def test_a_header_that_lies_ends_in_a_sentence_at_once(tmp_path, lie, is_packed):
-    start, said = LIES[lie]
+    start, message = LIES[lie]
     data = start + CLIP + END
     (tmp_path / "part_0.tar").write_bytes(gzip.compress(data) if is_packed else data)
-    with pytest.raises(UserError, match=rf"part_0\.tar is not a whole archive: .*{said}"):
+    with pytest.raises(UserError, match=rf"part_0\.tar is not a whole archive: .*{message}"):
         list(read_archive(tmp_path / "part_0.tar"))
 
 
@@ -177,7 +177,7 @@ def test_names_that_no_list_can_have_are_in_the_manifest_and_nowhere_else(tmp_pa
     assert [clip.video_id for clip in clips if clip.is_usable] == ["fine"]
 
 
-def test_what_points_outside_is_never_written_there(tmp_path):
+def test_members_that_point_outside_are_never_written_there(tmp_path):
     """Members with absolute names, `..`, links of both kinds that later members go through, devices, a pipe."""
     whole, data = film(num_frames=5), io.BytesIO()
     target = tmp_path / "target"

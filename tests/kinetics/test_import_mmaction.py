@@ -1,4 +1,4 @@
-"""MMAction2's folders read as they are: real files, looked at and loaded by the real readers."""
+"""Import of MMAction2's folders as they are: real files, inspected and loaded by the real readers."""
 
 import copy
 import dataclasses
@@ -82,7 +82,7 @@ def test_clips_of_a_list_are_found_counted_and_loaded(folder, tmp_path, kind):
     assert views.shape == (18, 3, 4, 64, 64) and 0 < views.mean() < 1
 
 
-def test_splits_are_adopted_one_by_one(folder, tmp_path):
+def test_splits_are_imported_one_by_one(folder, tmp_path):
     form = tmp_path / "videos_64"
     for split in ("train", "val", "val"):
         import_mmaction(form, MMActionSplit(split, folder / "videos.txt", folder / "videos"), inspect=look)
@@ -93,7 +93,7 @@ def test_splits_are_adopted_one_by_one(folder, tmp_path):
     assert written["val.txt"].splitlines()[-1] == "zumba/d 50 1"
 
 
-def test_what_the_pipeline_made_is_not_written_over(folder, tmp_path):
+def test_a_form_that_the_pipeline_made_is_not_overwritten(folder, tmp_path):
     form = tmp_path / "videos_64"
     import_mmaction(form, MMActionSplit("train", folder / "videos.txt", folder / "videos"), inspect=look)
     clips = read_manifest(form / "manifest.csv")
@@ -102,7 +102,7 @@ def test_what_the_pipeline_made_is_not_written_over(folder, tmp_path):
         import_mmaction(form, MMActionSplit("val", folder / "videos.txt", folder / "videos"), inspect=look)
 
 
-def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path, capfd):
+def test_clips_that_cannot_be_used_are_in_the_manifest_with_the_reason(folder, tmp_path, capfd):
     (folder / "videos/broken.mp4").write_bytes(b"no video")
     lines = [*(folder / "videos.txt").read_text().splitlines(), "broken.mp4 0", "nowhere.mp4 1"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
@@ -236,11 +236,11 @@ def test_a_split_without_names_gets_those_that_come_with_the_next(folder, tmp_pa
 
 
 def never(paths):
-    raise AssertionError("no file may be looked at before the list is right")
+    raise AssertionError("no file may be inspected before the list is right")
 
 
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_a_gap_in_the_labels_is_said_at_once_with_what_to_do(folder, tmp_path, kind):
+def test_a_gap_in_the_labels_is_reported_at_once_with_the_remedy(folder, tmp_path, kind):
     listed = write_list(tmp_path / "list.txt", kind, [0, 2, 999_999_999])
     with pytest.raises(UserError, match=r"no clip has label 1, yet there is 999999999 .*line 3.*: --classes FILE"):
         import_mmaction(tmp_path / f"{kind}_64", MMActionSplit("val", listed, folder / kind), inspect=never)
@@ -341,7 +341,7 @@ def test_a_playlist_among_the_videos_is_corrupt_and_the_same_list_gives_the_same
     assert reasons["zeros"].startswith("zeros.mp4: ") and "encode it anew" in reasons["zeros"]
 
 
-def test_a_fault_of_the_machine_writes_nothing(folder, tmp_path):
+def test_a_machine_fault_writes_nothing(folder, tmp_path):
     def fail(paths):
         yield "no video"
         raise MachineFault("the machine failed: Input/output error")
@@ -357,7 +357,7 @@ def test_a_fault_of_the_machine_writes_nothing(folder, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_a_disk_that_cannot_be_read_is_no_fault_of_the_clips(folder, tmp_path, kind):
+def test_a_disk_that_cannot_be_read_is_no_error_of_the_clips(folder, tmp_path, kind):
     shutil.copytree(folder / kind, tmp_path / kind)
     broken = tmp_path / kind / ("zumba/d.mp4" if kind == "videos" else "zumba/d/img_00001.jpg")
     broken.unlink()
@@ -372,7 +372,7 @@ def test_a_disk_that_cannot_be_read_is_no_fault_of_the_clips(folder, tmp_path, k
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_puts_no_clip_away(folder, tmp_path, kind, workers):
+def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_quarantines_no_clip(folder, tmp_path, kind, workers):
     shutil.copytree(folder / kind, tmp_path / kind)
     form = tmp_path / f"{kind}_64"
     import_mmaction(form, MMActionSplit("val", folder / f"{kind}.txt", tmp_path / kind), inspect=look)
@@ -413,8 +413,8 @@ def test_a_list_of_three_of_400_classes_is_listed_and_trained_as_400(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    actionzoo("data", "adopt", "videos_256", "list.txt", "videos", "--split", "train", "--classes", "map.txt")
-    actionzoo("data", "adopt", "videos_256", "list.txt", "videos", "--split", "val")
+    actionzoo("data", "import-mmaction", "videos_256", "list.txt", "videos", "--split", "train", "--classes", "map.txt")
+    actionzoo("data", "import-mmaction", "videos_256", "list.txt", "videos", "--split", "val")
     actionzoo("lists", "videos_256", "lists")
     assert (tmp_path / "lists/label_map.txt").read_text().splitlines() == kinetics400()
     actionzoo("data", "report", "videos_256", "--pictures", "0")

@@ -78,7 +78,7 @@ def test_states_are_counted_split_by_split_and_class_by_class(tmp_path):
     assert overview.reasons[0] == ("replaced", "in no part", 1)
 
 
-def test_clips_of_one_video_in_one_split_are_told_and_whether_they_overlap(tmp_path):
+def test_clips_of_one_video_in_one_split_are_reported_and_whether_they_overlap(tmp_path):
     clips = [
         clip("aaaaaaaaaaa_000000_000010"),
         clip("aaaaaaaaaaa_000005_000015"),
@@ -165,7 +165,7 @@ def test_the_hashes_are_those_of_the_exported_files(tmp_path):
     assert said == "41a47d45938e2f6e4f3eac44b26376e5"
 
 
-def test_an_annotation_that_changed_since_is_told(tmp_path):
+def test_an_annotation_that_changed_since_is_reported(tmp_path):
     annotation = tmp_path / "archive/annotations/train.csv"
     annotation.parent.mkdir(parents=True)
     annotation.write_text("label,youtube_id,time_start,time_end\nabseiling,a,0,10\nabseiling,new,0,10\n")

@@ -1,4 +1,4 @@
-"""From archives to short-side shards: every clip accounted for, whatever is wrong with it and whoever is killed."""
+"""From archives to short-side shards: every clip is accounted for, whatever its flaw and whenever the run is killed."""
 
 import collections
 import hashlib
@@ -52,7 +52,7 @@ def test_the_states_add_up_to_the_annotation_split_by_split(tiny_videos):
     }
 
 
-def test_what_is_not_ok_has_a_reason(tiny_videos):
+def test_clips_that_are_not_ok_have_a_reason(tiny_videos):
     states = by_state(tiny_videos)
     reasons = {state: clip.reason for state in states for clip in states[state] if state != "ok"}
     assert reasons == {
@@ -78,7 +78,7 @@ def test_every_usable_clip_is_one_pread_away_and_decodes_to_its_count(tiny_video
             assert 15 < clip.fps <= 30
 
 
-def test_what_is_not_usable_has_no_place(tiny_videos):
+def test_unusable_clips_have_no_span(tiny_videos):
     for state in ("missing", "corrupt", "unlisted"):
         for clip in by_state(tiny_videos)[state]:
             assert (clip.shard, clip.offset, clip.size, clip.num_frames) == ("", None, None, None)
@@ -211,7 +211,7 @@ def only(out: Path, video_id: str) -> Clip:
 
 def test_a_replacement_stands_in_for_what_is_corrupt_empty_or_not_there(mirror, whole, longer, tmp_path):
     part = {"cut": whole[:500], "empty": b"", "fine": whole}
-    replacements = {"cut": longer, "empty": longer, "gone": longer, "fine": longer, "stranger": longer}
+    replacements = {"cut": longer, "empty": longer, "gone": longer, "fine": longer, "unlisted": longer}
     root = mirror([part], ["cut", "empty", "gone", "fine"], replacements)
     out = resized(make_archive(root, tmp_path, ["train"]))
     clips = {
@@ -228,7 +228,7 @@ def test_a_replacement_stands_in_for_what_is_corrupt_empty_or_not_there(mirror, 
         assert shard.getnames() == ["cut.mp4", "empty.mp4", "gone.mp4"]
 
 
-def test_a_replacement_that_is_broken_too_is_told(mirror, whole, tmp_path):
+def test_a_replacement_that_is_broken_too_is_reported(mirror, whole, tmp_path):
     root = mirror([{"a": b"", "b": whole}], ["a", "b"], {"a": whole[:500]})
     clip = only(resized(make_archive(root, tmp_path, ["train"])), "a")
     assert (clip.state, clip.reason) == ("corrupt", "zero bytes; its replacement: moov atom not found")
@@ -260,7 +260,7 @@ def test_a_clip_with_too_few_frames_is_short_and_still_usable(mirror, whole, lon
     assert (out / "train/part_000.tar").stat().st_mtime_ns == before
 
 
-def test_with_some_parts_only_the_others_clips_are_missing_but_no_fault(mirror, whole, tmp_path):
+def test_missing_clips_do_not_count_while_only_some_parts_were_fetched(mirror, whole, tmp_path):
     root = mirror([{"a": whole}, {"b": whole}], ["a", "b"], {"b": whole})
     archive = make_archive(root, tmp_path, ["train"], parts="0")
     out = resized(archive, max_bad_share=0.0)
@@ -315,15 +315,15 @@ def test_an_unfinished_download_is_refused(tmp_path):
 def test_names_in_an_archive_that_are_no_utf8_are_survived(mirror, whole, tmp_path):
     root = mirror([{"a": whole, "b\udcff\n,": whole}], ["a"])
     out = resized(make_archive(root, tmp_path, ["train"]))
-    (stranger,) = by_state(out)["unlisted"]
-    assert stranger.video_id == "b\\udcff\n,"
+    (unlisted,) = by_state(out)["unlisted"]
+    assert unlisted.video_id == "b\\udcff\n,"
 
 
 def test_progress_counts_clips(mirror, whole, tmp_path):
-    told = []
+    reports = []
     root = mirror([{"a": whole, "b": b""}, {"c": whole}], ["a", "b", "c", "gone"])
-    resized(make_archive(root, tmp_path, ["train"]), on_progress=lambda *state: told.append(state))
-    assert told == [("resize to 64, clips", done, 3) for done in (1, 2, 3)]
+    resized(make_archive(root, tmp_path, ["train"]), on_progress=lambda *state: reports.append(state))
+    assert reports == [("resize to 64, clips", done, 3) for done in (1, 2, 3)]
 
 
 KILLED = """

@@ -91,7 +91,7 @@ def _resolve_state(
     replacement: PartClip | None,
     min_frames: int,
 ) -> Clip:
-    """A missing clip with the state, place and reason that follow from its copies in the parts and its replacement."""
+    """A missing clip with the state, span and reason that follow from its copies in the parts and its replacement."""
     best = next(((shard, copy) for shard, copy in copies if not copy.error), None)
     reasons = [f"also in {Path(shard).stem}" for shard, _ in copies[1:]] if best else []
     state = "ok"

@@ -85,7 +85,7 @@ def resize(
     ]
     clips = [clip for split in splits for clip in resolve_states(split, names, min_frames)]
     write_manifest(out / "manifest.csv", clips)
-    _judge(clips, inventory, max_bad_share, out)
+    _check_bad_share(clips, inventory, max_bad_share, out)
     shards = {clip.shard for clip in clips if clip.shard}
     return f"resize: {summary(clips, shards)} ({out / 'manifest.csv'})"
 
@@ -356,9 +356,9 @@ class _ShardBuilder:
             self.execution.on_progress(f"resize to {self.video_format.short_side}, clips", done, total)
 
 
-def _judge(clips: list[Clip], inventory: Inventory, max_bad_share: float, out: Path) -> None:
+def _check_bad_share(clips: list[Clip], inventory: Inventory, max_bad_share: float, out: Path) -> None:
     """Raises UserError if too many clips are lost, with their list."""
-    faults = []
+    errors = []
     for split, counts in count_states(clips).items():
         states = ("missing", "corrupt") if inventory.splits[split].is_complete else ("corrupt",)
         bad = [clip for clip in clips if clip.split == split and clip.state in states]
@@ -366,9 +366,9 @@ def _judge(clips: list[Clip], inventory: Inventory, max_bad_share: float, out: P
         if len(bad) > max_bad_share * num_listed:
             shown = [f"\n  {clip.video_id}  {clip.state}: {clip.reason}" for clip in bad[:20]]
             more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-            faults.append(
+            errors.append(
                 f"{split}: {len(bad)} of {num_listed} clips are missing or corrupt, {len(bad) / num_listed:.1%}; "
                 f"max_bad_share allows {max_bad_share:.1%}:" + "".join(shown) + more
             )
-    if faults:
-        raise UserError("\n".join(faults) + f"\nall of them: {out / 'manifest.csv'}. Mend the source, or allow more")
+    if errors:
+        raise UserError("\n".join(errors) + f"\nall of them: {out / 'manifest.csv'}. Mend the source, or allow more")
