@@ -132,8 +132,9 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
 def prepare(folder: Path, mirror: str | None) -> None:
     """folder/archive, videos_256 and frames_256 as our stages make them, default_256 as x264 makes it by itself."""
     from actionzoo.kinetics.download import download
+    from actionzoo.kinetics.execution import Execution
     from actionzoo.kinetics.frames import extract_frames
-    from actionzoo.kinetics.resize import resize
+    from actionzoo.kinetics.resize import VideoFormat, resize
     from actionzoo.kinetics.synthetic import Mirror, make_mirror
     from actionzoo.kinetics.transcode import Encode
 
@@ -143,14 +144,17 @@ def prepare(folder: Path, mirror: str | None) -> None:
         mirror = str(folder / "mirror")
         if not Path(mirror).is_dir():
             make_mirror(Path(mirror), Mirror(train_clips=8, val_clips=3, test_clips=1, parts=2, seed=0))
-    jobs, scratch = os.cpu_count() or 1, folder / "scratch"
-    settings = {"jobs": jobs, "scratch": scratch, "clip_timeout_seconds": 300, "max_bad_share": 1.0}
+    execution = Execution(scratch=folder / "scratch", jobs=os.cpu_count() or 1, clip_timeout_seconds=300)
     print(f"clips: {mirror}", flush=True)
-    download(mirror, folder / "archive", splits=("train", "val"), parts="all", jobs=jobs, scratch=scratch)
+    download(mirror, folder / "archive", execution, splits=("train", "val"), parts="all")
     x264 = Encode(crf=23, preset="medium", gop=250, bframes=3, tune="none")
     for form, encode in {"videos_256": Encode(), "default_256": x264}.items():
-        print(resize(folder / "archive", folder / form, short_side=256, encode=encode, **settings), flush=True)
-    print(extract_frames(folder / "videos_256", folder / "frames_256", **settings), flush=True)
+        video_format = VideoFormat(256, encode)
+        print(
+            resize(folder / "archive", folder / form, execution, video_format=video_format, max_bad_share=1.0),
+            flush=True,
+        )
+    print(extract_frames(folder / "videos_256", folder / "frames_256", execution, max_bad_share=1.0), flush=True)
 
 
 def measure(side: str, folder: Path, count: int, kind: str) -> dict:

@@ -191,13 +191,13 @@ def make_workspace(folder: Path) -> None:
 def make_data(folder: Path, clips_per_part: int) -> None:
     """The mirror, and every part of every form as if the stages had made it."""
     from actionzoo.kinetics.part_records import PartClip, make_key, write_record
+    from actionzoo.kinetics.resize import VideoFormat
     from actionzoo.kinetics.shards import ShardWriter
     from actionzoo.kinetics.transcode import FIXED, ffmpeg_version
     from actionzoo.params import load_params
 
     params = load_params(folder / "params.yaml")
     encode, timeout_seconds = params.prepare.encode, params.runtime.clip_timeout_seconds
-    names = ("crf", "preset", "gop", "bframes", "tune")
     video, jpegs = _film()
     known = {"num_frames": len(jpegs), "width": 32, "height": 32, "fps": 25.0, "damage": ""}
     for split, number, clips in _parts(clips_per_part):
@@ -206,7 +206,7 @@ def make_data(folder: Path, clips_per_part: int) -> None:
         sha256 = _write_part(folder / "mirror/400" / split / f"part_{number}.tar.gz", sources)
         hashes = {video_id: hashlib.sha256(source).hexdigest() for video_id, source in sources.items()}
         for short_side in (256, 320):
-            settings = {"short_side": short_side, **{name: getattr(encode, name) for name in names}}
+            settings = VideoFormat(short_side, encode).settings()
             path = folder / f"data/scale/videos_{short_side}" / shard
             with ShardWriter(path) as writer:
                 copies = []

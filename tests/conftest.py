@@ -20,15 +20,13 @@ def tiny_mirror(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tiny_mirror, tmp_path_factory) -> Path:
     """A project's folder with data/demo/videos_256 made of that mirror, at a short side of 80."""
-    from actionzoo.kinetics.download import download
-    from actionzoo.kinetics.resize import resize
     from actionzoo.kinetics.transcode import Encode
+    from tests.kinetics.data_stages import make_archive, make_videos
 
     root = tmp_path_factory.mktemp("tiny_data")
     data, scratch = root / "data" / "demo", root / "scratch"
-    download(str(tiny_mirror), data / "archive", splits=("train", "val", "test"), parts="all", jobs=2, scratch=scratch)
-    settings = {"jobs": 2, "scratch": scratch, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-    resize(data / "archive", data / "videos_256", short_side=80, encode=Encode(), **settings)
+    archive = make_archive(tiny_mirror, data, scratch=scratch)
+    make_videos(archive, data / "videos_256", 80, encode=Encode(), scratch=scratch)
     return root
 
 

@@ -48,9 +48,10 @@ from actionzoo.kinetics.annotations import class_names, read_annotations
 from actionzoo.kinetics.archives import LISTED, check_archive, read_archive
 from actionzoo.kinetics.check import check_data
 from actionzoo.kinetics.download import parse_parts
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.frames import frame_spans
-from actionzoo.kinetics.import_mmaction import import_mmaction
+from actionzoo.kinetics.import_mmaction import MMActionSplit, import_mmaction
 from actionzoo.kinetics.inventory import ArchivedFile, FetchedSplit, Inventory, read_inventory
 from actionzoo.kinetics.manifest import (
     Clip,
@@ -500,9 +501,8 @@ def _own_videos(root: Path) -> None:
 def _list(folder: Path, root: Path) -> None:
     for name in ("archive", "scratch"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    list_folder(
-        f"folder:{root}", folder / "archive", splits=("train", "val"), parts="all", jobs=1, scratch=folder / "scratch"
-    )
+    execution = Execution(scratch=folder / "scratch")
+    list_folder(f"folder:{root}", folder / "archive", execution, splits=("train", "val"), parts="all")
     read_inventory(folder / "archive")
     for split in ("train", "val"):
         listed = {clip.video_id for clip in read_annotations(folder / f"archive/annotations/{split}.csv", split)}
@@ -544,11 +544,8 @@ def _adopt(folder: Path, list_file: Path, classes: Path | None, form: str) -> No
     (folder / "own").mkdir(exist_ok=True)
     import_mmaction(
         folder / "data" / form,
-        "val",
-        list_file,
-        folder / "own",
+        MMActionSplit("val", list_file, folder / "own", classes),
         inspect=lambda paths: [VideoInfo(10, 64, 52, 25.0) for _ in paths],
-        classes=classes,
         max_bad_share=1.0,
     )
     label_map(read_manifest(folder / "data" / form / "manifest.csv"))

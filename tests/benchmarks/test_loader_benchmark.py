@@ -12,7 +12,7 @@ import torch
 from actionzoo.clips.inputs import to_input
 from actionzoo.clips.inspect import inspect_clips
 from actionzoo.clips.loader import Loading, view_loader
-from actionzoo.kinetics.import_mmaction import import_mmaction
+from actionzoo.kinetics.import_mmaction import MMActionSplit, import_mmaction
 from actionzoo.kinetics.transcode import from_frames, to_jpegs
 from tests.kinetics.small_films import QUICK
 
@@ -48,7 +48,7 @@ def data(tmp_path_factory) -> Path:
         (root / "videos.txt").write_text("".join(f"{name}.mp4 0\n" for name in names))
         (root / "frames.txt").write_text("".join(f"{name} 70 0\n" for name in names))
         for kind in ("videos", "frames"):
-            import_mmaction(root / f"{kind}_256", split, root / f"{kind}.txt", root, inspect=look)
+            import_mmaction(root / f"{kind}_256", MMActionSplit(split, root / f"{kind}.txt", root), inspect=look)
     return root
 
 

@@ -29,12 +29,10 @@ from actionzoo.clips.loader import (
 )
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import UserError
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
 from actionzoo.recipe import Augment, Clips, TestSpec
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
 
 CLIPS = Clips(form="videos", short_side=256, clip_len=8, frame_interval=2)
 AUGMENT = Augment(
@@ -52,11 +50,8 @@ tensor = partial(to_input, mean=AUGMENT.mean, std=AUGMENT.std, device=CPU)
 @pytest.fixture(scope="module")
 def data(tiny_mirror, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("data")
-    settings = {"jobs": 2, "scratch": root / "scratch", "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-    splits = ("train", "val", "test")
-    download(str(tiny_mirror), root / "archive", splits=splits, parts="all", jobs=2, scratch=root / "scratch")
-    resize(root / "archive", root / "videos_80", short_side=80, encode=Encode(), **settings)
-    extract_frames(root / "videos_80", root / "frames_80", **settings)
+    make_videos(make_archive(tiny_mirror, root), root / "videos_80", 80, encode=Encode())
+    make_frames(root / "videos_80", root / "frames_80", max_bad_share=1.0)
     return root
 
 

@@ -23,23 +23,24 @@ DATA = """
 RESIZE = """
 import os
 from pathlib import Path
-from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.execution import Execution
+from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
 address = os.environ.get("DASK_SCHEDULER_ADDRESS")
 print("scheduler:", address)
-print(resize(Path("archive"), Path("videos"), short_side=64, encode=Encode(preset="ultrafast"), jobs=1,
-             scratch=Path("scratch"), clip_timeout_seconds=60, max_bad_share=1.0, scheduler=address))
+execution = Execution(scratch=Path("scratch"), scheduler=address)
+video_format = VideoFormat(64, Encode(preset="ultrafast"))
+print(resize(Path("archive"), Path("videos"), execution, video_format=video_format, max_bad_share=1.0))
 """
 
 
 @pytest.fixture
 def repository(make_repository, tiny_mirror) -> Path:
-    from actionzoo.kinetics.download import download
+    from tests.kinetics.data_stages import make_archive
 
     made = make_repository(DATA.format(python=sys.executable))
     (made / "resize.py").write_text(RESIZE)
-    how = {"splits": ["train", "val"], "parts": "all", "jobs": 1, "scratch": made / "scratch"}
-    download(str(tiny_mirror), made / "archive", **how)
+    make_archive(tiny_mirror, made, ["train", "val"])
     return made
 
 

@@ -76,7 +76,7 @@ def test_ones_own_clips_need_no_times(csv_file):
     assert read_annotations(path, "val") == [Annotation("clip-7", "val", "waving")]
 
 
-def test_labels_are_places_among_the_sorted_names():
+def test_labels_are_positions_in_the_sorted_names():
     clips = [
         Annotation(str(i), "val", name) for i, name in enumerate(["zumba", None, "abseiling", "zumba", "air drumming"])
     ]

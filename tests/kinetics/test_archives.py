@@ -1,4 +1,4 @@
-"""Archives come from strangers: nothing of them is written anywhere, and what is not whole is refused."""
+"""Archives are untrusted: none of their members is written anywhere, and an archive that is not whole is refused."""
 
 import errno
 import gzip
@@ -61,7 +61,7 @@ def test_folders_are_dropped_from_names(tmp_path):
     ],
     ids=lambda info: f"{info.name} {info.type.decode()}",
 )
-def test_what_is_no_clip_is_passed_over(tmp_path, odd):
+def test_members_that_are_no_clips_are_skipped(tmp_path, odd):
     assert [name for name, _ in read_archive(tar(tmp_path / "x.tgz", odd=[odd]))] == ["--a_-b", "zero", "c.d"]
 
 
@@ -99,7 +99,7 @@ def test_a_flipped_bit_is_found_by_the_checksum_at_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("contents", [b"", b"<html>404</html>" * 100, b"\x1f\x8b"])
-def test_what_is_no_archive_is_refused(tmp_path, contents):
+def test_a_file_that_is_no_archive_is_refused(tmp_path, contents):
     (tmp_path / "part_0.tar.gz").write_bytes(contents)
     with pytest.raises(UserError, match="not a whole archive"):
         list(read_archive(tmp_path / "part_0.tar.gz"))
@@ -147,8 +147,8 @@ def test_counting_the_files_never_holds_one_of_them(tmp_path):
         "count, _ = check_archive(sys.argv[1])\n"
         "print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    said = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True).stdout
-    count, kilobytes = map(int, said.split())
+    printed = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True, check=True).stdout
+    count, kilobytes = map(int, printed.split())
     assert count == 1 and kilobytes < 20_000
 
 

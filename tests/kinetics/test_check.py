@@ -7,10 +7,9 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
+from tests.kinetics.files import contents, versions
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +28,9 @@ def data(prepared, tmp_path):
 def make(root, mirror) -> None:
     data, scratch = root / "data", root / "scratch"
     (root / "source").exists() or shutil.copytree(mirror, root / "source")
-    splits = ("train", "val", "test")
-    download(str(root / "source"), data / "archive", splits=splits, parts="all", jobs=2, scratch=scratch / "download")
-    settings = {"jobs": 2, "scratch": scratch, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-    resize(data / "archive", data / "videos_256", short_side=64, encode=Encode(preset="ultrafast"), **settings)
-    extract_frames(data / "videos_256", data / "frames_256", qscale=5, **settings)
-
-
-def files(folder):
-    return {
-        str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_ino)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    archive = make_archive(root / "source", data, scratch=scratch)
+    make_videos(archive, data / "videos_256", encode=Encode(preset="ultrafast"), scratch=scratch)
+    make_frames(data / "videos_256", data / "frames_256", qscale=5, max_bad_share=1.0, scratch=scratch)
 
 
 def rot(path) -> None:
@@ -90,19 +79,17 @@ def test_frames_of_a_damaged_video_shard_are_made_again_too(data):
     assert {damage.path for damage in check_data(data).damages} == {video, frames}
 
 
-def test_what_failed_is_made_again_alone_with_the_same_bytes(data, tiny_mirror, tmp_path):
-    before = files(data)
+def test_only_damaged_files_are_made_again_with_the_same_bytes(data, tiny_mirror, tmp_path):
+    before, versions_before = contents(data), versions(data)
     video = shard_of(data, "videos_256")
     part = next((data / "archive").glob("val/part_*"))
     for path in (video, part):
         rot(path)
     assert check_data(data).damages
     make(tmp_path, tiny_mirror)
-    after = files(data)
-    assert {name: contents for name, (contents, _) in after.items()} == {
-        name: contents for name, (contents, _) in before.items()
-    }
-    made = {name for name in after if after[name][1] != before[name][1] and name.endswith(".tar")}
+    assert contents(data) == before
+    versions_after = versions(data)
+    made = {name for name in before if versions_after[name][0] != versions_before[name][0] and name.endswith(".tar")}
     shard = video.relative_to(data / "videos_256")
     assert made == {f"videos_256/{shard}", f"frames_256/{shard}"}
     assert check_data(data).damages == ()
@@ -115,7 +102,7 @@ def test_a_sample_is_drawn_by_its_seed(data):
     assert num_files == check_data(data, sample=num_files).num_finished + 2  # the shard and its frames are unfinished
 
 
-def test_shards_of_before_get_their_hash(data):
+def test_shards_of_older_versions_get_their_hash(data):
     record = shard_of(data, "videos_256").with_suffix(".json")
     content = json.loads(record.read_text())
     sha256 = content.pop("sha256")

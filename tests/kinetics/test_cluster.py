@@ -1,10 +1,9 @@
-"""Parts made by the workers of a Dask cluster of real processes: the same bytes, whoever is lost on the way.
+"""The workers of a Dask cluster of real processes make parts: the same bytes, whichever worker is lost on the way.
 
 Two schedulers serve all tests: one with two workers, and one where every test brings the workers that it needs.
 """
 
 import concurrent.futures
-import hashlib
 import json
 import os
 import re
@@ -21,38 +20,18 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics import cluster
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.part_records import PartClip, read_record, write_record
 from actionzoo.kinetics.parts import publish
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter
-from actionzoo.kinetics.synthetic import write_archive
-from actionzoo.kinetics.transcode import Encode, find_ffmpeg
+from actionzoo.kinetics.transcode import find_ffmpeg
 from actionzoo.params import load_params
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
+from tests.kinetics.files import hashes
 from tests.kinetics.small_films import film
+from tests.kinetics.small_mirror import as_members, write_split
 
 PROJECT = Path(__file__).resolve().parents[2]
-QUICK = Encode(preset="ultrafast", crf=30)
 SAY = "{} is made".format  # it asks nothing of a worker
-
-
-def resized(archive: Path, out: Path, **options) -> str:
-    defaults = {"short_side": 64, "encode": QUICK, "jobs": 1, "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-    return resize(archive, out, scratch=out.parent / "scratch", **defaults | options)
-
-
-def framed(videos: Path, out: Path, **options) -> str:
-    defaults = {"jobs": 1, "clip_timeout_seconds": 60, "max_bad_share": 0.0}
-    return extract_frames(videos, out, scratch=out.parent / "scratch", **defaults | options)
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def inodes(folder: Path) -> dict[str, int]:
@@ -123,50 +102,44 @@ def own_workers(strict_scheduler) -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
-def archive(tiny_mirror, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("clustered")
-    splits = ["train", "val", "test"]
-    download(str(tiny_mirror), folder / "archive", splits=splits, parts="all", jobs=2, scratch=folder / "scratch")
-    return folder / "archive"
-
-
-@pytest.fixture(scope="module")
-def here(archive) -> Path:
+def here(tiny_archive) -> Path:
     """A folder with what this machine makes by itself: videos and frames."""
-    folder = archive.parent / "here"
-    resized(archive, folder / "videos")
-    framed(folder / "videos", folder / "frames")
+    folder = tiny_archive.parent / "here"
+    make_videos(tiny_archive, folder / "videos")
+    make_frames(folder / "videos", folder / "frames")
     return folder
 
 
-def test_without_a_scheduler_dask_is_not_even_imported(archive, tmp_path):
+def test_without_a_scheduler_dask_is_not_even_imported(tiny_archive, tmp_path):
     code = """
 import sys
 from pathlib import Path
 sys.modules["dask"] = sys.modules["distributed"] = None  # so that an import would fail
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
-how = {"jobs": 2, "scratch": Path("scratch"), "clip_timeout_seconds": 60, "max_bad_share": 1.0}
-resize(Path(sys.argv[1]), Path("videos"), short_side=32, encode=Encode(preset="ultrafast"), **how)
-print(extract_frames(Path("videos"), Path("frames"), **how))
+execution = Execution(scratch=Path("scratch"), jobs=2)
+video_format = VideoFormat(32, Encode(preset="ultrafast"))
+resize(Path(sys.argv[1]), Path("videos"), execution, video_format=video_format, max_bad_share=1.0)
+print(extract_frames(Path("videos"), Path("frames"), execution, max_bad_share=1.0))
 """
-    done = subprocess.run([sys.executable, "-c", code, archive], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, tiny_archive], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("frames: 12 of 14 clips"), done.stderr
 
 
-def test_workers_make_the_same_bytes_as_one_machine(archive, here, two_workers, tmp_path):
-    told = []
+def test_workers_make_the_same_bytes_as_one_machine(tiny_archive, here, two_workers, tmp_path):
+    reports = []
 
-    def tell(*state) -> None:
-        told.append(state)
+    def on_progress(*state) -> None:
+        reports.append(state)
 
-    said = resized(archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=tell)
-    assert said.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
-    framed(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=tell)
-    assert files(tmp_path / "videos") == files(here / "videos")
-    assert files(tmp_path / "frames") == files(here / "frames")
-    assert [state for state in told if state[1] == state[2]] == [
+    line = make_videos(tiny_archive, tmp_path / "videos", scheduler=two_workers.address, on_progress=on_progress)
+    assert line.startswith("resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
+    make_frames(tmp_path / "videos", tmp_path / "frames", scheduler=two_workers.address, on_progress=on_progress)
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
+    assert hashes(tmp_path / "frames") == hashes(here / "frames")
+    assert [state for state in reports if state[1] == state[2]] == [
         ("resize to 64, clips", 14, 14),
         ("extract frames, clips", 12, 12),
     ]
@@ -206,41 +179,41 @@ def test_the_environment_wins_over_params_also_if_it_says_none(tmp_path, monkeyp
     assert runtime.scheduler_address is None
 
 
-def test_what_a_lost_worker_has_finished_is_not_made_again(archive, here, two_workers, tmp_path, monkeypatch):
+def test_what_a_lost_worker_has_finished_is_not_made_again(tiny_archive, here, two_workers, tmp_path, monkeypatch):
     """Its record is there, and only the news of it was lost: the run began before the part was finished."""
     shutil.copytree(here / "videos", tmp_path / "videos")
     (tmp_path / "videos/val/part_001.json").unlink()
     before = inodes(tmp_path / "videos")
     # in this process alone: the workers look for themselves
     monkeypatch.setattr("actionzoo.kinetics.resize._ShardBuilder._finished", lambda *_: None)
-    resized(archive, tmp_path / "videos", scheduler=two_workers.address)
+    make_videos(tiny_archive, tmp_path / "videos", scheduler=two_workers.address)
     after = inodes(tmp_path / "videos")
     assert {name for name in after if before.get(name) != after[name]} == {
         f"val/part_001{ending}" for ending in (".tar", ".idx.npy", ".json")
     }
-    assert files(tmp_path / "videos") == files(here / "videos")
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
-def test_of_a_worker_killed_in_the_middle_of_a_part_nothing_is_missing(archive, here, own_workers, tmp_path, caplog):
+def test_a_worker_killed_in_the_middle_of_a_part_loses_nothing(tiny_archive, here, own_workers, tmp_path, caplog):
     own_workers.add_worker()
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        run = pool.submit(resized, archive, tmp_path / "videos", scheduler=own_workers.address)
+        run = pool.submit(make_videos, tiny_archive, tmp_path / "videos", scheduler=own_workers.address)
         victim = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
         os.kill(victim, signal.SIGKILL)
         own_workers.add_worker()
         assert run.result(60).startswith("resize: 12 of 14 clips in 7 shards")
     assert own_workers.workers[0].wait(10) == -signal.SIGKILL
     assert re.search(r"the worker tcp://\S+ is gone", caplog.text)
-    assert files(tmp_path / "videos") == files(here / "videos")
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
-def test_a_worker_given_up_that_lives_on_does_no_harm(archive, here, tmp_path):
+def test_a_worker_given_up_that_lives_on_does_no_harm(tiny_archive, here, tmp_path):
     """Frozen in the middle of a part until the others have done everything, it goes on where it was."""
     frozen = Cluster(tmp_path, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="2 s")
     try:
         frozen.add_worker()
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            run = pool.submit(resized, archive, tmp_path / "videos", scheduler=frozen.address)
+            run = pool.submit(make_videos, tiny_archive, tmp_path / "videos", scheduler=frozen.address)
             sleeper = wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
             os.kill(sleeper, signal.SIGSTOP)
             frozen.add_worker()
@@ -249,27 +222,27 @@ def test_a_worker_given_up_that_lives_on_does_no_harm(archive, here, tmp_path):
         os.kill(sleeper, signal.SIGCONT)
         frozen.workers[0].wait(30)  # it finds that its scheduler has given it up
         assert inodes(tmp_path / "videos") == before
-        assert files(tmp_path / "videos") == files(here / "videos")
+        assert hashes(tmp_path / "videos") == hashes(here / "videos")
     finally:
         for worker in frozen.workers:
             worker.send_signal(signal.SIGCONT)
         frozen.end()
 
 
-def test_when_the_scheduler_is_lost_the_stage_says_so_and_goes_on_later(archive, here, tmp_path):
+def test_when_the_scheduler_is_lost_the_stage_says_so_and_goes_on_later(tiny_archive, here, tmp_path):
     lost = Cluster(tmp_path)
     lost.add_worker()
     try:
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            run = pool.submit(resized, archive, tmp_path / "videos", scheduler=lost.address)
+            run = pool.submit(make_videos, tiny_archive, tmp_path / "videos", scheduler=lost.address)
             wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
             lost.scheduler.kill()
             with pytest.raises(UserError, match=rf"the Dask scheduler at {lost.address} is lost \(.*\); start it and"):
                 run.result(60)
     finally:
         lost.end()
-    resized(archive, tmp_path / "videos")
-    assert files(tmp_path / "videos") == files(here / "videos")
+    make_videos(tiny_archive, tmp_path / "videos")
+    assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
 def test_a_part_that_kills_its_workers_is_named_and_all_others_are_made(own_workers, tmp_path):
@@ -278,23 +251,23 @@ def test_a_part_that_kills_its_workers_is_named_and_all_others_are_made(own_work
     script = 'for word; do [ "$before" = -i ] && grep -q POISON "$word" && kill -9 $PPID; before=$word; done'
     own_workers.add_worker("--nanny", PATH=with_ffmpeg(tmp_path, script))
     with pytest.raises(UserError, match=r"train/part_001\.tar: every worker that took it was lost.* that worker's log"):
-        resized(archive, tmp_path / "videos", scheduler=own_workers.address)
+        make_videos(archive, tmp_path / "videos", scheduler=own_workers.address)
     assert {path.name for path in (tmp_path / "videos/train").glob("*.json")} == {"part_000.json", "part_002.json"}
     assert not (tmp_path / "videos/manifest.csv").exists()
 
 
-def test_a_broken_archive_is_told_in_the_same_words(tmp_path, two_workers):
+def test_a_broken_archive_is_reported_in_the_same_words(tmp_path, two_workers):
     archive = own_archive(tmp_path, {"a": film(8)}, {"b": film(8)}, {"c": film(8)})
     whole = (archive / "train/part_1.tar.gz").read_bytes()
     (archive / "train/part_1.tar.gz").write_bytes(whole[:-40])
-    said = []
+    messages = []
     for name, scheduler in (("alone", None), ("together", two_workers.address)):
         with pytest.raises(UserError) as error:
-            resized(archive, tmp_path / name, scheduler=scheduler)
-        said.append(str(error.value))
+            make_videos(archive, tmp_path / name, scheduler=scheduler)
+        messages.append(str(error.value))
         assert {path.name for path in (tmp_path / name / "train").glob("*.tar")} == {"part_000.tar", "part_002.tar"}
-    assert "part_1.tar.gz is not a whole archive" in said[0]
-    assert said[0] == said[1]
+    assert "part_1.tar.gz is not a whole archive" in messages[0]
+    assert messages[0] == messages[1]
 
 
 def test_a_worker_that_does_not_see_the_folder_is_named(two_workers, tmp_path, monkeypatch):
@@ -315,7 +288,7 @@ def test_a_worker_with_another_ffmpeg_is_refused(own_workers, tmp_path):
     assert [path for path in (tmp_path / "scratch").iterdir() if path.suffix != ".lock"] == []
 
 
-def test_a_worker_without_this_program_is_told(own_workers, tmp_path):
+def test_a_worker_without_this_program_is_named(own_workers, tmp_path):
     code = "import sys; sys.modules['actionzoo'] = None; sys.argv[0] = 'dask'; from dask.__main__ import main; main()"
     own_workers.add_worker(program=("-c", code))
     with pytest.raises(UserError, match=r"the worker tcp://\S+ does not find actionzoo\.kinetics\.cluster; install"):
@@ -330,32 +303,33 @@ def test_a_scheduler_without_workers_is_not_waited_for_for_ever(own_workers, tmp
         list(cluster.made_by_workers(own_workers.address, SAY, {"part": 0}, tmp_path / "scratch"))
 
 
-def test_what_a_worker_gives_comes_back_under_its_parts_name(two_workers, tmp_path):
+def test_a_result_comes_back_under_its_parts_name(two_workers, tmp_path):
     made = cluster.made_by_workers(two_workers.address, SAY, {"a": "first", "b": "second"}, tmp_path / "scratch")
     assert dict(made) == {"a": "first is made", "b": "second is made"}
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "nonsense", "ftp://there:1"])
-def test_an_address_where_no_scheduler_answers_is_told(address, tmp_path, monkeypatch):
+def test_an_address_where_no_scheduler_answers_is_named(address, tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.5)
     with pytest.raises(UserError, match=f"no Dask scheduler answers at {address} .*; start one with `dask scheduler`"):
         list(cluster.made_by_workers(address, SAY, {"part": 0}, tmp_path / "scratch"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_stop_it_calls_its_parts_back(number, archive, two_workers, tmp_path):
+def test_an_interrupted_run_cancels_its_parts(number, tiny_archive, two_workers, tmp_path):
     code = """
 import signal, sys
 from pathlib import Path
-from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.execution import Execution
+from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
 from actionzoo.process.stage import stage
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 with stage("resize"):
-    resize(Path(sys.argv[1]), Path("videos"), short_side=128, encode=Encode(preset="slow"), jobs=1,
-           scratch=Path("scratch"), clip_timeout_seconds=60, max_bad_share=1.0, scheduler=sys.argv[2])
+    resize(Path(sys.argv[1]), Path("videos"), Execution(scratch=Path("scratch"), scheduler=sys.argv[2]),
+           video_format=VideoFormat(128, Encode(preset="slow")), max_bad_share=1.0)
 """
-    stage = subprocess.Popen([sys.executable, "-c", code, archive, two_workers.address], cwd=tmp_path)
+    stage = subprocess.Popen([sys.executable, "-c", code, tiny_archive, two_workers.address], cwd=tmp_path)
     wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))
     stage.send_signal(number)
     assert stage.wait(20) == 128 + number
@@ -377,7 +351,7 @@ def made_shard(folder: Path, data: bytes, key: str = "key") -> Path:
     return path
 
 
-def test_of_two_who_made_the_same_the_second_touches_nothing(tmp_path):
+def test_publishing_an_equal_shard_again_touches_nothing(tmp_path):
     shard = tmp_path / "val/part_000.tar"
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     before = inodes(tmp_path / "val")
@@ -385,7 +359,7 @@ def test_of_two_who_made_the_same_the_second_touches_nothing(tmp_path):
     assert inodes(tmp_path / "val") == before and len(before) == 3
 
 
-def test_a_shard_of_another_making_is_replaced_whole(tmp_path):
+def test_a_shard_with_another_key_is_replaced_whole(tmp_path):
     shard = tmp_path / "val/part_000.tar"
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     publish(made_shard(tmp_path / "two", b"other", key="other"), shard)
@@ -394,7 +368,7 @@ def test_a_shard_of_another_making_is_replaced_whole(tmp_path):
     assert not list((tmp_path / "two").iterdir())
 
 
-def test_who_comes_when_the_run_is_over_publishes_nothing(tmp_path):
+def test_a_worker_that_finishes_after_the_run_publishes_nothing(tmp_path):
     shard = tmp_path / "val/part_000.tar"
     publish(made_shard(tmp_path / "one", b"clip"), shard)
     late = made_shard(tmp_path / "two", b"other", key="other")
@@ -430,14 +404,7 @@ def with_ffmpeg(folder: Path, script: str) -> str:
 
 def own_archive(folder: Path, *parts: dict[str, bytes]) -> Path:
     """archive/ with a split train of these parts: name -> video."""
-    root = folder / "mirror/400"
-    for number, clips in enumerate(parts):
-        write_archive(root / f"train/part_{number}.tar.gz", {f"{name}.mp4": video for name, video in clips.items()})
-    urls = [f"https://s3.amazonaws.com/kinetics/400/train/part_{number}.tar.gz\n" for number in range(len(parts))]
-    (root / "train/k400_train_path.txt").write_text("".join(urls))
-    (root / "annotations").mkdir()
     lines = [f"abseiling,{name}\n" for clips in parts for name in clips]
-    (root / "annotations/train.csv").write_text("label,youtube_id\n" + "".join(lines))
-    archive = folder / "archive"
-    download(str(folder / "mirror"), archive, splits=["train"], parts="all", jobs=1, scratch=folder / "scratch")
-    return archive
+    members = [as_members(clips) for clips in parts]
+    write_split(folder / "mirror/400", "train", members, "label,youtube_id\n" + "".join(lines))
+    return make_archive(folder / "mirror", folder, ["train"])

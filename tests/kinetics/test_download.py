@@ -1,4 +1,4 @@
-"""Downloads from a real server on loopback, that breaks off, changes its mind, or lacks files."""
+"""Downloads from a real server on loopback that breaks off, serves another version, or lacks files."""
 
 import hashlib
 import json
@@ -16,26 +16,25 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import TERMS, download, parse_parts
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.inventory import ArchivedFile, FetchedSplit, read_inventory
 from actionzoo.kinetics.serve import FolderHandler, serve
-from actionzoo.kinetics.synthetic import write_archive
-
-OFFICIAL = "https://s3.amazonaws.com/kinetics/400"
+from actionzoo.kinetics.synthetic import OFFICIAL, write_archive
+from actionzoo.kinetics.transfer import Patience
+from tests.kinetics.data_stages import make_archive
+from tests.kinetics.files import contents
+from tests.kinetics.small_mirror import SlowHandler, write_split
 
 
 @pytest.fixture
 def mirror(tmp_path) -> Path:
-    """One part of train, three of val, and all that belongs to them; the clips are noise, for nobody looks at them."""
+    """One part of train, three of val, and all that belongs to them; the clips are noise: downloads do not decode."""
     root = tmp_path / "mirror" / "400"
-    for split, parts in {"train": 1, "val": 3}.items():
-        for part in range(parts):
-            noise = hashlib.shake_256(f"{split} {part}".encode()).digest(400_000)
-            write_archive(root / split / f"part_{part}.tar.gz", {"aaaaaaaaaaa_000000_000010.mp4": noise})
-        urls = [f"{OFFICIAL}/{split}/part_{part}.tar.gz\n" for part in range(parts)]
-        (root / split / f"k400_{split}_path.txt").write_text("".join(urls))
-    (root / "annotations").mkdir()
-    for split in ("train", "val", "test"):
-        (root / "annotations" / f"{split}.csv").write_text("label,youtube_id\nabseiling,aaaaaaaaaaa\n")
+    annotation = "label,youtube_id\nabseiling,aaaaaaaaaaa\n"
+    for split, num_parts in {"train": 1, "val": 3}.items():
+        noise = [hashlib.shake_256(f"{split} {part}".encode()).digest(400_000) for part in range(num_parts)]
+        write_split(root, split, [{"aaaaaaaaaaa_000000_000010.mp4": data} for data in noise], annotation)
+    (root / "annotations/test.csv").write_text(annotation)
     write_archive(root / "replacement_for_corrupted_k400.tgz", {"x/bbbbbbbbbbb_000000_000010.mp4": b"b"})
     return root.parent
 
@@ -43,20 +42,17 @@ def mirror(tmp_path) -> Path:
 @pytest.fixture
 def fetch(tmp_path):
     def run(source, splits=("train", "val"), parts="all", **options) -> str:
-        options = {"retries": 2, "backoff_seconds": 0.01, "scratch": tmp_path / "scratch"} | options
-        return download(str(source), tmp_path / "archive", splits=splits, parts=parts, jobs=2, **options)
+        execution = Execution(**{"scratch": tmp_path / "scratch", "jobs": 2} | options)
+        patience = Patience(retries=2, backoff_seconds=0.01)
+        return download(str(source), tmp_path / "archive", execution, splits=splits, parts=parts, patience=patience)
 
     return run
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def same_as_mirror(archive: Path, mirror: Path) -> bool:
     return all(
         data == (mirror / "400" / name).read_bytes()
-        for name, data in files(archive).items()
+        for name, data in contents(archive).items()
         if name != "inventory.json"
     )
 
@@ -93,7 +89,7 @@ def test_a_server_says_nothing_of_those_who_hang_up(tmp_path, capfd):
 def test_the_archive_folder_holds_the_mirrors_files_and_the_inventory(mirror, fetch, tmp_path):
     with serve(mirror) as url:
         last_line = fetch(url)
-    assert set(files(tmp_path / "archive")) == {
+    assert set(contents(tmp_path / "archive")) == {
         "inventory.json",
         "annotations/test.csv",
         "annotations/train.csv",
@@ -135,11 +131,11 @@ def test_the_source_may_be_url_or_folder_root_or_400(mirror, fetch, tmp_path, sp
 def test_what_is_there_is_not_fetched_again(mirror, fetch, recording, tmp_path):
     with serve(mirror, recording) as url:
         fetch(url)
-        before = files(tmp_path / "archive")
+        before = contents(tmp_path / "archive")
         recording.asked.clear()
         last_line = fetch(url)
     assert {path for _, path, _ in recording.asked} == {"/400/train/k400_train_path.txt", "/400/val/k400_val_path.txt"}
-    assert files(tmp_path / "archive") == before
+    assert contents(tmp_path / "archive") == before
     assert ", 0 of them fetched now" in last_line
 
 
@@ -287,27 +283,27 @@ def test_an_archive_broken_at_the_source_is_reported_and_not_kept(mirror, fetch,
     assert not (tmp_path / "archive/val/part_1.tar.gz").exists()
 
 
-def test_a_mirror_without_replacements_will_do(mirror, fetch, tmp_path):
+def test_a_mirror_may_lack_the_replacements(mirror, fetch, tmp_path):
     (mirror / "400/replacement_for_corrupted_k400.tgz").unlink()
     with serve(mirror) as url:
         assert "the mirror has no archive of replacements" in fetch(url)
 
 
-def test_annotations_of_a_split_nobody_asked_for_may_lack(mirror, fetch, tmp_path):
+def test_annotations_of_splits_not_requested_may_be_absent(mirror, fetch, tmp_path):
     (mirror / "400/annotations/test.csv").unlink()
     (mirror / "400/annotations/val.csv").unlink()
     with pytest.raises(UserError, match=r"annotations/val\.csv: the mirror does not have it"):
         fetch(mirror)
 
 
-def test_a_mirror_without_the_list_of_parts_will_not_do(mirror, fetch):
+def test_a_mirror_without_the_list_of_parts_is_refused(mirror, fetch):
     (mirror / "400/val/k400_val_path.txt").unlink()
     with serve(mirror) as url, pytest.raises(UserError, match=r"k400_val_path\.txt is not there"):
         fetch(url)
 
 
 def test_a_list_that_points_elsewhere_is_refused(mirror, fetch):
-    (mirror / "400/val/k400_val_path.txt").write_text(f"{OFFICIAL}/val/../../../etc/passwd\n")
+    (mirror / "400/val/k400_val_path.txt").write_text(f"{OFFICIAL}/400/val/../../../etc/passwd\n")
     with pytest.raises(UserError, match="is no part"):
         fetch(mirror)
 
@@ -336,43 +332,38 @@ def test_a_folder_of_the_same_disk_is_linked_not_copied(mirror, fetch, tmp_path)
 
 
 def test_progress_ends_at_its_total(mirror, fetch):
-    told = []
+    reports = []
     with serve(mirror) as url:
-        fetch(url, on_progress=lambda *state: told.append(state))
+        fetch(url, on_progress=lambda *state: reports.append(state))
     assert (
-        told[-1][1]
-        == told[-1][2]
-        == sum(len(data) for name, data in files(mirror / "400").items() if "path" not in name)
+        reports[-1][1]
+        == reports[-1][2]
+        == sum(len(data) for name, data in contents(mirror / "400").items() if "path" not in name)
     )
-
-
-class Slow(FolderHandler):
-    """A trickle, so that there is time to be killed in."""
-
-    def send_body(self, body: bytes) -> None:
-        for start in range(0, len(body), 20_000):
-            self.wfile.write(body[start : start + 20_000])
-            time.sleep(0.03)
 
 
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(mirror, tmp_path):
-    command = (
-        "import sys; from pathlib import Path; from actionzoo.kinetics.download import download; "
-        "download(sys.argv[1], Path('archive'), splits=['train', 'val'], parts='all', jobs=2, scratch=Path('scratch'))"
-    )
+    command = """
+import sys
+from pathlib import Path
+from actionzoo.kinetics.download import download
+from actionzoo.kinetics.execution import Execution
+execution = Execution(scratch=Path("scratch"), jobs=2)
+download(sys.argv[1], Path("archive"), execution, splits=["train", "val"], parts="all")
+"""
     halves = tmp_path / "scratch/train_part_0.tar.gz", tmp_path / "scratch/val_part_2.tar.gz"
-    with serve(mirror, Slow) as url:
+    with serve(mirror, SlowHandler) as url:
         for half in halves:
             process = subprocess.Popen([sys.executable, "-c", command, url], cwd=tmp_path)
             while process.poll() is None and not (half.exists() and half.stat().st_size > 60_000):
                 time.sleep(0.005)
             os.kill(process.pid, signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
-            for name, data in files(tmp_path / "archive").items():
+            for name, data in contents(tmp_path / "archive").items():
                 assert data == (mirror / "400" / name).read_bytes()
         subprocess.run([sys.executable, "-c", command, url], cwd=tmp_path, check=True)
-        download(url, tmp_path / "never_killed", splits=["train", "val"], parts="all", jobs=2, scratch=tmp_path / "s")
-    assert files(tmp_path / "archive") == files(tmp_path / "never_killed")
+        never_killed = make_archive(url, tmp_path / "never_killed", ["train", "val"])
+    assert contents(tmp_path / "archive") == contents(never_killed)
 
 
 def test_the_terms_of_use_name_who_owns_what():

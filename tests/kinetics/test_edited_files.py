@@ -1,4 +1,4 @@
-"""Small files that somebody has edited, or a disk has damaged: their readers say so, and in one sentence."""
+"""Small files that were edited by hand or damaged by a disk: their readers say so, in one sentence."""
 
 import json
 
@@ -8,11 +8,12 @@ from actionzoo.errors import UserError
 from actionzoo.kinetics.annotations import read_annotations
 from actionzoo.kinetics.archives import read_archive
 from actionzoo.kinetics.check import check_data
-from actionzoo.kinetics.download import download, parse_parts
+from actionzoo.kinetics.download import parse_parts
 from actionzoo.kinetics.inventory import read_inventory
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.kinetics.part_records import key_of, make_key, read_record, write_record
 from actionzoo.kinetics.shards import ShardWriter
+from tests.kinetics.data_stages import make_archive
 
 DIGITS = "9" * 5000
 HEADER = "label,youtube_id,time_start,time_end\n"
@@ -50,7 +51,7 @@ def test_annotations_that_are_none_end_in_a_sentence(tmp_path, data):
 
 
 @pytest.mark.parametrize(
-    ("find", "put", "said"),
+    ("find", "put", "message"),
     [
         (b",512,", f",{DIGITS},".encode(), "line 2: '9{40}' is no number of bytes"),
         (b",512,", b",-1,", "line 2: '-1' is no number of bytes"),
@@ -63,12 +64,12 @@ def test_annotations_that_are_none_end_in_a_sentence(tmp_path, data):
         (b",ok,", b"," + b"o" * 10_000 + b",", r"line 2: state is 'o{40}', not one of"),
     ],
 )
-def test_a_damaged_manifest_ends_in_a_sentence(tmp_path, find, put, said):
+def test_a_damaged_manifest_ends_in_a_sentence(tmp_path, find, put, message):
     path = tmp_path / "manifest.csv"
     clip = Clip(video_id="a", split="val", label=0, class_name="zumba", state="ok", offset=512, size=10, fps=25.0)
     write_manifest(path, [clip])
     path.write_bytes(path.read_bytes().replace(find, put, 1))
-    with pytest.raises(UserError, match=rf"manifest\.csv, (after )?.*{said}.*make it anew") as caught:
+    with pytest.raises(UserError, match=rf"manifest\.csv, (after )?.*{message}.*make it anew") as caught:
         read_manifest(path)
     assert len(str(caught.value)) < 1000
 
@@ -126,8 +127,7 @@ def test_the_check_removes_nothing_outside_of_the_archive(tmp_path):
 def part_list(tmp_path, data: bytes) -> None:
     (tmp_path / "mirror/val").mkdir(parents=True)
     (tmp_path / "mirror/val/k400_val_path.txt").write_bytes(data)
-    common = {"splits": ["val"], "parts": "all", "jobs": 1, "scratch": tmp_path / "scratch"}
-    download(str(tmp_path / "mirror"), tmp_path / "archive", **common)
+    make_archive(tmp_path / "mirror", tmp_path, ["val"])
 
 
 @pytest.mark.parametrize("data", [f"val/part_{DIGITS}.tar.gz\n".encode(), b"val/part_\xff.tar.gz", b"val/part_1.tar\0"])
@@ -143,7 +143,7 @@ def test_a_list_of_parts_may_have_a_byte_order_mark(tmp_path, encoding):
 
 
 @pytest.mark.parametrize("text", [DIGITS, f"0-{DIGITS}", "0-99999999999", "٣", "", "-1"])
-def test_parts_that_nobody_has_are_refused_before_they_are_counted(text):
+def test_part_numbers_without_bound_are_refused_before_they_are_counted(text):
     with pytest.raises(UserError, match=r"parts is .{1,110}; write all, or numbers"):
         parse_parts(text)
 

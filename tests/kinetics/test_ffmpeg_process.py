@@ -1,4 +1,4 @@
-"""What is wrong with the machine is never booked as a fault of the clip, and the other way round."""
+"""Faults of the machine are never recorded as errors of the clip, nor errors of the clip as faults of the machine."""
 
 import shlex
 import sys
@@ -56,7 +56,7 @@ MACHINE = [
 
 
 @pytest.mark.parametrize("script", MACHINE)
-def test_a_fault_of_the_machine_that_stays_is_no_fault_of_the_clip(stand_in, script):
+def test_a_machine_fault_that_stays_is_no_error_of_the_clip(stand_in, script):
     source = film(num_frames=5)
     stand_in(script)
     with pytest.raises(MachineFault, match="run"):
@@ -64,7 +64,7 @@ def test_a_fault_of_the_machine_that_stays_is_no_fault_of_the_clip(stand_in, scr
 
 
 @pytest.mark.parametrize("script", MACHINE)
-def test_a_fault_of_the_machine_that_passes_leaves_no_trace(stand_in, script):
+def test_a_machine_fault_that_passes_leaves_no_trace(stand_in, script):
     source = film(num_frames=5)
     undisturbed = resized(source)
     stand_in(f'[ $(wc -l < $RUNS) -gt 1 ] && exec $REAL "$@"; {script}')
@@ -95,7 +95,7 @@ def test_a_clip_that_takes_too_long_once_is_tried_again(stand_in, tmp_path):
     assert runs(tmp_path) == 2
 
 
-def test_a_clip_that_takes_too_long_twice_is_at_fault(stand_in, tmp_path):
+def test_a_clip_that_takes_too_long_twice_is_a_bad_video(stand_in, tmp_path):
     source = film(num_frames=5)
     stand_in("exec sleep 60")
     with pytest.raises(BadVideo, match="timed out after 0"):

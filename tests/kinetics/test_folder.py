@@ -18,13 +18,14 @@ import yaml
 from actionzoo.errors import UserError
 from actionzoo.kinetics.annotations import class_key
 from actionzoo.kinetics.archives import read_archive
-from actionzoo.kinetics.download import TERMS, download
+from actionzoo.kinetics.download import TERMS
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.inventory import FetchedSplit, read_inventory
 from actionzoo.kinetics.manifest import Clip, count_states, export_lists, label_map, read_manifest
-from actionzoo.kinetics.resize import resize
-from actionzoo.kinetics.transcode import Encode
 from actionzoo.params import load_params
+from tests.kinetics.data_stages import make_archive, make_videos
+from tests.kinetics.files import contents, versions
 from tests.kinetics.small_films import film
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -59,8 +60,8 @@ def fill(root):
 @pytest.fixture
 def listed(root, tmp_path):
     def run(splits=("train", "val"), parts="all", **options) -> str:
-        options = {"scratch": tmp_path / "scratch", "jobs": 2} | options
-        return list_folder(f"folder:{root}", tmp_path / "archive", splits=splits, parts=parts, **options)
+        execution = Execution(**{"scratch": tmp_path / "scratch", "jobs": 2} | options)
+        return list_folder(f"folder:{root}", tmp_path / "archive", execution, splits=splits, parts=parts)
 
     return run
 
@@ -71,16 +72,7 @@ def prepared(listed, tmp_path):
 
     def run(**options) -> list[Clip]:
         listed(**options)
-        resize(
-            tmp_path / "archive",
-            tmp_path / "videos_32",
-            short_side=32,
-            encode=Encode(preset="ultrafast", crf=30),
-            jobs=2,
-            scratch=tmp_path / "scratch",
-            clip_timeout_seconds=60,
-            max_bad_share=1.0,
-        )
+        make_videos(tmp_path / "archive", tmp_path / "videos_32", 32)
         return read_manifest(tmp_path / "videos_32/manifest.csv")
 
     return run
@@ -92,14 +84,6 @@ def states(clips: list[Clip]) -> dict[str, str]:
 
 def classes(clips: list[Clip]) -> dict[str, str]:
     return {f"{clip.split} {clip.video_id}": clip.class_name for clip in clips}
-
-
-def files(folder: Path) -> dict[str, tuple[int, bytes]]:
-    return {
-        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def sources(archive: Path) -> dict[str, dict[str, str]]:
@@ -170,11 +154,11 @@ def test_a_crawled_kinetics_gives_the_same_clips_as_the_mirror(tiny_mirror, root
     (root / "train.csv").unlink()
     (root / "val.csv").unlink()
     by_folder = prepared()
-    download(str(tiny_mirror), tmp_path / "m/archive", splits=["val"], parts="all", jobs=2, scratch=tmp_path / "m/s")
+    archive = make_archive(tiny_mirror, tmp_path / "m", ["val"])
     sums = {
         name: hashlib.sha256(data).hexdigest()
         for n in (0, 1)
-        for name, data in read_archive(tmp_path / f"m/archive/val/part_{n}.tar.gz")
+        for name, data in read_archive(archive / f"val/part_{n}.tar.gz")
     }
     for clips in (by_csv, by_folder):
         assert {clip.video_id: clip.sha256 for clip in clips if clip.split == "val"} == sums
@@ -195,7 +179,7 @@ def test_a_test_split_needs_no_labels_and_need_not_be_there(fill, prepared, list
     assert [(clip.video_id, clip.label) for clip in clips if clip.split == "test"] == [("5", -1)]
 
 
-def test_labels_are_numbered_over_splits_that_nobody_asked_for_too(fill, prepared, video):
+def test_labels_are_numbered_over_all_splits_requested_or_not(fill, prepared, video):
     fill({"train/b/1.mp4": video, "val/a/1.mp4": video})
     assert [(clip.split, clip.label) for clip in prepared(splits=["train"])] == [("train", 1)]
 
@@ -250,7 +234,7 @@ def test_the_same_name_in_two_classes_is_two_videos(fill, prepared, video, longe
     assert ids["a"] == f"1_{hashlib.sha256(b'train/a/1.mp4').hexdigest()[:8]}"
 
 
-def test_what_cannot_be_used_is_missing_with_its_reason(fill, prepared, listed, video, root, tmp_path):
+def test_videos_that_cannot_be_used_are_missing_with_their_reason(fill, prepared, listed, video, root, tmp_path):
     (tmp_path / "secret.mp4").write_bytes(video)
     fill({"train/a/fine.mp4": video, "val/a/1.mp4": video, "elsewhere/inside.mp4": video})
     links = {"out": "../../../secret.mp4", "dangling": "nothing.mp4", "loop": "loop.mp4"}
@@ -325,7 +309,7 @@ def unprivileged():
         yield
 
 
-def test_what_may_not_be_read_is_told_and_tried_again(video):
+def test_an_unreadable_video_is_reported_and_tried_again(video):
     with unprivileged(), tempfile.TemporaryDirectory() as name:
         root, archive = Path(name, "videos"), Path(name, "archive")
         for path in ("train/a/1.mp4", "train/a/2.mp4", "val/a/1.mp4"):
@@ -333,8 +317,8 @@ def test_what_may_not_be_read_is_told_and_tried_again(video):
             (root / path).write_bytes(video)
 
         def listed() -> str:
-            scratch = Path(name, "scratch")
-            return list_folder(f"folder:{root}", archive, splits=["train", "val"], parts="all", jobs=1, scratch=scratch)
+            execution = Execution(scratch=Path(name, "scratch"))
+            return list_folder(f"folder:{root}", archive, execution, splits=["train", "val"], parts="all")
 
         (root / "train/a/2.mp4").chmod(0)
         assert "left out: train, train/a/2.mp4: cannot be read: Permission denied\n" in listed()
@@ -348,7 +332,7 @@ def test_what_may_not_be_read_is_told_and_tried_again(video):
         (root / "train/a").chmod(0o700)
 
 
-def test_other_files_are_passed_over_and_counted(fill, listed, video):
+def test_other_files_are_skipped_and_counted(fill, listed, video):
     fill(
         {
             "train/a/1.mp4": video,
@@ -383,7 +367,7 @@ def test_listed_and_not_there_is_missing_there_and_not_listed_is_unlisted(fill, 
     assert read_inventory(tmp_path / "archive").splits["train"] == FetchedSplit((0, 1), 2)
 
 
-def test_of_a_clip_that_is_there_twice_the_one_that_decodes_is_taken(fill, prepared, video):
+def test_a_clip_that_is_there_twice_uses_the_copy_that_decodes(fill, prepared, video):
     name = "abcdefghijk_000001_000011.mp4"
     fill({f"train/a/{name}": b"broken", f"train/b/{name}": video, f"val/b/{name}": video})
     table = "label,youtube_id,time_start,time_end\nwaving,abcdefghijk,1,11\n"
@@ -391,7 +375,7 @@ def test_of_a_clip_that_is_there_twice_the_one_that_decodes_is_taken(fill, prepa
     assert [(clip.state, clip.split) for clip in prepared()] == [("ok", "train"), ("ok", "val")]
 
 
-def test_what_lies_about_changes_no_name_of_what_is_listed(fill, prepared, video):
+def test_unlisted_files_change_no_name_of_listed_ones(fill, prepared, video):
     fill(
         {
             "1.mp4": video,
@@ -482,17 +466,17 @@ def many(numbers) -> dict[str, bytes]:
 def test_a_second_run_touches_and_reads_nothing(fill, listed, tmp_path, small_parts):
     fill(many(range(20)))
     assert "21 of them read now" in listed()
-    before = files(tmp_path / "archive")
+    before = versions(tmp_path / "archive")
     assert ", 0 of them read now" in listed()
-    assert files(tmp_path / "archive") == before
+    assert versions(tmp_path / "archive") == before
 
 
 def test_without_scratch_it_comes_to_the_same(fill, listed, tmp_path, small_parts):
     fill(many(range(20)))
     listed()
-    before = files(tmp_path / "archive")
+    before = versions(tmp_path / "archive")
     assert "21 of them read now" in listed(scratch=tmp_path / "another", jobs=1)
-    assert files(tmp_path / "archive") == before
+    assert versions(tmp_path / "archive") == before
 
 
 def test_a_video_more_changes_its_own_part_and_at_most_another(fill, listed, tmp_path, small_parts):
@@ -518,11 +502,10 @@ def test_the_parts_do_not_depend_on_what_was_there_before(fill, listed, tmp_path
     for number in range(9, 20):
         (root / f"train/{'ab'[number % 2]}/{number}.mp4").unlink()
     listed()
-    grown = {name: data for name, (_, data) in files(tmp_path / "archive").items()}
-    list_folder(
-        f"folder:{root}", tmp_path / "fresh", splits=["train", "val"], parts="all", jobs=2, scratch=tmp_path / "s"
-    )
-    assert grown == {name: data for name, (_, data) in files(tmp_path / "fresh").items()}
+    grown = contents(tmp_path / "archive")
+    execution = Execution(scratch=tmp_path / "s", jobs=2)
+    list_folder(f"folder:{root}", tmp_path / "fresh", execution, splits=["train", "val"], parts="all")
+    assert grown == contents(tmp_path / "fresh")
 
 
 def test_changed_removed_and_new_videos_are_noticed_and_only_their_shards_made_again(
@@ -530,11 +513,11 @@ def test_changed_removed_and_new_videos_are_noticed_and_only_their_shards_made_a
 ):
     fill({f"train/a/{number}.mp4": video for number in range(8)} | {"val/a/v.mp4": video})
     prepared()
-    before = files(tmp_path / "videos_32")
+    before = versions(tmp_path / "videos_32")
     fill({"train/a/1.mp4": longer})
     clips = prepared()
     assert {clip.video_id: clip.num_frames for clip in clips}["1"] == 9
-    after = files(tmp_path / "videos_32")
+    after = versions(tmp_path / "videos_32")
     assert len([name for name in after if name.endswith(".tar") and after[name] != before[name]]) == 1
     (root / "train/a/1.mp4").unlink()
     fill({"val/b/new.mp4": longer})
@@ -544,16 +527,16 @@ def test_changed_removed_and_new_videos_are_noticed_and_only_their_shards_made_a
 def test_a_folder_that_moved_costs_no_shard(fill, prepared, root, video, tmp_path, listed):
     fill({"train/a/1.mp4": video, "val/a/v.mp4": video})
     prepared()
-    before = files(tmp_path / "videos_32")
+    before = versions(tmp_path / "videos_32")
     root.rename(tmp_path / "moved")
     root.symlink_to("moved")
     prepared()
-    assert files(tmp_path / "videos_32")["train/part_000.tar"] == before["train/part_000.tar"]
+    assert versions(tmp_path / "videos_32")["train/part_000.tar"] == before["train/part_000.tar"]
     assert str(tmp_path / "moved/train") in (tmp_path / "archive/train/part_0.csv").read_text()
 
 
 @pytest.mark.parametrize("change", ["rewrite", "remove"])
-def test_a_video_that_changed_since_it_was_listed_is_named_and_not_taken(
+def test_a_video_that_changed_since_it_was_listed_is_named_and_not_used(
     fill, listed, prepared, root, video, longer, tmp_path, change
 ):
     fill({"train/a/1.mp4": video, "val/a/v.mp4": video})
@@ -571,11 +554,11 @@ def test_a_video_that_changed_since_it_was_listed_is_named_and_not_taken(
 def test_a_list_that_was_deleted_has_its_videos_read_again(fill, listed, tmp_path, small_parts):
     fill(many(range(20)))
     listed()
-    before = files(tmp_path / "archive")
+    before = contents(tmp_path / "archive")
     lines = (tmp_path / "archive/train/part_2.csv").read_text().count(".mp4")
     (tmp_path / "archive/train/part_2.csv").unlink()
     assert f", {lines} of them read now" in listed()
-    assert (tmp_path / "archive/train/part_2.csv").read_bytes() == before["train/part_2.csv"][1]
+    assert (tmp_path / "archive/train/part_2.csv").read_bytes() == before["train/part_2.csv"]
 
 
 def test_only_the_parts_asked_for_are_listed(fill, listed, tmp_path, small_parts):
@@ -591,23 +574,24 @@ def test_only_the_parts_asked_for_are_listed(fill, listed, tmp_path, small_parts
 
 
 def test_progress_ends_at_its_total(fill, listed, small_parts):
-    told = []
+    reports = []
     fill(many(range(20)))
-    listed(on_progress=lambda *state: told.append(state))
-    assert told[-1] == ("read, bytes", 21_000, 21_000)
+    listed(on_progress=lambda *state: reports.append(state))
+    assert reports[-1] == ("read, bytes", 21_000, 21_000)
 
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 from actionzoo.kinetics import folder
+from actionzoo.kinetics.execution import Execution
 folder.VIDEOS_PER_PART = 4
 limit = float(sys.argv[2])
 def on_progress(what, done, total):
     if done > limit * total:
         os.kill(os.getpid(), signal.SIGKILL)
-print(folder.list_folder(f"folder:{sys.argv[1]}", Path("archive"), splits=["train", "val"], parts="all", jobs=1,
-                         scratch=Path("scratch"), on_progress=on_progress))
+execution = Execution(scratch=Path("scratch"), on_progress=on_progress)
+print(folder.list_folder(f"folder:{sys.argv[1]}", Path("archive"), execution, splits=["train", "val"], parts="all"))
 """
 
 
@@ -628,9 +612,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(fill, list
             read_inventory(workspace / "archive")
     last_line = run(2).stdout
     assert 0 < int(last_line.split(" of them read now")[0].split()[-1]) < 12
-    assert {name: data for name, (_, data) in files(workspace / "archive").items()} == {
-        name: data for name, (_, data) in files(tmp_path / "archive").items()
-    }
+    assert contents(workspace / "archive") == contents(tmp_path / "archive")
 
 
 # the stage

@@ -1,6 +1,5 @@
 """Frames as JPEGs: as many as the video has, in its colours, each one pread away."""
 
-import hashlib
 import io
 import json
 import tarfile
@@ -11,48 +10,24 @@ import numpy as np
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames, frame_spans
+from actionzoo.kinetics.frames import frame_spans
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter, read_index, read_member
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
+from tests.kinetics.files import hashes
 from tests.kinetics.small_films import film
 
 
 def extracted(videos: Path, name: str = "frames_64", **options) -> Path:
-    run(videos, name, **options)
+    make_frames(videos, videos.parent / name, **options)
     return videos.parent / name
-
-
-def run(videos: Path, name: str = "frames_64", **options) -> str:
-    defaults = {"jobs": 2, "scratch": videos.parent / "scratch", "clip_timeout_seconds": 60, "max_bad_share": 0.0}
-    return extract_frames(videos, videos.parent / name, **defaults | options)
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 @pytest.fixture(scope="module")
 def tiny_videos(tiny_mirror, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("frames")
-    splits = ["train", "val"]
-    download(str(tiny_mirror), folder / "archive", splits=splits, parts="all", jobs=2, scratch=folder / "scratch")
-    resize(
-        folder / "archive",
-        folder / "videos_64",
-        short_side=64,
-        encode=Encode(),
-        jobs=2,
-        scratch=folder / "scratch",
-        clip_timeout_seconds=60,
-        max_bad_share=1.0,
-    )
+    make_videos(make_archive(tiny_mirror, folder, ["train", "val"]), folder / "videos_64", encode=Encode())
     return folder / "videos_64"
 
 
@@ -103,7 +78,7 @@ def test_members_are_named_as_mmaction2_names_them(tiny_frames):
     assert names == [f"{clip.video_id}/img_{i:05d}.jpg" for i in range(1, clip.num_frames + 1)]
 
 
-def test_the_manifest_differs_from_the_videos_in_places_alone(tiny_videos, tiny_frames):
+def test_the_manifest_differs_from_the_videos_in_offset_and_size_alone(tiny_videos, tiny_frames):
     for video, frames in zip(
         read_manifest(tiny_videos / "manifest.csv"), read_manifest(tiny_frames / "manifest.csv"), strict=True
     ):
@@ -133,21 +108,21 @@ def test_finished_parts_are_not_done_again(tiny_videos, tiny_frames, monkeypatch
         raise AssertionError("nothing is to be extracted")
 
     monkeypatch.setattr("actionzoo.kinetics.frames.to_jpegs", to_jpegs)
-    before = files(tiny_frames)
-    last_line = run(tiny_videos)
-    assert files(tiny_frames) == before
+    before = hashes(tiny_frames)
+    last_line = make_frames(tiny_videos, tiny_videos.parent / "frames_64")
+    assert hashes(tiny_frames) == before
     assert last_line.startswith("frames: 8 of 10 clips in 5 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted (")
 
 
 def test_the_number_of_jobs_changes_nothing(tiny_videos, tiny_frames):
-    assert files(extracted(tiny_videos, "frames_64_by_one", jobs=1)) == files(tiny_frames)
+    assert hashes(extracted(tiny_videos, "frames_64_by_one", jobs=1)) == hashes(tiny_frames)
 
 
 def test_a_lost_shard_is_made_again_and_the_same(tiny_videos, tiny_frames):
-    before = files(tiny_frames)
+    before = hashes(tiny_frames)
     (tiny_frames / "val/part_001.tar").unlink()
     extracted(tiny_videos)
-    assert files(tiny_frames) == before
+    assert hashes(tiny_frames) == before
 
 
 def test_another_quality_makes_other_shards(tiny_videos, tiny_frames):
@@ -194,7 +169,7 @@ def test_too_many_clips_without_frames_are_an_error(form):
         extracted(videos, max_bad_share=0.1)
 
 
-def test_an_index_of_another_making_is_refused(form):
+def test_an_index_of_another_run_is_refused(form):
     videos = form({"a": (film(num_frames=20), 20)})
     out = extracted(videos)
     (clip,) = read_manifest(out / "manifest.csv")
@@ -211,7 +186,7 @@ def test_videos_without_a_manifest_are_refused(tmp_path):
 
 
 def test_progress_counts_clips(form):
-    told = []
+    reports = []
     videos = form({"a": (film(num_frames=5), 5), "b": (film(num_frames=5), 5)})
-    extracted(videos, on_progress=lambda *state: told.append(state))
-    assert told == [("extract frames, clips", 1, 2), ("extract frames, clips", 2, 2)]
+    extracted(videos, on_progress=lambda *state: reports.append(state))
+    assert reports == [("extract frames, clips", 1, 2), ("extract frames, clips", 2, 2)]

@@ -1,4 +1,4 @@
-"""Archives and clips of somebody who means harm, or of a dying disk: no crash, no hang, nothing outside its place."""
+"""Malicious or damaged archives and clips: no crash, no hang, no file outside its folder."""
 
 import gzip
 import io
@@ -11,14 +11,12 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.archives import check_archive, read_archive
-from actionzoo.kinetics.download import download
-from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.manifest import Clip, read_manifest
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import read_member
-from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import Encode, rotate
+from tests.kinetics.data_stages import make_archive, make_frames, make_videos
 from tests.kinetics.small_films import film
+from tests.kinetics.small_mirror import write_split
 
 NUM_DAMAGED = 300
 BLOCK = 512
@@ -73,10 +71,10 @@ LIES = {
 @pytest.mark.parametrize("lie", LIES)
 @pytest.mark.parametrize("is_packed", [False, True], ids=["plain", "gzip"])
 def test_a_header_that_lies_ends_in_a_sentence_at_once(tmp_path, lie, is_packed):
-    start, said = LIES[lie]
+    start, message = LIES[lie]
     data = start + CLIP + END
     (tmp_path / "part_0.tar").write_bytes(gzip.compress(data) if is_packed else data)
-    with pytest.raises(UserError, match=rf"part_0\.tar is not a whole archive: .*{said}"):
+    with pytest.raises(UserError, match=rf"part_0\.tar is not a whole archive: .*{message}"):
         list(read_archive(tmp_path / "part_0.tar"))
 
 
@@ -140,21 +138,12 @@ def _archive(layout: int) -> bytes:
 def prepared(folder: Path, archive: bytes | dict[str, bytes], listed: list[str]) -> list[Clip]:
     """A mirror with one part, taken through all data stages in folder/inside; gives the frames' manifest."""
     root, inside = folder / "mirror/400", folder / "inside"
-    (root / "annotations").mkdir(parents=True)
-    if isinstance(archive, dict):
-        write_archive(root / "val/part_0.tar.gz", archive)
-    else:
-        (root / "val").mkdir()
-        (root / "val/part_0.tar.gz").write_bytes(archive)
-    (root / "val/k400_val_path.txt").write_text("https://mirror.invalid/400/val/part_0.tar.gz\n")
     lines = ["label,youtube_id", *(f'zumba,"{name.replace(chr(34), chr(34) * 2)}"' for name in listed)]
-    (root / "annotations/val.csv").write_text("\n".join(lines) + "\n")
-    common = {"jobs": 2, "scratch": inside / "scratch"}
-    download(str(root), inside / "archive", splits=["val"], parts="all", **common)
-    limits = {"clip_timeout_seconds": 20, "max_bad_share": 1.0}
-    encode = Encode(preset="ultrafast")
-    resize(inside / "archive", inside / "videos_256", short_side=256, encode=encode, **common, **limits)
-    extract_frames(inside / "videos_256", inside / "frames_256", **common, **limits)
+    write_split(root, "val", [archive], "\n".join(lines) + "\n")
+    make_archive(root, inside, ["val"])
+    encode, timeout = Encode(preset="ultrafast"), {"clip_timeout_seconds": 20}
+    make_videos(inside / "archive", inside / "videos_256", 256, encode=encode, **timeout)
+    make_frames(inside / "videos_256", inside / "frames_256", max_bad_share=1.0, **timeout)
     return read_manifest(inside / "frames_256/manifest.csv")
 
 
@@ -188,7 +177,7 @@ def test_names_that_no_list_can_have_are_in_the_manifest_and_nowhere_else(tmp_pa
     assert [clip.video_id for clip in clips if clip.is_usable] == ["fine"]
 
 
-def test_what_points_outside_is_never_written_there(tmp_path):
+def test_members_that_point_outside_are_never_written_there(tmp_path):
     """Members with absolute names, `..`, links of both kinds that later members go through, devices, a pipe."""
     whole, data = film(num_frames=5), io.BytesIO()
     target = tmp_path / "target"

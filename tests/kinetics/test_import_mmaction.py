@@ -1,4 +1,4 @@
-"""MMAction2's folders read as they are: real files, looked at and loaded by the real readers."""
+"""Import of MMAction2's folders as they are: real files, inspected and loaded by the real readers."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ from actionzoo.clips.inspect import inspect_clips
 from actionzoo.clips.loader import Loading, view_loader
 from actionzoo.clips.readers import open_clip, read
 from actionzoo.errors import MachineFault, UserError
-from actionzoo.kinetics.import_mmaction import import_mmaction
+from actionzoo.kinetics.import_mmaction import MMActionSplit, import_mmaction
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest, write_manifest
 from actionzoo.kinetics.transcode import to_jpegs
@@ -60,7 +60,7 @@ def folder(tmp_path_factory) -> Path:
 def test_clips_of_a_list_are_found_counted_and_loaded(folder, tmp_path, kind):
     form = tmp_path / f"{kind}_64"
     line = import_mmaction(
-        form, "val", folder / f"{kind}.txt", folder / kind, inspect=look, classes=folder / "classes.txt"
+        form, MMActionSplit("val", folder / f"{kind}.txt", folder / kind, folder / "classes.txt"), inspect=look
     )
     assert line == f"import-mmaction: 3 clips of val ({form / 'manifest.csv'})"
     clips = read_manifest(form / "manifest.csv")
@@ -82,10 +82,10 @@ def test_clips_of_a_list_are_found_counted_and_loaded(folder, tmp_path, kind):
     assert views.shape == (18, 3, 4, 64, 64) and 0 < views.mean() < 1
 
 
-def test_splits_are_adopted_one_by_one(folder, tmp_path):
+def test_splits_are_imported_one_by_one(folder, tmp_path):
     form = tmp_path / "videos_64"
     for split in ("train", "val", "val"):
-        import_mmaction(form, split, folder / "videos.txt", folder / "videos", inspect=look)
+        import_mmaction(form, MMActionSplit(split, folder / "videos.txt", folder / "videos"), inspect=look)
     clips = read_manifest(form / "manifest.csv")
     assert [clip.split for clip in clips] == ["train"] * 3 + ["val"] * 3
     assert {clip.class_name for clip in clips} == {"0", "1"}
@@ -93,21 +93,23 @@ def test_splits_are_adopted_one_by_one(folder, tmp_path):
     assert written["val.txt"].splitlines()[-1] == "zumba/d 50 1"
 
 
-def test_what_the_pipeline_made_is_not_written_over(folder, tmp_path):
+def test_a_form_that_the_pipeline_made_is_not_overwritten(folder, tmp_path):
     form = tmp_path / "videos_64"
-    import_mmaction(form, "train", folder / "videos.txt", folder / "videos", inspect=look)
+    import_mmaction(form, MMActionSplit("train", folder / "videos.txt", folder / "videos"), inspect=look)
     clips = read_manifest(form / "manifest.csv")
     write_manifest(form / "manifest.csv", [dataclasses.replace(clip, shard="train/part_0.tar") for clip in clips])
     with pytest.raises(UserError, match="shards that `dvc repro` made; give the folder's data set an entry of its own"):
-        import_mmaction(form, "val", folder / "videos.txt", folder / "videos", inspect=look)
+        import_mmaction(form, MMActionSplit("val", folder / "videos.txt", folder / "videos"), inspect=look)
 
 
-def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path, capfd):
+def test_clips_that_cannot_be_used_are_in_the_manifest_with_the_reason(folder, tmp_path, capfd):
     (folder / "videos/broken.mp4").write_bytes(b"no video")
     lines = [*(folder / "videos.txt").read_text().splitlines(), "broken.mp4 0", "nowhere.mp4 1"]
     (tmp_path / "list.txt").write_text("\n".join(lines))
     form = tmp_path / "videos_64"
-    line = import_mmaction(form, "val", tmp_path / "list.txt", folder / "videos", inspect=look, max_bad_share=0.4)
+    line = import_mmaction(
+        form, MMActionSplit("val", tmp_path / "list.txt", folder / "videos"), inspect=look, max_bad_share=0.4
+    )
     assert line.startswith("import-mmaction: 3 clips of val, 2 that cannot be used")
     assert capfd.readouterr().err == ""
     states = {clip.video_id: (clip.state, clip.reason) for clip in read_manifest(form / "manifest.csv")}
@@ -116,9 +118,11 @@ def test_what_cannot_be_used_is_in_the_manifest_with_the_reason(folder, tmp_path
     with pytest.raises(
         UserError, match=r"2 of the 5 clips of .*list\.txt cannot be used, .* 30\.0%; the first ones: bro"
     ):
-        import_mmaction(form, "val", tmp_path / "list.txt", folder / "videos", inspect=look, max_bad_share=0.3)
+        import_mmaction(
+            form, MMActionSplit("val", tmp_path / "list.txt", folder / "videos"), inspect=look, max_bad_share=0.3
+        )
     with pytest.raises(UserError, match="none of the 5 clips"):
-        import_mmaction(form, "val", tmp_path / "list.txt", tmp_path, inspect=look)
+        import_mmaction(form, MMActionSplit("val", tmp_path / "list.txt", tmp_path), inspect=look)
 
 
 @pytest.mark.parametrize(
@@ -134,18 +138,24 @@ def test_lists_that_are_none_are_refused_with_their_line(folder, tmp_path, text,
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         import_mmaction(
-            tmp_path / "videos_64", "val", tmp_path / "list.txt", folder, inspect=look, classes=folder / "classes.txt"
+            tmp_path / "videos_64",
+            MMActionSplit("val", tmp_path / "list.txt", folder, folder / "classes.txt"),
+            inspect=look,
         )
 
 
 def test_lists_of_frames_have_their_number(folder, tmp_path):
     with pytest.raises(UserError, match=r"line 1: 'arm wrestling/a b\.mp4 0' is not `path, number of frames, label`"):
-        import_mmaction(tmp_path / "frames_64", "val", folder / "videos.txt", folder / "videos", inspect=look)
+        import_mmaction(
+            tmp_path / "frames_64", MMActionSplit("val", folder / "videos.txt", folder / "videos"), inspect=look
+        )
 
 
 def test_the_forms_name_says_what_it_holds(folder, tmp_path):
     with pytest.raises(UserError, match="must be called videos_<short side> or frames_<short side>"):
-        import_mmaction(tmp_path / "clips", "val", folder / "videos.txt", folder / "videos", inspect=look)
+        import_mmaction(
+            tmp_path / "clips", MMActionSplit("val", folder / "videos.txt", folder / "videos"), inspect=look
+        )
 
 
 ENCODINGS = {
@@ -166,7 +176,7 @@ def test_lists_and_class_lists_are_read_as_editors_save_them(folder, tmp_path, k
     for source in (folder, tmp_path):
         form = tmp_path / source.name / f"{kind}_64"
         import_mmaction(
-            form, "val", source / f"{kind}.txt", folder / kind, inspect=look, classes=source / "classes.txt"
+            form, MMActionSplit("val", source / f"{kind}.txt", folder / kind, source / "classes.txt"), inspect=look
         )
         made.append((form / "manifest.csv").read_bytes())
     assert made[0] == made[1]
@@ -183,51 +193,57 @@ def test_a_list_of_some_classes_keeps_the_labels_of_all(folder, tmp_path, kind):
     form, names = tmp_path / f"{kind}_64", [f"class {number}" for number in range(400)]
     (tmp_path / "map.txt").write_text("\n".join(names))
     listed = write_list(tmp_path / "list.txt", kind, [3, 7, 399])
-    import_mmaction(form, "val", listed, folder / kind, inspect=look, classes=tmp_path / "map.txt")
+    import_mmaction(form, MMActionSplit("val", listed, folder / kind, tmp_path / "map.txt"), inspect=look)
     clips = read_manifest(form / "manifest.csv")
     assert label_map(clips) == names and [clip.class_name for clip in clips] == ["class 3", "class 7", "class 399"]
     files = {path.name: path.read_text() for path in export_lists(clips, tmp_path / "lists")}
     assert files["label_map.txt"].splitlines() == names and files["val.txt"].splitlines()[-1].endswith(" 399")
     # another split needs the file no more; nor does it lose the list when the form is written again
-    import_mmaction(form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 5]), folder / kind, inspect=look)
+    import_mmaction(
+        form, MMActionSplit("train", write_list(tmp_path / "train.txt", kind, [0, 0, 5]), folder / kind), inspect=look
+    )
     write_manifest(form / "manifest.csv", read_manifest(form / "manifest.csv"))
     assert label_map(read_manifest(form / "manifest.csv")) == names
     with pytest.raises(
         UserError, match=r"line 3: .* has label 400, but .*classes\.txt 400 names, whose labels are 0 to 399"
     ):
         import_mmaction(
-            form, "train", write_list(tmp_path / "train.txt", kind, [0, 0, 400]), folder / kind, inspect=look
+            form,
+            MMActionSplit("train", write_list(tmp_path / "train.txt", kind, [0, 0, 400]), folder / kind),
+            inspect=look,
         )
 
 
 def test_another_class_list_than_that_of_the_other_splits_is_refused(folder, tmp_path):
     form, classes, swapped = tmp_path / "videos_64", folder / "classes.txt", tmp_path / "swapped.txt"
     swapped.write_text("zumba\narm wrestling\n")
-    import_mmaction(form, "val", folder / "videos.txt", folder / "videos", inspect=look, classes=classes)
+    import_mmaction(form, MMActionSplit("val", folder / "videos.txt", folder / "videos", classes), inspect=look)
     with pytest.raises(UserError, match=r"label 0 is 'zumba' and was 'arm wrestling'.*; give the same,"):
-        import_mmaction(form, "train", folder / "videos.txt", folder / "videos", inspect=look, classes=swapped)
+        import_mmaction(form, MMActionSplit("train", folder / "videos.txt", folder / "videos", swapped), inspect=look)
     import_mmaction(
-        form, "val", folder / "videos.txt", folder / "videos", inspect=look, classes=swapped
+        form, MMActionSplit("val", folder / "videos.txt", folder / "videos", swapped), inspect=look
     )  # there is no other split
     assert label_map(read_manifest(form / "manifest.csv")) == ["zumba", "arm wrestling"]
 
 
 def test_a_split_without_names_gets_those_that_come_with_the_next(folder, tmp_path):
     form = tmp_path / "videos_64"
-    import_mmaction(form, "train", folder / "videos.txt", folder / "videos", inspect=look)
-    import_mmaction(form, "val", folder / "videos.txt", folder / "videos", inspect=look, classes=folder / "classes.txt")
+    import_mmaction(form, MMActionSplit("train", folder / "videos.txt", folder / "videos"), inspect=look)
+    import_mmaction(
+        form, MMActionSplit("val", folder / "videos.txt", folder / "videos", folder / "classes.txt"), inspect=look
+    )
     assert {clip.class_name for clip in read_manifest(form / "manifest.csv")} == {"arm wrestling", "zumba"}
 
 
 def never(paths):
-    raise AssertionError("no file may be looked at before the list is right")
+    raise AssertionError("no file may be inspected before the list is right")
 
 
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_a_gap_in_the_labels_is_said_at_once_with_what_to_do(folder, tmp_path, kind):
+def test_a_gap_in_the_labels_is_reported_at_once_with_the_remedy(folder, tmp_path, kind):
     listed = write_list(tmp_path / "list.txt", kind, [0, 2, 999_999_999])
     with pytest.raises(UserError, match=r"no clip has label 1, yet there is 999999999 .*line 3.*: --classes FILE"):
-        import_mmaction(tmp_path / f"{kind}_64", "val", listed, folder / kind, inspect=never)
+        import_mmaction(tmp_path / f"{kind}_64", MMActionSplit("val", listed, folder / kind), inspect=never)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +268,9 @@ def test_lists_that_lead_astray_are_refused_before_a_file_is_opened(folder, tmp_
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message) as caught:
         import_mmaction(
-            tmp_path / "videos_64", "val", tmp_path / "list.txt", folder, inspect=never, classes=folder / "classes.txt"
+            tmp_path / "videos_64",
+            MMActionSplit("val", tmp_path / "list.txt", folder, folder / "classes.txt"),
+            inspect=never,
         )
     assert len(str(caught.value)) < 1000 and not (tmp_path / "videos_64").exists()
 
@@ -269,7 +287,7 @@ def test_lists_that_lead_astray_are_refused_before_a_file_is_opened(folder, tmp_
 def test_lists_of_frames_that_lead_astray_are_refused(folder, tmp_path, text, message):
     (tmp_path / "list.txt").write_text(text)
     with pytest.raises(UserError, match=message):
-        import_mmaction(tmp_path / "frames_64", "val", tmp_path / "list.txt", folder, inspect=never)
+        import_mmaction(tmp_path / "frames_64", MMActionSplit("val", tmp_path / "list.txt", folder), inspect=never)
 
 
 @pytest.mark.parametrize(
@@ -286,7 +304,9 @@ def test_class_lists_that_are_none_are_refused(folder, tmp_path, text, message):
     (tmp_path / "map.txt").write_text(text)
     with pytest.raises(UserError, match=message):
         import_mmaction(
-            tmp_path / "videos_64", "val", folder / "videos.txt", folder, inspect=never, classes=tmp_path / "map.txt"
+            tmp_path / "videos_64",
+            MMActionSplit("val", folder / "videos.txt", folder, tmp_path / "map.txt"),
+            inspect=never,
         )
 
 
@@ -297,7 +317,9 @@ def test_files_that_cannot_be_opened_are_named(folder, tmp_path, which, path):
     paths[which] = tmp_path / path
     with pytest.raises(UserError, match=path[:7]):
         import_mmaction(
-            tmp_path / "videos_64", "val", paths["list"], paths["folder"], inspect=never, classes=paths["classes"]
+            tmp_path / "videos_64",
+            MMActionSplit("val", paths["list"], paths["folder"], paths["classes"]),
+            inspect=never,
         )
 
 
@@ -309,7 +331,9 @@ def test_a_playlist_among_the_videos_is_corrupt_and_the_same_list_gives_the_same
     made = []
     for name in ("one", "two"):
         form = tmp_path / name / "videos_64"
-        import_mmaction(form, "val", tmp_path / "list.txt", tmp_path / "videos", inspect=look, max_bad_share=0.5)
+        import_mmaction(
+            form, MMActionSplit("val", tmp_path / "list.txt", tmp_path / "videos"), inspect=look, max_bad_share=0.5
+        )
         made.append((form / "manifest.csv").read_bytes())
     assert made[0] == made[1]
     reasons = {clip.video_id: clip.reason for clip in read_manifest(form / "manifest.csv") if not clip.is_usable}
@@ -317,36 +341,41 @@ def test_a_playlist_among_the_videos_is_corrupt_and_the_same_list_gives_the_same
     assert reasons["zeros"].startswith("zeros.mp4: ") and "encode it anew" in reasons["zeros"]
 
 
-def test_a_fault_of_the_machine_writes_nothing(folder, tmp_path):
+def test_a_machine_fault_writes_nothing(folder, tmp_path):
     def fail(paths):
         yield "no video"
         raise MachineFault("the machine failed: Input/output error")
 
     with pytest.raises(MachineFault):
         import_mmaction(
-            tmp_path / "videos_64", "val", folder / "videos.txt", folder / "videos", inspect=fail, max_bad_share=1
+            tmp_path / "videos_64",
+            MMActionSplit("val", folder / "videos.txt", folder / "videos"),
+            inspect=fail,
+            max_bad_share=1,
         )
     assert not (tmp_path / "videos_64").exists()
 
 
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_a_disk_that_cannot_be_read_is_no_fault_of_the_clips(folder, tmp_path, kind):
+def test_a_disk_that_cannot_be_read_is_no_error_of_the_clips(folder, tmp_path, kind):
     shutil.copytree(folder / kind, tmp_path / kind)
     broken = tmp_path / kind / ("zumba/d.mp4" if kind == "videos" else "zumba/d/img_00001.jpg")
     broken.unlink()
     broken.symlink_to("/proc/self/mem")  # reading it from the start is an EIO
     form = tmp_path / f"{kind}_64"
     with pytest.raises(MachineFault, match="Input/output error"):
-        import_mmaction(form, "val", folder / f"{kind}.txt", tmp_path / kind, inspect=look, max_bad_share=1)
+        import_mmaction(
+            form, MMActionSplit("val", folder / f"{kind}.txt", tmp_path / kind), inspect=look, max_bad_share=1
+        )
     assert not form.exists()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", ["videos", "frames"])
-def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_puts_no_clip_away(folder, tmp_path, kind, workers):
+def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_quarantines_no_clip(folder, tmp_path, kind, workers):
     shutil.copytree(folder / kind, tmp_path / kind)
     form = tmp_path / f"{kind}_64"
-    import_mmaction(form, "val", folder / f"{kind}.txt", tmp_path / kind, inspect=look)
+    import_mmaction(form, MMActionSplit("val", folder / f"{kind}.txt", tmp_path / kind), inspect=look)
     contents = {path: path.read_bytes() for path in (tmp_path / kind / "zumba").rglob("*.*")}
     for path in contents:
         path.unlink()
@@ -384,8 +413,8 @@ def test_a_list_of_three_of_400_classes_is_listed_and_trained_as_400(tmp_path):
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    actionzoo("data", "adopt", "videos_256", "list.txt", "videos", "--split", "train", "--classes", "map.txt")
-    actionzoo("data", "adopt", "videos_256", "list.txt", "videos", "--split", "val")
+    actionzoo("data", "import-mmaction", "videos_256", "list.txt", "videos", "--split", "train", "--classes", "map.txt")
+    actionzoo("data", "import-mmaction", "videos_256", "list.txt", "videos", "--split", "val")
     actionzoo("lists", "videos_256", "lists")
     assert (tmp_path / "lists/label_map.txt").read_text().splitlines() == kinetics400()
     actionzoo("data", "report", "videos_256", "--pictures", "0")

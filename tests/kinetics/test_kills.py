@@ -6,7 +6,6 @@ could be half there.
 """
 
 import collections
-import hashlib
 import itertools
 import json
 import os
@@ -21,9 +20,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actionzoo.kinetics.serve import FolderHandler, serve
+from actionzoo.kinetics.serve import serve
 from actionzoo.kinetics.synthetic import write_archive
+from tests.kinetics.files import hashes
 from tests.kinetics.small_films import film
+from tests.kinetics.small_mirror import SlowHandler, as_members, write_split
 
 PROJECT = Path(__file__).resolve().parents[2]
 NUM_KILLS, MAX_ROUNDS = 20, 12
@@ -69,34 +70,24 @@ def tell():
 """
 
 
-class Trickle(FolderHandler):
-    """So slow a server that a download can be killed in the middle of a file."""
-
-    def send_body(self, body: bytes) -> None:
-        for start in range(0, len(body), 4096):
-            self.wfile.write(body[start : start + 4096])
-            time.sleep(0.005)
+class Trickle(SlowHandler):
+    chunk_bytes = 4096
+    pause_seconds = 0.005
 
 
 @pytest.fixture
 def workspace(tmp_path):
     """Two parts of train and one of val; a clip that is cut off and has a replacement; one that is nowhere."""
     root = tmp_path / "mirror/400"
-    parts = [("train", ["-a", "b", "cut"]), ("train", ["d", "e", "_f"]), ("val", ["g", "h"])]
-    names = [name for _, part in parts for name in part]
+    splits = {"train": [["-a", "b", "cut"], ["d", "e", "_f"]], "val": [["g", "h"]]}
+    names = [name for parts in splits.values() for part in parts for name in part]
     videos = {name: film(num_frames=8 + n, height=60, width=80) for n, name in enumerate(names)}
-    for number, (split, names) in enumerate(parts):
-        files = {f"{name}.mp4": videos[name][: 500 if name == "cut" else None] for name in names}
-        write_archive(root / split / f"part_{number % 2}.tar.gz", files)
     write_archive(root / "replacement_for_corrupted_k400.tgz", {"cut.mp4": videos["cut"]})
-    (root / "annotations").mkdir()
-    for split in ("train", "val"):
-        there = [number % 2 for number, part in enumerate(parts) if part[0] == split]
-        urls = [f"https://mirror.invalid/400/{split}/part_{number}.tar.gz\n" for number in there]
-        (root / split / f"k400_{split}_path.txt").write_text("".join(urls))
-        names = [name for part in parts if part[0] == split for name in part[1]] + ["nowhere"]
-        lines = ["label,youtube_id", *(f"zumba,{name}" for name in names)]
-        (root / f"annotations/{split}.csv").write_text("\n".join(lines) + "\n")
+    videos["cut"] = videos["cut"][:500]
+    for split, parts in splits.items():
+        lines = [f"zumba,{name}\n" for name in [*itertools.chain(*parts), "nowhere"]]
+        members = [as_members({name: videos[name] for name in part}) for part in parts]
+        write_split(root, split, members, "label,youtube_id\n" + "".join(lines))
     with serve(root.parent, Trickle) as url:
         yield Workspace(tmp_path / "workspace", url)
 
@@ -150,14 +141,6 @@ class Workspace:
         shutil.rmtree(self.root / "data", ignore_errors=True)
         shutil.rmtree(self.root / ".scratch", ignore_errors=True)
 
-    def files(self) -> dict[str, str]:
-        """All that was made, down to hidden files."""
-        return {
-            str(path.relative_to(self.data)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in self.data.rglob("*")
-            if path.is_file()
-        }
-
     def finished(self, stage: str) -> dict[Path, tuple[int, int]]:
         """Files of parts that the stage has declared finished, as they lie on the disk: one that is put anew shows."""
         if stage == "download":
@@ -183,7 +166,7 @@ def test_killed_twenty_times_the_stages_end_with_the_same_bytes(workspace):
         began = time.monotonic()
         assert not workspace.run(stage)
         seconds[stage], usual[stage] = time.monotonic() - began, workspace.counts()
-    undisturbed = workspace.files()
+    undisturbed = hashes(workspace.data)
     assert "frames_256/manifest.csv" in undisturbed and "videos_256/train/replacement.tar" in undisturbed
 
     def run(stage: str, **how) -> bool:
@@ -215,7 +198,7 @@ def test_killed_twenty_times_the_stages_end_with_the_same_bytes(workspace):
                     break
                 killed.append((stage, point))
             run(stage)
-        assert workspace.files() == undisturbed
+        assert hashes(workspace.data) == undisturbed
         left = [path for path in (workspace.root / ".scratch").rglob("*") if path.is_file()]
         # of downloads some words on each file: what is known of it; locks are empty
         assert [

@@ -9,7 +9,6 @@ import pytest
 from actionzoo.errors import UserError
 from actionzoo.files.hashes import sha256_of
 from actionzoo.kinetics.manifest import (
-    Clip,
     StoredClip,
     count_states,
     export_lists,
@@ -18,26 +17,7 @@ from actionzoo.kinetics.manifest import (
     read_manifest,
     write_manifest,
 )
-
-
-def clip(video_id: str = "--QUuC4vJs_000084_000094", **changes) -> Clip:
-    whole = Clip(
-        video_id=video_id,
-        split="val",
-        label=0,
-        class_name="abseiling",
-        state="ok",
-        shard="val/part_007.tar",
-        offset=512,
-        size=1000,
-        num_frames=250,
-        width=340,
-        height=256,
-        fps=29.97,
-        sha256="0" * 64,
-    )
-    return dataclasses.replace(whole, **changes)
-
+from tests.kinetics.small_clips import clip
 
 NASTY = [
     clip("_-Aa_-Bb_-C_000001_000011", class_name="massaging person's head"),
@@ -100,7 +80,7 @@ def test_a_cut_off_line_is_refused(tmp_path):
         read_manifest(tmp_path / "m.csv")
 
 
-def test_a_manifest_that_is_not_there_says_who_makes_it(tmp_path):
+def test_a_missing_manifest_names_the_stage_that_makes_it(tmp_path):
     with pytest.raises(UserError, match="resize"):
         read_manifest(tmp_path / "m.csv")
 
@@ -151,7 +131,7 @@ def test_a_manifest_is_a_sequence_of_its_clips(tmp_path):
     assert list(manifest) == list(manifest.clips)
 
 
-def test_the_usable_clips_of_a_split_have_a_place_and_a_shape(tmp_path):
+def test_the_usable_clips_of_a_split_have_a_span_and_a_shape(tmp_path):
     gone = clip("b", state="missing", **GONE)
     write_manifest(tmp_path / "m.csv", [clip("a", split="train"), clip("a"), gone, clip("c", state="short")])
     manifest = read_manifest(tmp_path / "m.csv")
@@ -160,7 +140,7 @@ def test_the_usable_clips_of_a_split_have_a_place_and_a_shape(tmp_path):
     assert manifest.usable("train") == [StoredClip(**dataclasses.asdict(clip("a", split="train")))]
 
 
-def test_a_usable_clip_without_a_place_is_refused(tmp_path):
+def test_a_usable_clip_without_a_span_is_refused(tmp_path):
     write_manifest(tmp_path / "m.csv", [clip("a", offset=None, width=None)])
     with pytest.raises(UserError, match="a is ok, but its offset, width is empty; make the manifest anew"):
         read_manifest(tmp_path / "m.csv").usable("val")

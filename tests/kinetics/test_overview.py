@@ -1,6 +1,5 @@
 """The report on a data set: what it counts can be counted by hand, and what it shows comes from the clips."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -16,40 +15,32 @@ import pytest
 import yaml
 
 from actionzoo.errors import UserError
-from actionzoo.kinetics.download import download
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import Clip, export_lists, read_manifest, write_manifest
 from actionzoo.kinetics.overview import KNOWN_COPIES, Overview, as_json, summary, survey
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import ShardWriter
-from actionzoo.kinetics.synthetic import write_archive
 from actionzoo.kinetics.transcode import Encode
 from actionzoo.report.data_page import write_data_report
+from tests.kinetics import small_clips
+from tests.kinetics.data_stages import make_archive, make_videos
+from tests.kinetics.files import contents
 from tests.kinetics.small_films import film
+from tests.kinetics.small_mirror import as_members, write_split
 
 PROJECT = Path(__file__).resolve().parents[2]
 
 
 def clip(video_id: str, split: str = "train", **changes) -> Clip:
-    whole = Clip(
-        video_id=video_id,
-        split=split,
-        label=0,
-        class_name="abseiling",
-        state="ok",
-        shard=f"{split}/part_000.tar",
-        offset=512,
-        size=1000,
-        num_frames=250,
-        width=340,
-        height=256,
-        fps=25.0,
-        sha256=hashlib.sha256(f"{split}/{video_id}".encode()).hexdigest(),
-    )
+    of_split = {
+        "split": split,
+        "shard": f"{split}/part_000.tar",
+        "fps": 25.0,
+        "sha256": hashlib.sha256(f"{split}/{video_id}".encode()).hexdigest(),
+    }
     if changes.get("state") in ("missing", "corrupt", "unlisted"):
         gone = dict.fromkeys(("offset", "size", "num_frames", "width", "height", "fps"))
         changes = {"shard": "", "sha256": "", **gone, **changes}
-    return dataclasses.replace(whole, **changes)
+    return small_clips.clip(video_id, **of_split | changes)
 
 
 def surveyed(folder: Path, clips: list[Clip]) -> Overview:
@@ -87,7 +78,7 @@ def test_states_are_counted_split_by_split_and_class_by_class(tmp_path):
     assert overview.reasons[0] == ("replaced", "in no part", 1)
 
 
-def test_clips_of_one_video_in_one_split_are_told_and_whether_they_overlap(tmp_path):
+def test_clips_of_one_video_in_one_split_are_reported_and_whether_they_overlap(tmp_path):
     clips = [
         clip("aaaaaaaaaaa_000000_000010"),
         clip("aaaaaaaaaaa_000005_000015"),
@@ -174,7 +165,7 @@ def test_the_hashes_are_those_of_the_exported_files(tmp_path):
     assert said == "41a47d45938e2f6e4f3eac44b26376e5"
 
 
-def test_an_annotation_that_changed_since_is_told(tmp_path):
+def test_an_annotation_that_changed_since_is_reported(tmp_path):
     annotation = tmp_path / "archive/annotations/train.csv"
     annotation.parent.mkdir(parents=True)
     annotation.write_text("label,youtube_id,time_start,time_end\nabseiling,a,0,10\nabseiling,new,0,10\n")
@@ -202,44 +193,24 @@ def data(tmp_path_factory) -> Path:
     """Seven clips of two classes, one of them in train and in val, and one that is nowhere; prepared for real."""
     folder = tmp_path_factory.mktemp("overview") / "data" / "zoo"
     root = folder.parent.parent / "mirror/400"
-    (root / "annotations").mkdir(parents=True)
     twin = film(num_frames=21)
     parts = {
         "train": {f"{name}{n}": film(num_frames=10 + n) for n, name in enumerate(["-a", "-b", "c", "d"])} | {"e": twin},
         "val": {"e": twin, "f": film(num_frames=30)},
     }
     for split, videos in parts.items():
-        write_archive(
-            root / split / "part_0.tar.gz", {f"{name}_000000_000010.mp4": data for name, data in videos.items()}
-        )
-        (root / split / f"k400_{split}_path.txt").write_text(f"https://mirror.invalid/400/{split}/part_0.tar.gz\n")
         lines = [f'"{NASTY.replace(chr(34), chr(34) * 2)}",{name},0,10' for name in videos] + ["zumba,gone,0,10"]
         lines[0] = lines[0].replace(lines[0].rpartition('",')[0] + '"', "zumba")
-        (root / f"annotations/{split}.csv").write_text(
-            "\n".join(["label,youtube_id,time_start,time_end", *lines]) + "\n"
-        )
-    scratch = folder.parent.parent / "scratch"
-    download(str(root), folder / "archive", splits=["train", "val"], parts="all", jobs=2, scratch=scratch)
-    resize(
-        folder / "archive",
-        folder / "videos_256",
-        short_side=256,
-        encode=Encode(preset="ultrafast"),
-        jobs=2,
-        scratch=scratch,
-        clip_timeout_seconds=60,
-        max_bad_share=1.0,
-    )
+        annotation = "\n".join(["label,youtube_id,time_start,time_end", *lines]) + "\n"
+        write_split(root, split, [as_members(videos, "_000000_000010.mp4")], annotation)
+    archive = make_archive(root, folder, ["train", "val"])
+    make_videos(archive, folder / "videos_256", 256, encode=Encode(preset="ultrafast"))
     return folder
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_report_is_a_page_its_facts_its_lists_and_pictures(data, tmp_path):
     write_data_report(data, "videos_256", tmp_path)
-    assert sorted(files(tmp_path)) == [
+    assert sorted(contents(tmp_path)) == [
         *("data.html", "data.json", "data/class_000.jpg", "data/class_001.jpg", "data/classes.jpg"),
         *("data/label_map.txt", "data/train.txt", "data/val.txt"),
     ]
@@ -254,7 +225,7 @@ def test_the_same_data_give_the_same_bytes_whatever_was_there(data, tmp_path):
     (tmp_path / "b/data").mkdir(parents=True)
     (tmp_path / "b/data/class_999.jpg").write_bytes(b"of an older report")
     write_data_report(data, "videos_256", tmp_path / "b", jobs=2)
-    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_the_page_escapes_names_and_needs_nothing_from_elsewhere(data, tmp_path):
@@ -317,7 +288,7 @@ def test_the_command_takes_the_first_form_there_is_and_says_the_gist(data):
     assert "zoo/videos_256: 2 classes" in done.stdout
     assert "warning: 1 clip both in train and in val, byte by byte" in done.stdout
     assert done.stdout.splitlines()[-1] == "report/zoo/data.html"
-    assert files(root / "report/zoo").keys() >= {"data.html", "data.json", "data/classes.jpg"}
+    assert contents(root / "report/zoo").keys() >= {"data.html", "data.json", "data/classes.jpg"}
     done = command(root, "frames_256")
     assert done.returncode == 1 and "frames_256/manifest.csv is not there" in done.stderr
 

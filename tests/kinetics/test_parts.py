@@ -1,4 +1,4 @@
-"""What a record of a finished shard is worth."""
+"""Records of finished shards: which are trusted, and how work on parts is shared out."""
 
 import json
 import threading
@@ -37,23 +37,23 @@ BLAMES_MACHINE = [
 ]
 
 
-@pytest.mark.parametrize("fault", BLAMES_MACHINE)
-def test_a_record_of_before_that_blames_the_machine_is_not_believed(shard, fault):
-    write_record(shard, "key", 60, [PartClip(video_id="a", error=fault)])
+@pytest.mark.parametrize("error", BLAMES_MACHINE)
+def test_an_old_record_that_blames_the_machine_is_not_trusted(shard, error):
+    write_record(shard, "key", 60, [PartClip(video_id="a", error=error)])
     edit(shard, judged=None)
     assert read_record(shard, "key", 60) is None
 
 
-@pytest.mark.parametrize("fault", ["moov atom not found", "zero bytes", "ffmpeg ended with status 1", "cut off"])
-def test_a_record_of_before_that_blames_the_clip_is_believed(shard, fault):
-    write_record(shard, "key", 60, [PartClip(video_id="a", error=fault)])
+@pytest.mark.parametrize("error", ["moov atom not found", "zero bytes", "ffmpeg ended with status 1", "cut off"])
+def test_an_old_record_that_blames_the_clip_is_trusted(shard, error):
+    write_record(shard, "key", 60, [PartClip(video_id="a", error=error)])
     edit(shard, judged=None)
-    assert read_record(shard, "key", 60).clips[0].error == fault
+    assert read_record(shard, "key", 60).clips[0].error == error
 
 
-@pytest.mark.parametrize("fault", BLAMES_MACHINE)
-def test_what_was_found_out_by_a_control_is_not_tried_in_every_run(shard, fault):
-    write_record(shard, "key", 60, [PartClip(video_id="a", error=fault)])
+@pytest.mark.parametrize("error", BLAMES_MACHINE)
+def test_an_error_confirmed_by_a_control_is_not_tried_in_every_run(shard, error):
+    write_record(shard, "key", 60, [PartClip(video_id="a", error=error)])
     assert read_record(shard, "key", 60) is not None
 
 

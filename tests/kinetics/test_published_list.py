@@ -1,4 +1,4 @@
-"""Published lists: read however they are written, and held against the clips that are here."""
+"""Published lists: read in every form that they are published in, and compared with the clips that are here."""
 
 import hashlib
 
@@ -77,7 +77,7 @@ def test_a_label_map_is_read_however_it_is_written(tmp_path, label_map):
     assert choose(published, [clip("A", 0), clip("B", 2, 250), clip("C", 1)], CLASSES).other_label == ()
 
 
-def test_what_is_missing_or_otherwise_is_named(tmp_path):
+def test_clips_that_are_missing_or_differ_are_named(tmp_path):
     clips = [clip("A", 0, 299), clip("B", 1, 250), clip("C", 1, state="corrupt"), clip("D", 2)]
     chosen = choose(given(tmp_path, LIST + "EEEEEEEEEEE_000001_000011 300 0\n"), clips, CLASSES)
     assert [found.video_id[0] for found in chosen.clips] == ["A", "B"] and chosen.listed == 4
@@ -117,7 +117,7 @@ def test_the_first_20_of_a_kind_are_shown_and_all_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "lists no clip"),
         ("one\n", "line 1: 'one' is not"),
@@ -129,23 +129,23 @@ def test_the_first_20_of_a_kind_are_shown_and_all_are_kept(tmp_path):
         (b"a\0 300 0\n", "zero bytes"),
     ],
 )
-def test_what_is_no_list_is_told_with_its_line(tmp_path, text, said):
-    with pytest.raises(UserError, match=rf"list\.txt.*{said}"):
+def test_a_file_that_is_no_list_is_refused_with_its_line(tmp_path, text, message):
+    with pytest.raises(UserError, match=rf"list\.txt.*{message}"):
         given(tmp_path, text)
 
 
 @pytest.mark.parametrize("label_map", ["", "yoga\nYoga\n", "0 a\n2 b\n", "0 a\n0 b\n"])
-def test_what_is_no_label_map_is_told(tmp_path, label_map):
+def test_a_file_that_is_no_label_map_is_refused(tmp_path, label_map):
     with pytest.raises(UserError, match=r"map\.txt"):
         given(tmp_path, LIST, label_map)
 
 
-def test_a_label_beyond_the_map_is_told(tmp_path):
+def test_a_label_beyond_the_map_is_refused(tmp_path):
     with pytest.raises(UserError, match="line 2: label 2, and the label map has 2 classes"):
         given(tmp_path, LIST, "a\nb\n")
 
 
-def test_a_list_of_other_clips_is_told(tmp_path):
+def test_a_list_of_other_clips_is_refused(tmp_path):
     with pytest.raises(UserError, match="none of the 3 clips of the published list is usable here"):
         choose(given(tmp_path, LIST), [clip("D", 0)], CLASSES)
 

@@ -1,4 +1,4 @@
-"""From archives to short-side shards: every clip accounted for, whatever is wrong with it and whoever is killed."""
+"""From archives to short-side shards: every clip is accounted for, whatever its flaw and whenever the run is killed."""
 
 import collections
 import hashlib
@@ -17,37 +17,19 @@ import pytest
 
 from actionzoo.errors import UserError
 from actionzoo.kinetics.archives import read_archive
-from actionzoo.kinetics.download import download
 from actionzoo.kinetics.manifest import Clip, count_states, label_map, read_manifest
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.shards import read_index, read_member
 from actionzoo.kinetics.synthetic import MOTIONS, write_archive
 from actionzoo.kinetics.transcode import Encode
+from tests.kinetics.data_stages import make_archive, make_videos
+from tests.kinetics.files import hashes
 from tests.kinetics.small_films import film
-
-QUICK = Encode(preset="ultrafast", crf=30)
-
-
-def fetched(mirror: Path, folder: Path, splits=("train", "val", "test"), parts: str = "all") -> Path:
-    download(str(mirror), folder / "archive", splits=splits, parts=parts, jobs=2, scratch=folder / "scratch")
-    return folder / "archive"
+from tests.kinetics.small_mirror import as_members, write_split
 
 
 def resized(archive: Path, name: str = "videos_64", **options) -> Path:
-    run(archive, name, **options)
+    make_videos(archive, archive.parent / name, **options)
     return archive.parent / name
-
-
-def run(archive: Path, name: str = "videos_64", **options) -> str:
-    defaults = {
-        "short_side": 64,
-        "encode": QUICK,
-        "jobs": 2,
-        "scratch": archive.parent / "scratch",
-        "clip_timeout_seconds": 60,
-        "max_bad_share": 1.0,
-    }
-    return resize(archive, archive.parent / name, **defaults | options)
 
 
 def by_state(out: Path) -> dict[str, list[Clip]]:
@@ -55,19 +37,6 @@ def by_state(out: Path) -> dict[str, list[Clip]]:
     for clip in read_manifest(out / "manifest.csv"):
         states[clip.state].append(clip)
     return states
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
-@pytest.fixture(scope="module")
-def tiny_archive(tiny_mirror, tmp_path_factory) -> Path:
-    return fetched(tiny_mirror, tmp_path_factory.mktemp("resized"))
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +52,7 @@ def test_the_states_add_up_to_the_annotation_split_by_split(tiny_videos):
     }
 
 
-def test_what_is_not_ok_has_a_reason(tiny_videos):
+def test_clips_that_are_not_ok_have_a_reason(tiny_videos):
     states = by_state(tiny_videos)
     reasons = {state: clip.reason for state in states for clip in states[state] if state != "ok"}
     assert reasons == {
@@ -109,7 +78,7 @@ def test_every_usable_clip_is_one_pread_away_and_decodes_to_its_count(tiny_video
             assert 15 < clip.fps <= 30
 
 
-def test_what_is_not_usable_has_no_place(tiny_videos):
+def test_unusable_clips_have_no_span(tiny_videos):
     for state in ("missing", "corrupt", "unlisted"):
         for clip in by_state(tiny_videos)[state]:
             assert (clip.shard, clip.offset, clip.size, clip.num_frames) == ("", None, None, None)
@@ -131,7 +100,7 @@ def test_the_out_folder_holds_shards_indexes_records_and_the_manifest(tiny_video
         "train/replacement"
     ]
     expected = {f"{stem}{ending}" for stem in stems for ending in (".tar", ".idx.npy", ".json")}
-    assert set(files(tiny_videos)) == expected | {"manifest.csv"}
+    assert set(hashes(tiny_videos)) == expected | {"manifest.csv"}
 
 
 def test_a_shard_holds_its_parts_listed_clips_in_the_archives_order(tiny_videos, tiny_archive):
@@ -143,7 +112,7 @@ def test_a_shard_holds_its_parts_listed_clips_in_the_archives_order(tiny_videos,
 
 
 def test_the_last_line_says_what_there_is(tiny_archive):
-    assert run(tiny_archive).startswith(
+    assert make_videos(tiny_archive, tiny_archive.parent / "videos_64").startswith(
         "resize: 12 of 14 clips in 7 shards, 1 replaced, 1 missing, 1 corrupt, 1 unlisted ("
     )
 
@@ -171,30 +140,30 @@ def test_parts_are_done_again_once_a_constant_of_the_encoding_changes(tiny_archi
 
 def test_a_lost_shard_is_made_again_and_the_same(tiny_archive):
     out = resized(tiny_archive)
-    before = files(out)
+    before = hashes(out)
     (out / "val/part_001.tar").unlink()
     (out / "train/replacement.idx.npy").unlink()
     resized(tiny_archive)
-    assert files(out) == before
+    assert hashes(out) == before
 
 
 def test_the_number_of_jobs_changes_nothing(tiny_archive, tiny_videos):
     out = resized(tiny_archive, "videos_64_by_one", jobs=1)
-    assert files(out) == files(tiny_videos)
+    assert hashes(out) == hashes(tiny_videos)
 
 
 def test_other_settings_make_other_shards(tiny_archive, tiny_videos, tmp_path):
     shutil.copytree(tiny_archive, tmp_path / "archive")
     shutil.copytree(tiny_videos, tmp_path / "videos_64")
     resized(tmp_path / "archive", encode=Encode(preset="ultrafast", crf=40))
-    changed = files(tmp_path / "videos_64")
-    assert changed["val/part_000.tar"] != files(tiny_videos)["val/part_000.tar"]
+    changed = hashes(tmp_path / "videos_64")
+    assert changed["val/part_000.tar"] != hashes(tiny_videos)["val/part_000.tar"]
 
 
 def test_too_many_lost_clips_are_an_error_but_what_was_done_is_kept(tiny_archive):
     out = resized(tiny_archive)
     with pytest.raises(UserError) as error:
-        run(tiny_archive, max_bad_share=0.3)
+        make_videos(tiny_archive, tiny_archive.parent / "videos_64", max_bad_share=0.3)
     assert "train: 2 of 6 clips are missing or corrupt, 33.3%; max_bad_share allows 30.0%" in str(error.value)
     assert "corrupt: zero bytes" in str(error.value) and "missing: in no part" in str(error.value)
     assert "val:" not in str(error.value)
@@ -202,7 +171,7 @@ def test_too_many_lost_clips_are_an_error_but_what_was_done_is_kept(tiny_archive
 
 
 def test_a_limit_just_met_is_no_error(tiny_archive):
-    run(tiny_archive, max_bad_share=2 / 6)
+    make_videos(tiny_archive, tiny_archive.parent / "videos_64", max_bad_share=2 / 6)
 
 
 # a mirror of one's own, clip by clip
@@ -210,18 +179,13 @@ def test_a_limit_just_met_is_no_error(tiny_archive):
 
 @pytest.fixture
 def mirror(tmp_path):
-    """Makes a mirror of the given parts and listed clips; gives it fetched."""
+    """Makes a mirror of the given parts and listed clips; returns its folder."""
 
     def make(parts: list[dict[str, bytes]], listed: list[str], replacements: dict[str, bytes] | None = None) -> Path:
         root = tmp_path / "mirror/400"
         shutil.rmtree(root, ignore_errors=True)
-        for number, part in enumerate(parts):
-            write_archive(root / f"train/part_{number}.tar.gz", {f"{name}.mp4": data for name, data in part.items()})
-        urls = [f"https://s3.amazonaws.com/kinetics/400/train/part_{number}.tar.gz\n" for number in range(len(parts))]
-        (root / "train/k400_train_path.txt").write_text("".join(urls))
-        (root / "annotations").mkdir()
         lines = [f"abseiling,{name}\n" for name in listed]
-        (root / "annotations/train.csv").write_text("label,youtube_id\n" + "".join(lines))
+        write_split(root, "train", [as_members(part) for part in parts], "label,youtube_id\n" + "".join(lines))
         if replacements is not None:
             members = {f"replacement_for_corrupted_k400/{name}.mp4": data for name, data in replacements.items()}
             write_archive(root / "replacement_for_corrupted_k400.tgz", members)
@@ -247,9 +211,9 @@ def only(out: Path, video_id: str) -> Clip:
 
 def test_a_replacement_stands_in_for_what_is_corrupt_empty_or_not_there(mirror, whole, longer, tmp_path):
     part = {"cut": whole[:500], "empty": b"", "fine": whole}
-    replacements = {"cut": longer, "empty": longer, "gone": longer, "fine": longer, "stranger": longer}
+    replacements = {"cut": longer, "empty": longer, "gone": longer, "fine": longer, "unlisted": longer}
     root = mirror([part], ["cut", "empty", "gone", "fine"], replacements)
-    out = resized(fetched(root, tmp_path, splits=["train"]))
+    out = resized(make_archive(root, tmp_path, ["train"]))
     clips = {
         clip.video_id: (clip.state, clip.num_frames, clip.shard, clip.reason)
         for clip in read_manifest(out / "manifest.csv")
@@ -264,21 +228,21 @@ def test_a_replacement_stands_in_for_what_is_corrupt_empty_or_not_there(mirror, 
         assert shard.getnames() == ["cut.mp4", "empty.mp4", "gone.mp4"]
 
 
-def test_a_replacement_that_is_broken_too_is_told(mirror, whole, tmp_path):
+def test_a_replacement_that_is_broken_too_is_reported(mirror, whole, tmp_path):
     root = mirror([{"a": b"", "b": whole}], ["a", "b"], {"a": whole[:500]})
-    clip = only(resized(fetched(root, tmp_path, splits=["train"])), "a")
+    clip = only(resized(make_archive(root, tmp_path, ["train"])), "a")
     assert (clip.state, clip.reason) == ("corrupt", "zero bytes; its replacement: moov atom not found")
 
 
 def test_without_replacements_the_rest_goes_on(mirror, whole, tmp_path):
     root = mirror([{"a": b"", "b": whole}], ["a", "b"])
-    out = resized(fetched(root, tmp_path, splits=["train"]))
+    out = resized(make_archive(root, tmp_path, ["train"]))
     assert [clip.state for clip in read_manifest(out / "manifest.csv")] == ["corrupt", "ok"]
 
 
 def test_a_clip_in_two_parts_counts_once_and_the_first_that_decodes_wins(mirror, whole, longer, tmp_path):
     root = mirror([{"a": whole, "b": b""}, {"a": longer, "b": longer}], ["a", "b"])
-    out = resized(fetched(root, tmp_path, splits=["train"]))
+    out = resized(make_archive(root, tmp_path, ["train"]))
     a, b = only(out, "a"), only(out, "b")
     assert (a.state, a.shard, a.num_frames, a.reason) == ("ok", "train/part_000.tar", 40, "also in part_001")
     assert (b.state, b.shard, b.num_frames) == ("ok", "train/part_001.tar", 50)
@@ -286,7 +250,7 @@ def test_a_clip_in_two_parts_counts_once_and_the_first_that_decodes_wins(mirror,
 
 def test_a_clip_with_too_few_frames_is_short_and_still_usable(mirror, whole, longer, tmp_path):
     root = mirror([{"a": whole, "b": longer}], ["a", "b"])
-    archive = fetched(root, tmp_path, splits=["train"])
+    archive = make_archive(root, tmp_path, ["train"])
     out = resized(archive, min_frames=50)
     assert [clip.state for clip in read_manifest(out / "manifest.csv")] == ["short", "ok"]
     assert only(out, "a").reason == "40 frames, fewer than 50"
@@ -296,33 +260,33 @@ def test_a_clip_with_too_few_frames_is_short_and_still_usable(mirror, whole, lon
     assert (out / "train/part_000.tar").stat().st_mtime_ns == before
 
 
-def test_with_some_parts_only_the_others_clips_are_missing_but_no_fault(mirror, whole, tmp_path):
+def test_missing_clips_do_not_count_while_only_some_parts_were_fetched(mirror, whole, tmp_path):
     root = mirror([{"a": whole}, {"b": whole}], ["a", "b"], {"b": whole})
-    archive = fetched(root, tmp_path, splits=["train"], parts="0")
+    archive = make_archive(root, tmp_path, ["train"], parts="0")
     out = resized(archive, max_bad_share=0.0)
     assert (only(out, "b").state, only(out, "b").reason) == ("missing", "in none of the 1 parts fetched, of 2")
 
 
 def test_more_parts_later_add_to_what_is_there(mirror, whole, tmp_path):
     root = mirror([{"a": whole}, {"b": whole}], ["a", "b"])
-    out = resized(fetched(root, tmp_path, splits=["train"], parts="0"))
+    out = resized(make_archive(root, tmp_path, ["train"], parts="0"))
     before = (out / "train/part_000.tar").stat().st_mtime_ns
-    resized(fetched(root, tmp_path, splits=["train"]))
+    resized(make_archive(root, tmp_path, ["train"]))
     assert only(out, "b").state == "ok"
     assert (out / "train/part_000.tar").stat().st_mtime_ns == before
 
 
 def test_a_line_added_to_the_annotation_finds_its_clip(mirror, whole, tmp_path):
     part = [{"a": whole, "b": whole}]
-    out = resized(fetched(mirror(part, ["a"]), tmp_path, splits=["train"]))
+    out = resized(make_archive(mirror(part, ["a"]), tmp_path, ["train"]))
     assert only(out, "b").state == "unlisted"
-    resized(fetched(mirror(part, ["a", "b"]), tmp_path, splits=["train"]))
+    resized(make_archive(mirror(part, ["a", "b"]), tmp_path, ["train"]))
     assert only(out, "b").state == "ok"
 
 
 def test_a_clip_that_took_too_long_gets_another_chance_with_more_time(mirror, tmp_path):
     root = mirror([{"a": film(num_frames=100, height=480, width=640)}], ["a"])
-    archive = fetched(root, tmp_path, splits=["train"])
+    archive = make_archive(root, tmp_path, ["train"])
     out = resized(archive, short_side=400, clip_timeout_seconds=0.05)
     assert (only(out, "a").state, only(out, "a").reason) == ("corrupt", "timed out after 0.05 s")
     resized(archive, short_side=400, clip_timeout_seconds=60)
@@ -331,7 +295,7 @@ def test_a_clip_that_took_too_long_gets_another_chance_with_more_time(mirror, tm
 
 def test_a_broken_archive_is_named_and_the_others_are_done(mirror, whole, tmp_path):
     root = mirror([{"a": whole}, {"b": whole}, {"c": whole}], ["a", "b", "c"])
-    archive = fetched(root, tmp_path, splits=["train"])
+    archive = make_archive(root, tmp_path, ["train"])
     part = archive / "train/part_1.tar.gz"
     cut = part.read_bytes()[:-100]
     part.unlink()  # it may be a link to the mirror's
@@ -350,25 +314,26 @@ def test_an_unfinished_download_is_refused(tmp_path):
 
 def test_names_in_an_archive_that_are_no_utf8_are_survived(mirror, whole, tmp_path):
     root = mirror([{"a": whole, "b\udcff\n,": whole}], ["a"])
-    out = resized(fetched(root, tmp_path, splits=["train"]))
-    (stranger,) = by_state(out)["unlisted"]
-    assert stranger.video_id == "b\\udcff\n,"
+    out = resized(make_archive(root, tmp_path, ["train"]))
+    (unlisted,) = by_state(out)["unlisted"]
+    assert unlisted.video_id == "b\\udcff\n,"
 
 
 def test_progress_counts_clips(mirror, whole, tmp_path):
-    told = []
+    reports = []
     root = mirror([{"a": whole, "b": b""}, {"c": whole}], ["a", "b", "c", "gone"])
-    resized(fetched(root, tmp_path, splits=["train"]), on_progress=lambda *state: told.append(state))
-    assert told == [("resize to 64, clips", done, 3) for done in (1, 2, 3)]
+    resized(make_archive(root, tmp_path, ["train"]), on_progress=lambda *state: reports.append(state))
+    assert reports == [("resize to 64, clips", done, 3) for done in (1, 2, 3)]
 
 
 KILLED = """
 import sys
 from pathlib import Path
-from actionzoo.kinetics.resize import resize
+from actionzoo.kinetics.execution import Execution
+from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
-resize(Path(sys.argv[1]), Path("killed"), short_side=64, encode=Encode(preset="ultrafast", crf=30), jobs=2,
-       scratch=Path("scratch"), clip_timeout_seconds=60, max_bad_share=1.0)
+resize(Path(sys.argv[1]), Path("killed"), Execution(scratch=Path("scratch"), jobs=2),
+       video_format=VideoFormat(64, Encode(preset="ultrafast", crf=30)), max_bad_share=1.0)
 """
 
 
@@ -387,7 +352,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_bytes(tiny_archi
         for record in (tmp_path / "killed").rglob("*.json"):
             assert json.loads(record.read_text())["size"] == record.with_suffix(".tar").stat().st_size
     subprocess.run([sys.executable, "-c", KILLED, str(tiny_archive)], cwd=tmp_path, check=True)
-    assert files(tmp_path / "killed") == files(tiny_videos)
+    assert hashes(tmp_path / "killed") == hashes(tiny_videos)
     assert not (tmp_path / "scratch/killed").exists()
 
 
@@ -400,7 +365,7 @@ def test_real_footage_with_its_flaws_is_accounted_for(tmp_path):
     """Of the real mirror train's first and third part, where the flaws are, at 64 lines."""
     import decord
 
-    archive = fetched(REAL, tmp_path, splits=["train"], parts="0,2-3")
+    archive = make_archive(REAL, tmp_path, ["train"], parts="0,2-3")
     out = resized(archive)
     clips = {clip.video_id[:11]: clip for clip in read_manifest(out / "manifest.csv")}
     assert len([clip for clip in clips.values() if clip.is_listed]) == 33

@@ -90,7 +90,7 @@ def test_a_shard_that_is_not_there_says_so(tmp_path):
 
 @pytest.mark.parametrize("offset", [-1, 2**63, None, "7", 10**40])
 @pytest.mark.parametrize("size", [5, -5, 2**63, None])
-def test_a_place_that_no_shard_has_is_refused_before_it_is_read(tmp_path, offset, size):
+def test_a_span_that_no_shard_has_is_refused_before_it_is_read(tmp_path, offset, size):
     (tmp_path / "x.tar").write_bytes(bytes(100))
     with pytest.raises(UserError, match="100 bytes, but the manifest puts a clip"):
         read_member(tmp_path / "x.tar", offset, size)

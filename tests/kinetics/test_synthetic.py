@@ -1,4 +1,4 @@
-"""The made-up mirror: the public layout, classes that differ in motion alone, and every flaw of the real data."""
+"""The synthetic mirror: the public layout, classes that differ in motion alone, and every flaw of the real data."""
 
 import csv
 import io

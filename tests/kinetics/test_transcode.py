@@ -1,4 +1,4 @@
-"""What ffmpeg makes of clips as they come."""
+"""Clips as they come, through ffmpeg."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""A server that sends without end, too slowly, too much or elsewhere gets nobody far."""
+"""Servers that send without end, too slowly, too much, or redirect elsewhere are refused."""
 
 import contextlib
 import email.utils

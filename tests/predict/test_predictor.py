@@ -18,15 +18,15 @@ from actionzoo.errors import UserError
 from actionzoo.job import Job
 from actionzoo.jobs.measure import Request, Subject
 from actionzoo.jobs.measure import measure as measure_network
+from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.folder import list_folder
-from actionzoo.kinetics.frames import extract_frames
-from actionzoo.kinetics.resize import resize
 from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_size
 from actionzoo.predict.command import predict_all
 from actionzoo.predict.predictor import Predictor, open_predictor
 from actionzoo.records import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.zoo import build_model
+from tests.kinetics.data_stages import make_frames, make_videos
 from tests.kinetics.small_films import QUICK
 from tests.small_run import write_run
 
@@ -65,13 +65,12 @@ def root(params, tmp_path_factory) -> Path:
             size = {"height": 120, "width": 90} if number == 1 else {}
             path.write_bytes(moving(number, num_frames=(30, 50, 70, 90)[number], **size))
     data = root / "data" / "demo"
-    tools = {"jobs": 2, "scratch": root / "scratch"}
-    limits = {"clip_timeout_seconds": 60, "max_bad_share": 0}
-    list_folder(f"folder://{root}/films", data / "archive", splits=("train", "val"), parts="all", **tools)
+    execution = Execution(scratch=root / "scratch", jobs=2)
+    list_folder(f"folder://{root}/films", data / "archive", execution, splits=("train", "val"), parts="all")
     for short_side in (256, 320):
         encode = params.prepare.encode
-        resize(data / "archive", data / f"videos_{short_side}", short_side=short_side, encode=encode, **tools, **limits)
-    extract_frames(data / "videos_320", data / "frames_320", qscale=params.prepare.jpeg.qscale, **tools, **limits)
+        make_videos(data / "archive", data / f"videos_{short_side}", short_side, encode=encode, max_bad_share=0)
+    make_frames(data / "videos_320", data / "frames_320", qscale=params.prepare.jpeg.qscale)
     for row in (VIDEOS, FRAMES):
         make_run(params, row, root)
     return root

@@ -103,6 +103,7 @@ def import_mmaction(
 
     Indexes the files where they lie and writes their manifest; nothing is copied."""
     from ..clips.inspect import inspect_clips
+    from ..kinetics.import_mmaction import MMActionSplit
     from ..kinetics.import_mmaction import import_mmaction as index_lists
     from ..params import load_params
     from ..process.progress import progress
@@ -114,11 +115,8 @@ def import_mmaction(
         print(
             index_lists(
                 params.folder("data") / form,
-                split,
-                list_file,
-                folder,
+                MMActionSplit(split, list_file, folder, classes),
                 inspect=inspect,
-                classes=classes,
                 max_bad_share=params.dataset.max_bad_share,
                 on_progress=on_progress,
             )

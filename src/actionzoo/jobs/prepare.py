@@ -6,13 +6,15 @@ from pathlib import Path
 from ..errors import UserError
 from ..kinetics.download import TERMS
 from ..kinetics.download import download as download_mirror
+from ..kinetics.execution import Execution
 from ..kinetics.folder import FOLDER, list_folder
 from ..kinetics.frames import extract_frames
+from ..kinetics.resize import VideoFormat
 from ..kinetics.resize import resize as resize_parts
 from ..kinetics.serve import serve
 from ..kinetics.synthetic import Mirror, make_mirror
 from ..params import Params
-from ..process.progress import progress
+from ..process.progress import Progress, progress
 from ..recipe import as_dict
 
 
@@ -22,15 +24,14 @@ def download(params: Params) -> str:
     Returns the stage's closing line. Raises UserError.
     """
     with _source(params) as source, progress("bytes") as on_progress:
+        jobs = min(8, 2 * params.runtime.num_jobs)  # two connections per CPU, and no more than a mirror bears
         fetch = list_folder if source.startswith(FOLDER) else download_mirror
         return fetch(
             source,
             params.folder("data") / "archive",
+            Execution(scratch=_scratch(params, "download"), jobs=jobs, on_progress=on_progress),
             splits=params.dataset.splits,
             parts=params.dataset.parts,
-            jobs=min(8, 2 * params.runtime.num_jobs),  # two connections per CPU, and no more than a mirror bears
-            scratch=_scratch(params, "download"),
-            on_progress=on_progress,
         )
 
 
@@ -44,15 +45,10 @@ def resize(params: Params, short_side: int, scheduler: str | None = None) -> str
         return resize_parts(
             data / "archive",
             data / f"videos_{short_side}",
-            short_side=short_side,
-            encode=params.prepare.encode,
-            jobs=params.runtime.num_jobs,
-            scratch=_scratch(params, "resize"),
-            clip_timeout_seconds=params.runtime.clip_timeout_seconds,
+            _execution(params, "resize", scheduler, on_progress),
+            video_format=VideoFormat(short_side, params.prepare.encode),
             max_bad_share=params.dataset.max_bad_share,
             min_frames=params.prepare.min_frames,
-            scheduler=scheduler or params.runtime.scheduler_address,
-            on_progress=on_progress,
         )
 
 
@@ -66,14 +62,20 @@ def frames(params: Params, short_side: int, scheduler: str | None = None) -> str
         return extract_frames(
             data / f"videos_{short_side}",
             data / f"frames_{short_side}",
+            _execution(params, "frames", scheduler, on_progress),
             qscale=params.prepare.jpeg.qscale,
-            jobs=params.runtime.num_jobs,
-            scratch=_scratch(params, "frames"),
-            clip_timeout_seconds=params.runtime.clip_timeout_seconds,
             max_bad_share=params.dataset.max_bad_share,
-            scheduler=scheduler or params.runtime.scheduler_address,
-            on_progress=on_progress,
         )
+
+
+def _execution(params: Params, stage: str, scheduler: str | None, on_progress: Progress) -> Execution:
+    return Execution(
+        scratch=_scratch(params, stage),
+        jobs=params.runtime.num_jobs,
+        clip_timeout_seconds=params.runtime.clip_timeout_seconds,
+        scheduler=scheduler or params.runtime.scheduler_address,
+        on_progress=on_progress,
+    )
 
 
 def _scratch(params: Params, stage: str) -> Path:

@@ -158,7 +158,7 @@ class ArchiveWriter:
     def _known(self) -> Iterator[tuple[tuple[str, tuple[int, int, int]], str]]:
         """((path, version), sha256) of the videos that were read before.
 
-        Without its list a part's hashes are not used: whoever removes a list has its videos read again.
+        Without its list a part's hashes are not used: after a list was removed, its videos are read again.
         """
         for path in self._archive.glob("*/part_*.csv"):
             for entry in read_json_list(self._record(path.relative_to(self._archive).as_posix())):

@@ -130,7 +130,7 @@ def _members(path: Path, file: _Readable, with_contents: bool = True) -> Iterato
             for rest in (stream, packed):
                 while rest.read(2**20):
                     pass
-    except (*_FAULTS, MemoryError) as error:
+    except (*_ERRORS, MemoryError) as error:
         if fault := machine_fault(error):
             raise fault from None
         raise BrokenArchive(path, str(error)) from None
@@ -142,7 +142,7 @@ class _Broken(Exception):
 
 # what tarfile raises for a malformed header: words in place of numbers, absent values, endless chains
 _UNEXPECTED = (ValueError, ArithmeticError, LookupError, RecursionError)
-_FAULTS = (_Broken, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, *_UNEXPECTED)
+_ERRORS = (_Broken, tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, *_UNEXPECTED)
 
 _ABOUT_NEXT = (
     tarfile.GNUTYPE_LONGNAME,

@@ -73,8 +73,8 @@ def check_data(
         raise UserError(f"{data} holds no finished files yet; run `dvc repro resize@256`, or another data stage")
     chosen = files
     if sample is not None and sample < len(files):
-        places = sorted(random.Random(seed).sample(range(len(files)), sample))
-        chosen = [files[place] for place in places]
+        indices = sorted(random.Random(seed).sample(range(len(files)), sample))
+        chosen = [files[index] for index in indices]
     damages: dict[Path, Damage] = {}
     num_recorded, done, total = 0, 0, sum(file.size for file in chosen)
     for file in chosen:

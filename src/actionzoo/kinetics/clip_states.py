@@ -27,6 +27,18 @@ class Replacements:
     """By video_id."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ArchivedSplit:
+    """A split: what its annotation lists, and what its archives turned out to hold."""
+
+    name: str
+    listed: Mapping[str, Annotation]
+    """By video_id."""
+    fetched: FetchedSplit
+    records: Records
+    replacements: Replacements
+
+
 def wanted_replacements(listed: Listed, records: Mapping[str, Records], inventory: Inventory) -> dict[str, set[str]]:
     """Split -> clips that a replacement would help: those without a copy that decodes without complaints."""
     wanted = {}
@@ -39,42 +51,36 @@ def wanted_replacements(listed: Listed, records: Mapping[str, Records], inventor
     return wanted
 
 
-def resolve_states(
-    split: str,
-    listed: Mapping[str, Annotation],
-    names: list[str],
-    records: Records,
-    replacements: Replacements,
-    fetched: FetchedSplit,
-    min_frames: int,
-) -> Iterator[Clip]:
+def resolve_states(split: ArchivedSplit, names: list[str], min_frames: int) -> Iterator[Clip]:
     """The split's lines of the manifest: each listed clip with its state, then the unlisted ones.
 
     `names` are the class names by label. A usable clip with fewer than `min_frames` frames is short.
     """
     labels = {class_key(name): label for label, name in enumerate(names)}
     copies: dict[str, list[tuple[str, PartClip]]] = collections.defaultdict(list)
-    for shard, record in records.items():
+    for shard, record in split.records.items():
         for copy in record.clips:
             copies[copy.video_id].append((shard, copy))
     nowhere = "in no part"
-    if not fetched.is_complete:
-        nowhere = f"in none of the {len(fetched.parts)} parts fetched, of {fetched.listed}"
-    for video_id, annotation in listed.items():
+    if not split.fetched.is_complete:
+        nowhere = f"in none of the {len(split.fetched.parts)} parts fetched, of {split.fetched.listed}"
+    for video_id, annotation in split.listed.items():
         label = labels[class_key(annotation.class_name)] if annotation.class_name is not None else -1
         class_name = names[label] if label >= 0 else ""
-        clip = Clip(video_id=video_id, split=split, label=label, class_name=class_name, state="missing", reason=nowhere)
-        replacement = replacements.clips.get(video_id)
-        yield _resolve_state(clip, copies[video_id], replacements.shard, replacement, min_frames)
-    unlisted = {name: shard for shard, record in reversed(records.items()) for name in record.unlisted or ()}
+        clip = Clip(
+            video_id=video_id, split=split.name, label=label, class_name=class_name, state="missing", reason=nowhere
+        )
+        replacement = split.replacements.clips.get(video_id)
+        yield _resolve_state(clip, copies[video_id], split.replacements.shard, replacement, min_frames)
+    unlisted = {name: shard for shard, record in reversed(split.records.items()) for name in record.unlisted or ()}
     for video_id, shard in unlisted.items():
         yield Clip(
             video_id=video_id,
-            split=split,
+            split=split.name,
             label=-1,
             class_name="",
             state="unlisted",
-            reason=f"in {Path(shard).stem}, and in no line of {split}.csv",
+            reason=f"in {Path(shard).stem}, and in no line of {split.name}.csv",
         )
 
 
@@ -85,7 +91,7 @@ def _resolve_state(
     replacement: PartClip | None,
     min_frames: int,
 ) -> Clip:
-    """A missing clip with the state, place and reason that follow from its copies in the parts and its replacement."""
+    """A missing clip with the state, span and reason that follow from its copies in the parts and its replacement."""
     best = next(((shard, copy) for shard, copy in copies if not copy.error), None)
     reasons = [f"also in {Path(shard).stem}" for shard, _ in copies[1:]] if best else []
     state = "ok"

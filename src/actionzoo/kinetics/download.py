@@ -30,6 +30,7 @@ from ..files.json_files import read_json, write_json
 from ..files.locks import locked
 from ..process.progress import Progress
 from .archives import BrokenArchive, check_archive
+from .execution import Execution
 from .inventory import ArchivedFile, FetchedSplit, Inventory, read_inventory
 from .manifest import SPLITS
 from .mirrors import Mirror, listed_parts, open_mirror, try_inspect
@@ -45,28 +46,24 @@ REPLACEMENTS = "replacement_for_corrupted_k400.tgz"
 def download(
     source: str,
     archive: Path,
+    execution: Execution,
     *,
     splits: Sequence[str],
     parts: str,
-    jobs: int,
-    scratch: Path,
-    retries: int = 6,
-    backoff_seconds: float = 1.0,
-    on_progress: Progress | None = None,
+    patience: Patience | None = None,
 ) -> str:
-    """Fetch the files that are not there yet, `jobs` at once; returns a line that says what is there now.
+    """Fetch the files that are not there yet; returns a line that says what is there now.
 
     `source` is an http(s) or file URL, or a folder: the mirror's root or its folder `400`. `parts` is `all`, or numbers
-    such as `0-9` or `0,3,5-7`. `retries` limits the attempts in a row that bring nothing; the pause before them doubles
-    from `backoff_seconds` on. `on_progress` counts bytes; several threads call it, one at a time. Raises UserError; if
-    some files cannot be fetched, after all others were.
+    such as `0-9` or `0,3,5-7`. `patience` is for this download alone: its `stop` is set if the download fails. Raises
+    UserError; if some files cannot be fetched, after all others were.
     """
-    numbers = parse_parts(parts)
+    numbers, scratch = parse_parts(parts), execution.scratch
     check_same_file_system(scratch, archive)
     waiting = f"another run of `download` is at work in {scratch}; waiting for it to end"
     with locked(scratch / ".lock", waiting=waiting):
         try:
-            return _download(source, archive, splits, numbers, jobs, scratch, retries, backoff_seconds, on_progress)
+            return _download(source, archive, execution, splits, numbers, patience or Patience())
         except MachineFault:
             raise
         except UserError as error:  # messages must not hold the secrets of an address
@@ -76,16 +73,13 @@ def download(
 def _download(
     source: str,
     archive: Path,
+    execution: Execution,
     splits: Sequence[str],
     numbers: set[int] | None,
-    jobs: int,
-    scratch: Path,
-    retries: int,
-    backoff_seconds: float,
-    on_progress: Progress | None,
+    patience: Patience,
 ) -> str:
-    stop = threading.Event()
-    with open_mirror(source, splits[0], Patience(retries, backoff_seconds, stop)) as mirror:
+    scratch = execution.scratch
+    with open_mirror(source, splits[0], patience) as mirror:
         listed = {split: listed_parts(mirror, split) for split in splits}
         chosen = {split: _choose(mirror, split, listed[split], numbers) for split in splits}
         names = [name for split in splits for name in chosen[split].values()]
@@ -93,7 +87,7 @@ def _download(
         names += [f"annotations/{split}.csv" for split in SPLITS] + [REPLACEMENTS]
         optional = {f"annotations/{split}.csv" for split in SPLITS if split not in splits} | {REPLACEMENTS}
 
-        with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        with concurrent.futures.ThreadPoolExecutor(execution.jobs) as pool:
             try:
                 inspected = dict(zip(names, pool.map(functools.partial(try_inspect, mirror), names), strict=True))
                 seen = {name: found for name, found in inspected.items() if isinstance(found, Remote)}
@@ -103,7 +97,7 @@ def _download(
                 if todo:
                     # until the end the folder is neither the old state nor the new one
                     records.take_over_inventory()
-                tally = _Tally(sum(seen[name].size for name in todo), on_progress)
+                tally = _Tally(sum(seen[name].size for name in todo), execution.on_progress)
                 fetches = {
                     name: pool.submit(
                         _fetch, mirror, name, archive, scratch, records, functools.partial(tally.report, name)
@@ -113,7 +107,7 @@ def _download(
                 concurrent.futures.wait(fetches.values(), return_when=concurrent.futures.FIRST_EXCEPTION)
                 failed = {name: reason for name, fetch in fetches.items() if (reason := fetch.result())}
             except BaseException:
-                stop.set()
+                patience.stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
     failed |= {name: found for name, found in inspected.items() if isinstance(found, str)}

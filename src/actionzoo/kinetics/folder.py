@@ -16,10 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from ..errors import UserError
-from ..process.progress import Progress
 from .archive_writer import ArchiveWriter, FolderVideo, Member, PartName
 from .archives import MAX_VIDEO_BYTES
 from .download import parse_parts
+from .execution import Execution
 from .folder_annotations import ListedVideo, clean_class_name, is_inside, read_tables
 from .inventory import FetchedSplit
 from .manifest import SPLITS
@@ -32,12 +32,10 @@ VIDEOS_PER_PART = 500
 def list_folder(
     source: str,
     archive: Path,
+    execution: Execution,
     *,
     splits: Sequence[str],
     parts: str,
-    jobs: int,
-    scratch: Path,
-    on_progress: Progress | None = None,
 ) -> str:
     """Make archive/ of the videos below `source`, which is `folder:///a/path` or `folder:a/path`.
 
@@ -58,7 +56,7 @@ def list_folder(
         if not chosen[split]:
             raise UserError(f"parts is {parts!r}, and {split} has {len(shares[split])} of them, from 0 on")
 
-    writer = ArchiveWriter(archive, scratch / "videos", jobs, on_progress)
+    writer = ArchiveWriter(archive, execution.scratch / "videos", execution.jobs, execution.on_progress)
     members = writer.read({(split, number): videos for split in splits for number, videos in chosen[split].items()})
     left_out = [video for split in splits for video in found.videos[split] if video.error] + writer.unreadable
     for split in splits:

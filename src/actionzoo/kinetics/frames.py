@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
 from ..process.progress import Progress
+from .execution import Execution
 from .ffmpeg_process import BadVideo
 from .manifest import Clip, StoredClip, read_manifest, write_manifest
 from .part_records import PartClip, PartRecord, key_of, make_key, read_record, write_record
@@ -33,28 +34,23 @@ from .transcode import Jpegs, ffmpeg_version, to_jpegs
 def extract_frames(
     videos: Path,
     out: Path,
+    execution: Execution,
     *,
     qscale: int = 2,
-    jobs: int,
-    scratch: Path,
-    clip_timeout_seconds: float,
     max_bad_share: float,
-    scheduler: str | None = None,
-    on_progress: Progress | None = None,
 ) -> str:
-    """Make the shards and the manifest, `jobs` clips at once; returns a line that says what is there now.
+    """Make the shards and the manifest; returns a line that says what is there now.
 
-    `qscale` is ffmpeg's JPEG quality, from 2 (best) to 31. With `scheduler`, the address of a Dask scheduler, its
-    workers make the parts (see cluster.py). A clip becomes corrupt if its frames cannot be decoded or are not as many
-    as the videos' manifest says. Raises UserError, after everything was made, if that happened to more than
-    `max_bad_share` of the usable clips.
+    `qscale` is ffmpeg's JPEG quality, from 2 (best) to 31. A clip becomes corrupt if its frames cannot be decoded or
+    are not as many as the videos' manifest says. Raises UserError, after everything was made, if that happened to more
+    than `max_bad_share` of the usable clips.
     """
     clips = read_manifest(videos / "manifest.csv")
-    check_same_file_system(scratch, out)
-    lock = scratch / f".{out.name}.lock"
-    scratch = scratch / out.name
+    check_same_file_system(execution.scratch, out)
+    lock = execution.scratch / f".{out.name}.lock"
+    scratch = execution.scratch / out.name
     usable = sorted((clip.stored() for clip in clips if clip.is_usable), key=lambda clip: (clip.shard, clip.offset))
-    builder = _ShardBuilder(videos, out, scratch, qscale, clip_timeout_seconds, jobs, on_progress)
+    builder = _ShardBuilder(videos, out, qscale, dataclasses.replace(execution, scratch=scratch))
     shards = [
         _Shard(shard, make_key(qscale, key_of(videos / shard), [clip.video_id for clip in of]), of)
         for shard, of in ((shard, list(of)) for shard, of in itertools.groupby(usable, key=lambda clip: clip.shard))
@@ -71,6 +67,7 @@ def extract_frames(
         if todo:
             (out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
         made: Generator[tuple[str, PartRecord | UserError], None, None]
+        scheduler = execution.scheduler
         made = builder.make_with_workers(todo, scheduler) if scheduler else builder.make(todo)
         with contextlib.closing(made):
             for name, result in made:
@@ -116,36 +113,34 @@ class _Shard:
     clips: list[StoredClip]
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _ShardBuilder:
     """Makes the shards of a run; what they have in common. Pickled for the workers of a cluster."""
 
     videos: Path
     out: Path
-    scratch: Path
     qscale: int
-    clip_timeout_seconds: float
-    jobs: int
-    on_progress: Progress | None
+    execution: Execution
 
     def finished(self, shard: _Shard) -> PartRecord | None:
-        return read_record(self.out / shard.name, shard.key, self.clip_timeout_seconds)
+        return read_record(self.out / shard.name, shard.key, self.execution.clip_timeout_seconds)
 
     def make_shard(self, shard: _Shard, *, scratch: Path, jobs: int, on_progress: Progress) -> PartRecord:
         """The record of one shard, made now unless it is finished."""
         # a worker may have finished the shard and have been lost before it could report that
         if record := self.finished(shard):
             return record
-        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, on_progress=on_progress)
+        execution = dataclasses.replace(self.execution, scratch=scratch, jobs=jobs, on_progress=on_progress)
+        here = dataclasses.replace(self, execution=execution)
         return dict(here.make([shard]))[shard.name]
 
     def make(self, todo: list[_Shard]) -> Generator[tuple[str, PartRecord], None, None]:
         """(shard, record), shard by shard; the next shard's clips keep all cores busy."""
         total, done = sum(len(shard.clips) for shard in todo), itertools.count(1)
         tasks = (((shard, clip), functools.partial(self._work, clip)) for shard in todo for clip in shard.clips)
-        with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
+        with concurrent.futures.ThreadPoolExecutor(self.execution.jobs) as pool:
             try:
-                results = in_order(tasks, pool, ahead=4 * self.jobs)
+                results = in_order(tasks, pool, ahead=4 * self.execution.jobs)
                 for shard, group in itertools.groupby(results, key=lambda result: result[0][0]):
                     outcomes = ((clip, jpegs) for (_, clip), jpegs in group if jpegs is not None)
                     yield shard.name, self._write(shard, self._count(outcomes, done, total))
@@ -159,10 +154,11 @@ class _ShardBuilder:
         """The same on many machines, in the order in which the shards are finished."""
         from .cluster import made_by_workers
 
-        there = dataclasses.replace(self, videos=self.videos.absolute(), out=self.out.absolute(), on_progress=None)
+        execution = dataclasses.replace(self.execution, on_progress=None)
+        there = _ShardBuilder(self.videos.absolute(), self.out.absolute(), self.qscale, execution)
         sent = {shard.name: shard for shard in todo}
         total, done = sum(len(shard.clips) for shard in todo), 0
-        with contextlib.closing(made_by_workers(scheduler, there.make_shard, sent, self.scratch)) as results:
+        with contextlib.closing(made_by_workers(scheduler, there.make_shard, sent, self.execution.scratch)) as results:
             for name, record in results:
                 done += len(sent[name].clips)
                 self._report(done, total)
@@ -171,8 +167,9 @@ class _ShardBuilder:
     def _work(self, clip: StoredClip) -> Jpegs | str:
         """The clip's JPEGs, or why there are none."""
         video = read_member(self.videos / clip.shard, clip.offset, clip.size)
+        seconds, scratch = self.execution.clip_timeout_seconds, self.execution.scratch
         try:
-            jpegs = to_jpegs(video, qscale=self.qscale, timeout_seconds=self.clip_timeout_seconds, scratch=self.scratch)
+            jpegs = to_jpegs(video, qscale=self.qscale, timeout_seconds=seconds, scratch=scratch)
         except BadVideo as error:
             return str(error)
         num_frames = len(jpegs.frames)
@@ -180,7 +177,7 @@ class _ShardBuilder:
 
     def _write(self, shard: _Shard, outcomes: Iterable[tuple[StoredClip, Jpegs | str]]) -> PartRecord:
         """Write and publish one shard; returns its record."""
-        made = self.scratch / Path(shard.name).name
+        made = self.execution.scratch / Path(shard.name).name
         clips: list[PartClip] = []
         with ShardWriter(made) as writer:
             for clip, jpegs in outcomes:
@@ -191,7 +188,8 @@ class _ShardBuilder:
                 spans = [writer.add(name, jpeg) for name, jpeg in zip(names, jpegs.frames, strict=True)]
                 offset, size = spans[0][0], sum(spans[-1]) - spans[0][0]
                 clips.append(PartClip(video_id=clip.video_id, offset=offset, size=size, damage=jpegs.damage))
-        record = write_record(made, shard.key, self.clip_timeout_seconds, clips, ffmpeg=ffmpeg_version())
+        seconds = self.execution.clip_timeout_seconds
+        record = write_record(made, shard.key, seconds, clips, ffmpeg=ffmpeg_version())
         publish(made, self.out / shard.name)
         return record
 
@@ -204,8 +202,8 @@ class _ShardBuilder:
             self._report(next(done), total)
 
     def _report(self, done: int, total: int) -> None:
-        if self.on_progress:
-            self.on_progress("extract frames, clips", done, total)
+        if self.execution.on_progress:
+            self.execution.on_progress("extract frames, clips", done, total)
 
 
 def _line(clip: Clip, copy: PartClip) -> Clip:

@@ -61,28 +61,39 @@ class _Line:
         return self.path if self.num_frames else os.path.splitext(self.path)[0]
 
 
+@dataclasses.dataclass(frozen=True)
+class MMActionSplit:
+    """A split as it was prepared for MMAction2: a list, and the folder with its videos or frames."""
+
+    split: str
+    """train, val or test."""
+    list_file: Path
+    folder: Path
+    """The folder that the list's paths start in."""
+    classes: Path | None = None
+    """File with a class name per line, in the order of the labels; it is kept for splits that are imported later. None:
+    a class is called by its label, and the labels must have no gap."""
+
+
 def import_mmaction(
     form: Path,
-    split: str,
-    list_file: Path,
-    folder: Path,
+    source: MMActionSplit,
     *,
     inspect: Inspect,
-    classes: Path | None = None,
     max_bad_share: float = 0.05,
     on_progress: Progress | None = None,
 ) -> str:
-    """Write the clips of a list into `form`/manifest.csv as its `split`; returns a line that says what is there now.
+    """Write the clips of a list into `form`/manifest.csv as one of its splits; returns a line that says what is there
+    now.
 
-    `form` is named by what it holds, data/<dataset>/videos_256 or frames_320; other splits of its manifest stay.
-    `folder` contains the list's paths. `classes` is a file with a class name per line, in the order of the labels; it
-    is kept for the splits that follow. Without it a class is called by its label, and the labels must have no gap. A
-    clip that is absent or cannot be decoded is in the manifest with the reason.
+    `form` is named by what it holds, data/<dataset>/videos_256 or frames_320; other splits of its manifest stay. A clip
+    that is absent or cannot be decoded is in the manifest with the reason.
 
     Raises UserError for a list or a class list that cannot be read or that contradicts the manifest, for more unusable
     clips than `max_bad_share`, and for a form that the pipeline made. Raises MachineFault. In each case nothing is
     written.
     """
+    split, list_file, folder, classes = source.split, source.list_file, source.folder, source.classes
     kind = form.name.partition("_")[0]
     if kind not in ("videos", "frames"):
         raise UserError(f"{form} must be called videos_<short side> or frames_<short side>, for example videos_256")

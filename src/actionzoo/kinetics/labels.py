@@ -13,15 +13,15 @@ def kinetics400() -> list[str]:
 
 
 def map_labels(classes: Sequence[str], known: Sequence[str]) -> list[int]:
-    """Where each of `classes` stands among `known`, whichever way both are spelt.
+    """The position of each of `classes` in `known`; different spellings of a class are equal.
 
-    Raises UserError that names those which stand nowhere.
+    Raises UserError that names the classes which `known` does not have.
     """
-    place = {class_key(name): number for number, name in enumerate(known)}
-    strange = [name for name in classes if class_key(name) not in place]
-    if strange:
+    label_of = {class_key(name): number for number, name in enumerate(known)}
+    unknown = [name for name in classes if class_key(name) not in label_of]
+    if unknown:
         raise UserError(
-            f"{len(strange)} of {len(classes)} classes are none of the {len(known)} that the network knows: "
-            f"{', '.join(repr(name) for name in strange[:5])}{', …' if len(strange) > 5 else ''}"
+            f"{len(unknown)} of {len(classes)} classes are none of the {len(known)} that the network knows: "
+            f"{', '.join(repr(name) for name in unknown[:5])}{', …' if len(unknown) > 5 else ''}"
         )
-    return [place[class_key(name)] for name in classes]
+    return [label_of[class_key(name)] for name in classes]

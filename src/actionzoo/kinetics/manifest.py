@@ -76,7 +76,7 @@ class Clip:
         return self.state != "unlisted"
 
     def stored(self) -> "StoredClip":
-        """The same clip with its place and shape known. Raises UserError if the manifest does not have them."""
+        """The same clip with its span and shape known. Raises UserError if the manifest does not have them."""
         offset, size, num_frames, width, height = self.offset, self.size, self.num_frames, self.width, self.height
         if not self.shard or offset is None or size is None or num_frames is None or width is None or height is None:
             needed = ("shard", "offset", "size", "num_frames", "width", "height")
@@ -144,13 +144,13 @@ class Manifest(Sequence[Clip]):
         return [clip.stored() for clip in self.clips if clip.split == split and clip.is_usable]
 
     @overload
-    def __getitem__(self, place: int) -> Clip: ...
+    def __getitem__(self, index: int) -> Clip: ...
 
     @overload
-    def __getitem__(self, place: slice) -> tuple[Clip, ...]: ...
+    def __getitem__(self, index: slice) -> tuple[Clip, ...]: ...
 
-    def __getitem__(self, place: int | slice) -> Clip | tuple[Clip, ...]:
-        return self.clips[place]
+    def __getitem__(self, index: int | slice) -> Clip | tuple[Clip, ...]:
+        return self.clips[index]
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -221,7 +221,7 @@ def write_manifest(path: str | Path, clips: Iterable[Clip], classes: Sequence[st
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     lines.writerow(_COLUMNS)
-    # a lone \r in a name goes unquoted in Python 3.11, and then nobody can read the line
+    # a lone \r in a name goes unquoted in Python 3.11, and then the csv module cannot read the line
     quoted = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
     values = _cells_of
     for clip in sorted(clips, key=lambda clip: (SPLITS.index(clip.split), clip.video_id)):

@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import os
 import re
-import threading
 import urllib.parse
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,7 +102,7 @@ def fetch_list(address: str, folder: Path, root: Path = Path()) -> Path:
             return path
         partial = path.with_name(f".{path.name}.partial")
         try:
-            complete(address, partial, Patience(3, 1.0, threading.Event()), max_bytes=MAX_LIST_BYTES)
+            complete(address, partial, Patience(retries=3), max_bytes=MAX_LIST_BYTES)
         except UserError as error:
             raise UserError(f"{error}. Or put the file where it is looked for first: {path}") from None
         os.replace(partial, path)

@@ -26,8 +26,9 @@ from ..files.atomic import check_same_file_system
 from ..process.progress import Progress
 from .annotations import class_names, read_annotations
 from .archives import BrokenArchive, read_archive
-from .clip_states import Listed, Records, Replacements, resolve_states, wanted_replacements
+from .clip_states import ArchivedSplit, Listed, Records, Replacements, resolve_states, wanted_replacements
 from .download import REPLACEMENTS
+from .execution import Execution
 from .ffmpeg_process import BadVideo
 from .inventory import Inventory, read_inventory
 from .manifest import SPLITS, Clip, count_states, write_manifest
@@ -37,55 +38,54 @@ from .shards import ShardWriter
 from .transcode import FIXED, Encoded, EncodeSettings, ffmpeg_version, transcode
 
 
+@dataclasses.dataclass(frozen=True)
+class VideoFormat:
+    """Format of the short-side videos: everything in params.yaml that their bytes depend on."""
+
+    short_side: int
+    """Pixels; smaller videos keep their size."""
+    encode: EncodeSettings
+
+    def settings(self) -> dict[str, object]:
+        """Name -> value, for the key of a shard."""
+        names = ("crf", "preset", "gop", "bframes", "tune")
+        return {"short_side": self.short_side} | {name: getattr(self.encode, name) for name in names}
+
+
 def resize(
     archive: Path,
     out: Path,
+    execution: Execution,
     *,
-    short_side: int,
-    encode: EncodeSettings,
-    jobs: int,
-    scratch: Path,
-    clip_timeout_seconds: float,
+    video_format: VideoFormat,
     max_bad_share: float,
     min_frames: int = 1,
-    scheduler: str | None = None,
-    on_progress: Progress | None = None,
 ) -> str:
-    """Make the shards and the manifest, `jobs` clips at once; returns a line that says what is there now.
+    """Make the shards and the manifest; returns a line that says what is there now.
 
-    With `scheduler`, the address of a Dask scheduler, its workers make the parts (see cluster.py).
-
-    A clip with fewer than `min_frames` frames is short. `on_progress` counts clips. Raises UserError if an archive is
-    broken, or if in some split the share of missing and corrupt clips among the listed ones is above `max_bad_share`;
-    everything that could be made is made and kept first. Missing clips of a split do not count if only some of its
-    parts were fetched.
+    A clip with fewer than `min_frames` frames is short. Raises UserError if an archive is broken, or if in some split
+    the share of missing and corrupt clips among the listed ones is above `max_bad_share`; everything that could be made
+    is made and kept first. Missing clips of a split do not count if only some of its parts were fetched.
     """
     inventory = read_inventory(archive)
     listed, names = _read_listed(archive, inventory)
-    settings: dict[str, object] = {
-        "short_side": short_side,
-        **{field: getattr(encode, field) for field in ("crf", "preset", "gop", "bframes", "tune")},
-    }
-    check_same_file_system(scratch, out)
-    lock = scratch / f".{out.name}.lock"
-    scratch = scratch / out.name
-    work = functools.partial(_work, short_side=short_side, encode=encode, timeout_seconds=clip_timeout_seconds)
-    builder = _ShardBuilder(archive, out, scratch, settings, clip_timeout_seconds, work, jobs, on_progress)
+    check_same_file_system(execution.scratch, out)
+    lock = execution.scratch / f".{out.name}.lock"
+    scratch = execution.scratch / out.name
+    builder = _ShardBuilder(archive, out, video_format, dataclasses.replace(execution, scratch=scratch))
     with scratch_folder(scratch, lock):
-        records, broken = builder.make_parts(_parts(archive, inventory), listed, scheduler)
+        records, broken = builder.make_parts(_parts(archive, inventory), listed)
         if broken:
             raise UserError("\n".join(broken))
         replacements = builder.make_replacements(inventory, wanted_replacements(listed, records, inventory))
 
-    clips = [
-        clip
+    splits = [
+        ArchivedSplit(split, listed[split], inventory.splits[split], records[split], replacements[split])
         for split in listed
-        for clip in resolve_states(
-            split, listed[split], names, records[split], replacements[split], inventory.splits[split], min_frames
-        )
     ]
+    clips = [clip for split in splits for clip in resolve_states(split, names, min_frames)]
     write_manifest(out / "manifest.csv", clips)
-    _judge(clips, inventory, max_bad_share, out)
+    _check_bad_share(clips, inventory, max_bad_share, out)
     shards = {clip.shard for clip in clips if clip.shard}
     return f"resize: {summary(clips, shards)} ({out / 'manifest.csv'})"
 
@@ -142,35 +142,16 @@ def _read_listed(archive: Path, inventory: Inventory) -> tuple[Listed, list[str]
     return listed, class_names(itertools.chain.from_iterable(read.values()))
 
 
-def _work(data: bytes, *, short_side: int, encode: EncodeSettings, timeout_seconds: float, scratch: Path) -> _Outcome:
-    """Encode one clip."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    try:
-        encoded = transcode(
-            data, short_side=short_side, encode=encode, timeout_seconds=timeout_seconds, scratch=scratch
-        )
-    except BadVideo as error:
-        return sha256, str(error)
-    return sha256, encoded
-
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class _ShardBuilder:
     """Makes the shards of a run; what they have in common. Pickled for the workers of a cluster."""
 
     archive: Path
     out: Path
-    scratch: Path
-    settings: dict[str, object]
-    """Everything in params.yaml that the bytes depend on."""
-    clip_timeout_seconds: float
-    work: Callable[..., _Outcome]
-    jobs: int
-    on_progress: Progress | None
+    video_format: VideoFormat
+    execution: Execution
 
-    def make_parts(
-        self, parts: list[_Part], listed: Listed, scheduler: str | None
-    ) -> tuple[Mapping[str, Records], list[str]]:
+    def make_parts(self, parts: list[_Part], listed: Listed) -> tuple[Mapping[str, Records], list[str]]:
         """Split -> shard -> record, for all parts; and the error messages of those that could not be made."""
         made: dict[str, PartRecord | str] = {}
         todo = []
@@ -182,6 +163,7 @@ class _ShardBuilder:
                 todo.append(part)
         if todo:
             (self.out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
+        scheduler = self.execution.scheduler
         results = self._make_with_workers(todo, scheduler) if scheduler else self._make(todo, listed)
         with contextlib.closing(results):
             made.update(results)
@@ -203,16 +185,17 @@ class _ShardBuilder:
         # a worker may have finished the part and have been lost before it could report that
         if record := self._finished(part.shard, self._key(part.sha256), listed[part.split]):
             return record
-        here = dataclasses.replace(self, scratch=scratch, jobs=jobs, on_progress=on_progress)
+        execution = dataclasses.replace(self.execution, scratch=scratch, jobs=jobs, on_progress=on_progress)
+        here = dataclasses.replace(self, execution=execution)
         return dict(here._make([part], listed))[part.shard]
 
     def _make(self, todo: list[_Part], listed: Listed) -> Generator[tuple[str, PartRecord | str], None, None]:
         """(shard, its record or what is wrong with the archive), part by part; the next part's clips keep all cores
         busy."""
         total, done = sum(part.num_members for part in todo), itertools.count(1)
-        with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
+        with concurrent.futures.ThreadPoolExecutor(self.execution.jobs) as pool:
             try:
-                results = in_order(self._tasks(todo, listed), pool, ahead=4 * self.jobs)
+                results = in_order(self._tasks(todo, listed), pool, ahead=4 * self.execution.jobs)
                 for part, group in itertools.groupby(results, key=lambda result: result[0][0]):
                     outcomes = ((source, outcome) for (_, source), outcome in group)
                     counted = self._count(outcomes, done, total)
@@ -233,13 +216,14 @@ class _ShardBuilder:
         from .cluster import made_by_workers
 
         archive = self.archive.absolute()
-        there = dataclasses.replace(self, archive=archive, out=self.out.absolute(), on_progress=None)
+        execution = dataclasses.replace(self.execution, on_progress=None)
+        there = _ShardBuilder(archive, self.out.absolute(), self.video_format, execution)
         sent = {
             part.shard: dataclasses.replace(part, source=archive / part.source.relative_to(self.archive))
             for part in todo
         }
         sizes, total, done = {part.shard: part.num_members for part in todo}, sum(part.num_members for part in todo), 0
-        with contextlib.closing(made_by_workers(scheduler, there.make_part, sent, self.scratch)) as results:
+        with contextlib.closing(made_by_workers(scheduler, there.make_part, sent, self.execution.scratch)) as results:
             for shard, result in results:
                 done += sizes[shard]
                 self._report(done, total)
@@ -265,12 +249,12 @@ class _ShardBuilder:
 
     def _replace(self, source: Path, shard: str, key: str, video_ids: set[str]) -> PartRecord:
         tasks: Iterator[tuple[_Source, Callable[[], _Outcome]]] = (
-            (video_id, functools.partial(self.work, data, scratch=self.scratch))
+            (video_id, functools.partial(self._work, data))
             for video_id, data in read_archive(source)
             if video_id in video_ids
         )
-        with concurrent.futures.ThreadPoolExecutor(self.jobs) as pool:
-            return self._write(shard, key, in_order(tasks, pool, ahead=4 * self.jobs))
+        with concurrent.futures.ThreadPoolExecutor(self.execution.jobs) as pool:
+            return self._write(shard, key, in_order(tasks, pool, ahead=4 * self.execution.jobs))
 
     def _tasks(
         self, todo: list[_Part], listed: Listed
@@ -280,16 +264,30 @@ class _ShardBuilder:
             end: BrokenArchive | None = None
             try:
                 for video_id, data in read_archive(part.source):
-                    is_listed = video_id in listed[part.split]
-                    work = functools.partial(self.work, data, scratch=self.scratch) if is_listed else None
+                    work = functools.partial(self._work, data) if video_id in listed[part.split] else None
                     yield (part, video_id), work
             except BrokenArchive as error:
                 end = error
             yield (part, end), None
 
+    def _work(self, data: bytes) -> _Outcome:
+        """Encode one clip."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        try:
+            encoded = transcode(
+                data,
+                short_side=self.video_format.short_side,
+                encode=self.video_format.encode,
+                timeout_seconds=self.execution.clip_timeout_seconds,
+                scratch=self.execution.scratch,
+            )
+        except BadVideo as error:
+            return sha256, str(error)
+        return sha256, encoded
+
     def _write(self, shard: str, key: str, outcomes: Iterable[tuple[_Source, _Outcome | None]]) -> PartRecord:
         """Write and publish one shard; returns its record. Raises BrokenArchive."""
-        made = self.scratch / Path(shard).name
+        made = self.execution.scratch / Path(shard).name
         clips: list[PartClip] = []
         unlisted: list[str] = []
         written: set[str] = set()
@@ -323,17 +321,17 @@ class _ShardBuilder:
                             damage=encoded.damage,
                         )
                     )
-        version = ffmpeg_version()
-        record = write_record(made, key, self.clip_timeout_seconds, clips, ffmpeg=version, unlisted=unlisted)
+        seconds, version = self.execution.clip_timeout_seconds, ffmpeg_version()
+        record = write_record(made, key, seconds, clips, ffmpeg=version, unlisted=unlisted)
         publish(made, self.out / shard)
         return record
 
     def _key(self, *source: object) -> str:
-        return make_key(self.settings, FIXED, *source)
+        return make_key(self.video_format.settings(), FIXED, *source)
 
     def _finished(self, shard: str, key: str, listed: Iterable[str]) -> PartRecord | None:
         """The shard's record, if it holds exactly the clips that are listed now."""
-        record = read_record(self.out / shard, key, self.clip_timeout_seconds)
+        record = read_record(self.out / shard, key, self.execution.clip_timeout_seconds)
         if (
             record is None
             or record.unlisted is None
@@ -354,13 +352,13 @@ class _ShardBuilder:
                 self._report(next(done), total)
 
     def _report(self, done: int, total: int) -> None:
-        if self.on_progress:
-            self.on_progress(f"resize to {self.settings['short_side']}, clips", done, total)
+        if self.execution.on_progress:
+            self.execution.on_progress(f"resize to {self.video_format.short_side}, clips", done, total)
 
 
-def _judge(clips: list[Clip], inventory: Inventory, max_bad_share: float, out: Path) -> None:
+def _check_bad_share(clips: list[Clip], inventory: Inventory, max_bad_share: float, out: Path) -> None:
     """Raises UserError if too many clips are lost, with their list."""
-    faults = []
+    errors = []
     for split, counts in count_states(clips).items():
         states = ("missing", "corrupt") if inventory.splits[split].is_complete else ("corrupt",)
         bad = [clip for clip in clips if clip.split == split and clip.state in states]
@@ -368,9 +366,9 @@ def _judge(clips: list[Clip], inventory: Inventory, max_bad_share: float, out: P
         if len(bad) > max_bad_share * num_listed:
             shown = [f"\n  {clip.video_id}  {clip.state}: {clip.reason}" for clip in bad[:20]]
             more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-            faults.append(
+            errors.append(
                 f"{split}: {len(bad)} of {num_listed} clips are missing or corrupt, {len(bad) / num_listed:.1%}; "
                 f"max_bad_share allows {max_bad_share:.1%}:" + "".join(shown) + more
             )
-    if faults:
-        raise UserError("\n".join(faults) + f"\nall of them: {out / 'manifest.csv'}. Mend the source, or allow more")
+    if errors:
+        raise UserError("\n".join(errors) + f"\nall of them: {out / 'manifest.csv'}. Mend the source, or allow more")

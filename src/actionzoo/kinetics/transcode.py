@@ -228,15 +228,14 @@ def lay_over(
     left: int,
     top: int,
     timeout_seconds: float,
-    scratch: Path | None = None,
 ) -> None:
     """Write a copy of the video as mp4 with pictures on it.
 
     `pictures` are PNGs of one size, each with the second until which it is shown; the last one stays to the end. Size,
     times of frames and sound stay; sound that mp4 players do not support becomes AAC. Raises BadVideo or MachineFault.
     """
-    is_odd = any(side % 2 for side in shown_size(source, timeout_seconds=timeout_seconds, scratch=scratch))
-    audio = measure(source, timeout_seconds=timeout_seconds, scratch=scratch).audio
+    is_odd = any(side % 2 for side in shown_size(source, timeout_seconds=timeout_seconds))
+    audio = measure(source, timeout_seconds=timeout_seconds).audio
 
     def work(clip: Clip) -> None:
         folder = clip.folder
@@ -257,7 +256,7 @@ def lay_over(
         made = ffmpeg.output(drawn, whole["a?"], str(out), **coded, **sound, **there, **_every_frame())
         clip.run(_command(made))
 
-    _process(source, work, timeout_seconds, scratch)
+    _process(source, work, timeout_seconds, None)
 
 
 def from_frames(

@@ -74,10 +74,12 @@ class TooSlow(Failed):
 class Patience:
     """How often and how soon to retry."""
 
-    retries: int
+    retries: int = 6
     """Attempts in a row without progress."""
-    backoff_seconds: float
-    stop: threading.Event
+    backoff_seconds: float = 1.0
+    """Pause before the first of them; it doubles from one to the next."""
+    stop: threading.Event = dataclasses.field(default_factory=threading.Event)
+    """Once it is set, transfers and pauses end."""
     min_bytes_per_second: float = 1000.0
     """Slower than this, on average over `rate_seconds`, an attempt has failed."""
     rate_seconds: float = 60.0
