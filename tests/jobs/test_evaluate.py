@@ -20,6 +20,7 @@ from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
 from actionzoo.job import Job
 from actionzoo.jobs.evaluate import evaluate
+from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Request, Subject, measure
 from actionzoo.jobs.view_scores import measure as measure_again
 from actionzoo.params import PublishedLists
@@ -190,8 +191,11 @@ def test_scores_that_are_no_numbers_stop_a_test_and_name_the_clip(root):
     usable = [clip for clip in val_clips(root) if clip.is_usable]
     job = Job.of(tiny_params(max_views=2), ROW, root)
     subject = Subject(network=model, classes=CLASSES, checkpoint_md5="6b")
+    request = Request(
+        clips=evaluated_clips(job, "val"), scratch=root / "scratch", average_clips="prob", views=root / "v"
+    )
     with pytest.raises(UserError, match=f"^{usable[1].video_id}: scores are NaN"):
-        measure(job, subject, Request(average_clips="prob", views=root / "v"), World())
+        measure(job, subject, request, World())
 
 
 def test_a_shorter_precision_is_compared_with_fp32_on_the_first_clips(root, capsys):

@@ -16,6 +16,7 @@ from actionzoo.clips.readers import VideoReader, read
 from actionzoo.engine.distributed import World
 from actionzoo.errors import UserError
 from actionzoo.job import Job
+from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Request, Subject
 from actionzoo.jobs.measure import measure as measure_network
 from actionzoo.kinetics.folder import list_folder
@@ -112,7 +113,9 @@ def one(root) -> Path:
 def test_predictions_are_those_of_the_pipelines_own_test(params, root, tmp_path, row):
     trained = open_trained(row, params=params, root=root)
     subject = Subject(network=trained.network, classes=CLASSES, checkpoint_md5="0" * 32)
-    outcome = measure_network(Job.of(params, row, root), subject, Request(average_clips="prob"), World())
+    job = Job.of(params, row, root)
+    request = Request(clips=evaluated_clips(job, "val"), scratch=tmp_path / "scratch", average_clips="prob")
+    outcome = measure_network(job, subject, request, World())
     tested = dict(zip(outcome.views.video_ids, outcome.scores.tolist(), strict=True))
     predictor = Predictor(trained, params)
     films = {path.stem: path for path in (root / "films" / "val").rglob("*.mp4")}
