@@ -12,9 +12,10 @@ from .errors import UserError
 from .files.hashes import sha256_of
 from .kinetics.manifest import Manifest, read_manifest
 from .kinetics.published_list import fetch_list
-from .params import Params, PublishedLists, Runtime, digest
+from .params import Params, digest
 from .recipe import Published, Recipe, Split
 from .records import RunFiles
+from .settings import PublishedLists, Runtime
 from .weights.initial import InitialWeights, initial_weights
 
 

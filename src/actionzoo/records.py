@@ -21,11 +21,11 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .accuracy import is_accuracy, wilson_interval, with_protocol
 from .errors import UserError
 from .files.atomic import atomic_write
 from .files.json_files import require_json, write_json
 from .files.text import read_line
+from .metric_keys import is_accuracy, wilson_interval, with_protocol
 
 FORMAT_VERSION = 2
 """Of all files of this module. Version 1 has no format_version, and other names for the keys in _RENAMED."""

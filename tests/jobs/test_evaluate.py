@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 
-from actionzoo.accuracy import with_protocol
 from actionzoo.engine import finished
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.distributed import World
@@ -23,8 +22,9 @@ from actionzoo.jobs.evaluate import evaluate
 from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Request, Subject, measure
 from actionzoo.jobs.view_scores import measure as measure_again
-from actionzoo.params import PublishedLists
+from actionzoo.metric_keys import with_protocol
 from actionzoo.records import RunFiles, TestResult
+from actionzoo.settings import PublishedLists
 from actionzoo.zoo import build_model
 from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest
 

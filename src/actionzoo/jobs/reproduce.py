@@ -21,7 +21,8 @@ from ..records import ReproducedFile, Reproduction, TestResult
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
-from ..weights.published import CACHE, PublishedFile, fetch_published, published_files
+from ..weights.download import CACHE
+from ..weights.published import PublishedFile, fetch_published, published_files
 
 
 def reproduce(params: Params, model: str, root: Path | None = None) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..accuracy import with_interval
 from ..engine.calibration import (
     BINS,
     expected_calibration_error,
@@ -22,6 +21,7 @@ from ..engine.calibration import (
 from ..engine.metrics import accuracies, check_scores, top_k_hits
 from ..engine.views import Average, ViewLogits, average, average_views, blocks, choose, choose_number, read_views
 from ..errors import UserError
+from ..metric_keys import with_interval
 
 
 def measure(

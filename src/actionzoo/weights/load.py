@@ -13,10 +13,10 @@ from ..params import Params, load_params
 from ..process.progress import Progress
 from ..recipe import CSNModel, SlowFastModel, as_dict
 from ..zoo import build_model
-from .download import fetch_weights
+from .download import CACHE, fetch_weights
 from .formats import CLASSIFIER, MAX_CLASSES, WeightsFile, abbreviated, read_weights
 from .identity import NAME_KEYS, identify, record_beside
-from .published import CACHE, published_file
+from .published import published_file
 
 
 @dataclass(frozen=True)
