@@ -1,6 +1,7 @@
 import pytest
 
-from actionzoo.metric_keys import wilson_interval, with_interval, with_protocol
+from actionzoo.metric_keys import wilson_interval, with_protocol
+from actionzoo.records import Metrics
 
 
 def test_wilson_interval_is_that_of_the_textbook():
@@ -19,5 +20,5 @@ def test_an_accuracys_name_says_of_which_views_it_is():
 
 
 def test_the_interval_is_that_of_the_clips_evaluated():
-    metrics = with_interval({"top1": 13 / 16, "clips": 16})
-    assert (metrics["top1_low"], metrics["top1_high"]) == wilson_interval(13, 16)
+    counts = Metrics(accuracies={"top1": 13 / 16}, clips=16).counts()
+    assert (counts["top1_low"], counts["top1_high"]) == wilson_interval(13, 16)

@@ -20,15 +20,6 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def with_interval(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics` with top1_low and top1_high added, computed from `top1` and `clips`; unchanged without a `top1`."""
-    if "top1" not in metrics:
-        return dict(metrics)
-    clips = metrics["clips"]
-    low, high = wilson_interval(round(metrics["top1"] * clips), clips)
-    return {**metrics, "top1_low": low, "top1_high": high}
-
-
 def with_protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """`metrics` with each accuracy added again under a name that tells its views: `test/top1@10x3`."""
     named = {f"test/{key}@{metrics['protocol']}": value for key, value in metrics.items() if is_accuracy(key)}

@@ -253,7 +253,7 @@ def test_an_evaluation_is_written_recorded_and_not_done_twice(trained, root):
     views = read_views(trained.views)
     assert list(made["clips"]) == views.video_ids and made["classes"] == views.classes
     assert made["fingerprint"] == views.about["fingerprint"] and with_protocol(made["metrics"]) == metrics
-    assert measure_again([trained.views])["metrics"]["top1"] == metrics["top1"]
+    assert measure_again([trained.views]).metrics.top1 == metrics["top1"]
     assert not list((root / ".scratch/evaluate/demo" / ROW).iterdir())
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
