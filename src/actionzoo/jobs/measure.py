@@ -18,7 +18,7 @@ from ..engine.distributed import World
 from ..engine.evaluate import Inference, view_logits
 from ..engine.finished import FinishedClips
 from ..engine.metrics import accuracies, check_scores
-from ..engine.views import ViewLogits, average, read_views, write_views
+from ..engine.views import ViewLogits, ViewsHeader, average, read_views, write_views
 from ..errors import UserError
 from ..files.json_files import read_json, write_json
 from ..job import Job
@@ -130,16 +130,15 @@ def measure(job: Job, subject: Subject, request: Request, world: World) -> Outco
     metrics = _counts(job, request.clips, len(measured), len(undecodable))
     test, mapping = job.recipe.test, subject.label_mapping
     path = request.views or request.scratch / "views.safetensors"
-    write_views(
-        path,
-        (rows[clip.video_id].read() for clip in measured),
+    header = ViewsHeader(
         video_ids=[clip.video_id for clip in measured],
         labels=[clip.label if clip.label < 0 or mapping is None else mapping[clip.label] for clip in measured],
         num_clips=test.num_clips,
         num_crops=test.num_crops,
-        classes=list(subject.classes),
+        classes=subject.classes,
         about=subject.about(job) | {"split": request.clips.split} | metrics.counts(),
     )
+    write_views(path, header, (rows[clip.video_id].read() for clip in measured))
     views, scores, found = read_views(path), None, dict[str, float]()
     if request.average_clips != "none":
         scores = average(views, request.average_clips)
