@@ -97,7 +97,7 @@ def num_classes_of(network: nn.Module) -> int:
     return int(network.state_dict()[CLASSIFIER[0]].shape[0])
 
 
-def import_weights(
+def import_weights(  # seven parameters: the arguments of `actionzoo weights`, and where it works
     model: str,
     source: str | Path | None = None,
     *,
