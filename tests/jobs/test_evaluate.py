@@ -26,32 +26,15 @@ from actionzoo.metric_keys import with_protocol
 from actionzoo.records import RunFiles, TestResult
 from actionzoo.settings import PublishedLists
 from actionzoo.zoo import build_model
+from tests.processes import in_child
 from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A fork has but one, and sums of two threads are other sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def root(tiny_project):
     return tiny_project
-
-
-def in_child(work) -> int:
-    """Run in a forked process; gives its wait status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]
 
 
 def test_a_test_says_of_which_clips_its_accuracies_are(root):
@@ -207,7 +190,10 @@ def test_a_shorter_precision_is_compared_with_fp32_on_the_first_clips(root, caps
     first = slice(0, beside.clips)
     difference = (outcome.scores[first] - exact.scores[first]).abs().max().item()
     assert beside.largest_probability_difference == pytest.approx(difference, rel=1e-3) and difference > 0
-    assert "bf16 beside fp32" in capsys.readouterr().out and exact.result.fp32_comparison is None
+    assert (
+        f"fp32 comparison: on {beside.clips} clips, bf16 changes" in capsys.readouterr().out
+        and exact.result.fp32_comparison is None
+    )
 
 
 def test_labels_may_have_other_numbers_in_the_network(root):
