@@ -14,7 +14,7 @@ from .kinetics.manifest import Manifest, read_manifest
 from .kinetics.published_list import fetch_list
 from .params import Params, digest
 from .recipe import Published, Recipe, Split
-from .records import RunFiles
+from .run_files import RunFiles
 from .settings import PublishedLists, Runtime
 from .weights.initial import InitialWeights, initial_weights
 

@@ -26,7 +26,7 @@ from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_siz
 from actionzoo.predict.command import predict_all
 from actionzoo.predict.predictor import Predictor, open_predictor
 from actionzoo.predict.video_paths import PredictRequest
-from actionzoo.records import RunFiles
+from actionzoo.run_files import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.zoo import build_model
 from tests.kinetics.small_films import QUICK

@@ -10,7 +10,8 @@ from ..files.hashes import md5_of
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
 from ..recipe import differences
-from ..records import RunFiles, RunRecord
+from ..records import RunRecord
+from ..run_files import RunFiles
 
 
 def finished_training(files: RunFiles, fingerprint: str) -> RunRecord | None:

@@ -21,7 +21,7 @@ from ..names import did_you_mean
 from ..params import Params
 from ..process.progress import Progress
 from ..recipe import TestSpec
-from ..records import RunFiles
+from ..run_files import RunFiles
 from ..tracking.registry import fetch_registered
 from .download import CACHE, fetch_weights
 from .identity import Identity, identify, record_beside
