@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
@@ -20,7 +22,7 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def with_protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
+def with_protocol(metrics: Mapping[str, T]) -> dict[str, T]:
     """`metrics` with each accuracy added again under a name that tells its views: `test/top1@10x3`."""
     named = {f"test/{key}@{metrics['protocol']}": value for key, value in metrics.items() if is_accuracy(key)}
     return {**metrics, **named}

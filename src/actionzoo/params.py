@@ -115,14 +115,14 @@ class Params:
         """What the data set changes in the recipe of `model`, as `schedule.epochs: 256 -> 10`."""
         return compare(self.recipes[model], self.recipe(model))
 
-    def changed(self, model: str, /, *, seed: int | None = None, **sections: dict[str, Any]) -> "Params":
+    def changed(self, model: str, /, *, seed: int | None = None, **sections: Mapping[str, object]) -> "Params":
         """The same with other values in sections of the recipe of `model`; they count as overrides."""
         recipes = self.recipes
         if seed is not None:
             recipes = recipes | {model: dataclasses.replace(recipes[model], seed=seed)}
         of_model = dict(self.dataset.overrides.get(model, {}))
         for section, values in sections.items():
-            of_model[section] = of_model.get(section, {}) | values
+            of_model[section] = {**of_model.get(section, {}), **values}
         dataset = dataclasses.replace(self.dataset, overrides=self.dataset.overrides | {model: of_model})
         return dataclasses.replace(self, recipes=recipes, dataset=dataset)
 
@@ -184,7 +184,7 @@ def load_params(path: str | Path | None = None) -> Params:
     return params
 
 
-def network_of(recipe: dict[str, Any], where: Path) -> tuple[SlowFastModel | CSNModel, TestSpec]:
+def network_of(recipe: Mapping[str, object], where: Path) -> tuple[SlowFastModel | CSNModel, TestSpec]:
     """The network and the test spec of a recipe as plain values, as the file `where` keeps it.
 
     Other keys are ignored: an older version may have written them. Raises UserError.
@@ -198,7 +198,7 @@ def network_of(recipe: dict[str, Any], where: Path) -> tuple[SlowFastModel | CSN
     return model, validated(where, spec, _TEST_SPEC, "recipe", field_names(TestSpec))
 
 
-def digest(*parts: Any) -> str:
+def digest(*parts: object) -> str:
     """sha256 of plain values and sections; equal values give equal digests on every machine."""
     plain = [as_dict(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()

@@ -73,7 +73,7 @@ def source_fault(source: str) -> str:
     return f"{source!r}; write folder:///path/to/videos, or folder:videos for a path from here"
 
 
-def unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
+def unknown_overrides(sections: Mapping[str, Mapping[str, object]], recipe: Mapping[str, Any]) -> list[str]:
     """A sentence for each section, and each key of a section, that the recipe does not have."""
     faults = []
     for section, values in sections.items():

@@ -95,7 +95,7 @@ class Record:
         model = path.parent.name if is_run else path.name.removesuffix(".json").removesuffix(".benchmark")
         return cls.remedy.format(path=path, model=model)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """The file's object. Fields that are None are left out."""
         return {"format_version": FORMAT_VERSION} | _plain(self)
 
@@ -213,23 +213,22 @@ class Metrics(Record):
         """95 % interval of an accuracy, from the number of clips alone. Raises KeyError for one that is not there."""
         return wilson_interval(round(self.accuracies[name] * self.clips), self.clips)
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> Json:
         """All keys of the file but those that say of which views an accuracy is, in the file's order."""
         plain = _plain(self)
         epoch = {key: plain.pop(key) for key in ("epoch",) if key in plain}
-        flat: dict[str, Any] = plain.pop("accuracies") | plain
+        flat: Json = plain.pop("accuracies") | plain
         if "top1" in self.accuracies:
             low, high = self.interval()
             flat |= {"top1_low": low, "top1_high": high}
         return flat | epoch
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Each accuracy stands there twice, the second time under a name with its protocol: test/top1@10x3.
 
         The file has no format_version: `dvc metrics show` would print it as one.
         """
-        flat: dict[str, Any] = with_protocol(self.counts())
-        return flat
+        return with_protocol(self.counts())
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
@@ -302,7 +301,7 @@ class TestResult(Record):
         metrics = plain.get("metrics")
         return plain | {"metrics": Metrics.unfold(metrics)} if isinstance(metrics, dict) else plain
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return super().as_json() | {"metrics": self.metrics.counts()}
 
     def write_with_clips(self, path: Path, clips: Iterable[tuple[str, int, JsonValue]]) -> None:
@@ -382,7 +381,7 @@ class Benchmark(Record):
         alone, with_decoding = self.videos_per_second, self.end_to_end_videos_per_second
         return self.machine_was_busy or (alone is not None and with_decoding is not None and with_decoding > alone)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Every key, also those whose value is unknown; no format_version, as in Metrics."""
         return dataclasses.asdict(self)
 
@@ -406,7 +405,7 @@ class ReproducedFile:
         if not {"top1", "top5"} <= self.metrics.accuracies.keys():
             raise ValueError("a published file is compared by top1 and top5, and one is not there")
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         bounds: dict[str, float] = {}
         for name in ("top1", "top5"):
             bounds[f"{name}_low"], bounds[f"{name}_high"] = self.metrics.interval(name)
@@ -430,7 +429,7 @@ class Reproduction(Record):
 
         return {"files": {kind: split(made) for kind, made in plain.items()}}
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return {kind: file.as_json() for kind, file in self.files.items()}
 
 

@@ -59,7 +59,7 @@ class ViewsHeader:
     num_crops: int
     classes: Sequence[str]
     """Names of the classes, in the order of the logits."""
-    about: Mapping[str, Any]
+    about: Mapping[str, object]
     """As in ViewLogits."""
 
 

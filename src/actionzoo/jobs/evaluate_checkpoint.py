@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
@@ -138,7 +138,7 @@ def _as_the_file_says(params: Params, job: Job, identity: Identity) -> tuple[Job
     if not identity.has_own_recipe:
         return job, []
     expected = job.recipe.test_spec
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, object]] = {}
     lines = []
     for section, names in _SECTIONS.items():
         for name in names:

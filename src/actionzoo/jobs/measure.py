@@ -54,7 +54,7 @@ class Subject:
     epoch: int | None = None
     """Of the run's best.pth."""
 
-    def about(self, job: Job) -> dict[str, Any]:
+    def about(self, job: Job) -> dict[str, object]:
         """What the file of view logits says of its network."""
         known = {
             "model": job.model,
