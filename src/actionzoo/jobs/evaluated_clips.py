@@ -12,6 +12,8 @@ from ..recipe import Split
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluatedClips:
+    """What an evaluation measures of a split, and what it cannot."""
+
     split: Split
     clips: Sequence[StoredClip]
     """The usable ones, in the manifest's order."""

@@ -118,8 +118,8 @@ def measure(job: Job, subject: Subject, request: Request, world: World) -> Outco
     if not world.is_first:
         return None
 
-    rows, exact = finished.read()
-    measured = [clip for clip in clips if clip.video_id in rows]
+    logits, fp32_logits = finished.read()
+    measured = [clip for clip in clips if clip.video_id in logits]
     if not measured:
         raise UserError("no clip decoded: " + "; ".join(undecodable[:3]))
     if len(measured) + len(undecodable) != len(clips):
@@ -138,17 +138,17 @@ def measure(job: Job, subject: Subject, request: Request, world: World) -> Outco
         classes=subject.classes,
         about=subject.about(job) | {"split": request.clips.split} | metrics.counts(),
     )
-    write_views(path, header, (rows[clip.video_id].read() for clip in measured))
+    write_views(path, header, (logits[clip.video_id].read() for clip in measured))
     views, scores, found = read_views(path), None, dict[str, float]()
     if request.average_clips != "none":
         scores = average(views, request.average_clips)
         if any(clip.label >= 0 for clip in measured):
             found = accuracies(scores, views.labels, views.video_ids, request.topk)
     metrics = dataclasses.replace(metrics, accuracies=found, epoch=subject.epoch)
-    compared = [clip.video_id for clip in clips[:COMPARED] if clip.video_id in exact]
+    compared = [clip.video_id for clip in clips[:COMPARED] if clip.video_id in fp32_logits]
     comparison = None
     if compared:
-        pairs = [(rows[video_id].read(), exact[video_id].read()) for video_id in compared]
+        pairs = [(logits[video_id].read(), fp32_logits[video_id].read()) for video_id in compared]
         comparison = compare_with_fp32(pairs, test.average_clips)
         print(comparison_text(comparison, job.runtime.precision), flush=True)
     return Outcome(_result(job, subject, request, metrics, undecodable, comparison), views, scores, request.scratch)
