@@ -225,9 +225,9 @@ def scores(
 
     With fewer views, with several models fused, or for calibration.
     """
-    from ..jobs.view_scores import WantedScores, as_json, as_text, measure
+    from ..jobs.view_scores import ScoresRequest, as_json, as_text, measure
 
-    wanted = WantedScores(
+    request = ScoresRequest(
         clips=clips,
         crops=crops,
         average_clips=average_clips,
@@ -235,5 +235,5 @@ def scores(
         is_by_views=by_views,
         is_calibrated=calibration,
     )
-    measured = measure(files, wanted)
+    measured = measure(files, request)
     print(as_json(measured) if json else as_text(measured))

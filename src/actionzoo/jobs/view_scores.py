@@ -27,7 +27,7 @@ from ..metric_keys import wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class WantedScores:
+class ScoresRequest:
     """What `actionzoo scores` is asked for."""
 
     clips: int | None = None
@@ -130,38 +130,38 @@ class ViewScores:
     calibration: Calibration | None
 
 
-def measure(paths: Sequence[Path], wanted: WantedScores = WantedScores()) -> ViewScores:
+def measure(paths: Sequence[Path], request: ScoresRequest = ScoresRequest()) -> ViewScores:
     """The numbers of one file; of several, those of the weighted mean of their probabilities.
 
     Raises UserError where the files are of other splits, lists of clips or classes.
     """
-    shares = _shares(wanted.weights, len(paths))
+    shares = _shares(request.weights, len(paths))
     files = [_read(path) for path in paths]
-    chosen = [_chosen(file.views, wanted) for file in files]
+    chosen = [_chosen(file.views, request) for file in files]
     if len(files) > 1:
         _check_alike(files)
-        if wanted.is_by_views:
+        if request.is_by_views:
             raise UserError(f"--by-views is of one file, {len(files)} are given; give one")
     pairs = zip(files, chosen, strict=True)
-    alone = [average(file.views, wanted.average_clips, numbers) for file, numbers in pairs]
+    alone = [average(file.views, request.average_clips, numbers) for file, numbers in pairs]
     for file, scores in zip(files, alone, strict=True):
         check_scores(scores, file.views.labels, file.views.video_ids)
     views, left_out = files[0].views, None
     if len(files) == 1:
         scores, labels, video_ids = alone[0], views.labels, views.video_ids
-        log_probs = _log_probs(scores, wanted.average_clips)
+        log_probs = _log_probs(scores, request.average_clips)
     else:
-        fused = _fuse(files, alone, shares, wanted.average_clips)
+        fused = _fuse(files, alone, shares, request.average_clips)
         scores, labels, video_ids = fused.probabilities, fused.labels, fused.video_ids
         log_probs, left_out = _log_probs(scores, "prob"), fused.left_out
     return ViewScores(
-        average_clips=wanted.average_clips,
-        files=[_of_file(file, wanted, scores) for file, scores in zip(files, alone, strict=True)],
+        average_clips=request.average_clips,
+        files=[_of_file(file, request, scores) for file, scores in zip(files, alone, strict=True)],
         weights=shares if len(files) > 1 else None,
         left_out=left_out,
         metrics=Accuracies.of(scores, labels, video_ids),
-        by_views=by_number_of_views(views, wanted.average_clips) if wanted.is_by_views else None,
-        calibration=_calibration(log_probs, labels) if wanted.is_calibrated else None,
+        by_views=by_number_of_views(views, request.average_clips) if request.is_by_views else None,
+        calibration=_calibration(log_probs, labels) if request.is_calibrated else None,
     )
 
 
@@ -228,20 +228,20 @@ def _read(path: Path) -> _File:
     return _File(path, views, Evaluation(**{name: views.about[name] for name in names}))
 
 
-def _chosen(views: ViewLogits, wanted: WantedScores) -> list[int] | None:
+def _chosen(views: ViewLogits, request: ScoresRequest) -> list[int] | None:
     """Numbers of the views that are averaged; None for all. Raises UserError if the file has fewer."""
-    if wanted.clips is None and wanted.crops is None:
+    if request.clips is None and request.crops is None:
         return None
-    clips = views.num_clips if wanted.clips is None else wanted.clips
-    return choose(views, clips, views.num_crops if wanted.crops is None else wanted.crops)
+    clips = views.num_clips if request.clips is None else request.clips
+    return choose(views, clips, views.num_crops if request.crops is None else request.crops)
 
 
-def _of_file(file: _File, wanted: WantedScores, scores: Tensor) -> FileScores:
+def _of_file(file: _File, request: ScoresRequest, scores: Tensor) -> FileScores:
     views = file.views
     return FileScores(
         file=str(file.path),
         evaluation=file.evaluation,
-        views=f"{wanted.clips or views.num_clips}x{wanted.crops or views.num_crops}",
+        views=f"{request.clips or views.num_clips}x{request.crops or views.num_crops}",
         of_views=f"{views.num_clips}x{views.num_crops}",
         metrics=Accuracies.of(scores, views.labels, views.video_ids),
     )
