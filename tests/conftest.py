@@ -1,4 +1,4 @@
-"""A small made-up mirror with all flaws, made once, and params.yaml as shipped."""
+"""Fixtures for all tests: a small made-up mirror with all flaws, made once; params.yaml as shipped; one thread."""
 
 import dataclasses
 from pathlib import Path
@@ -37,6 +37,17 @@ def tiny_project(tiny_data, tmp_path) -> Path:
 
     (tmp_path / "data").symlink_to(tiny_data / "data")
     return with_manifest(tmp_path, lambda clip: dataclasses.replace(clip, split=clip.split.replace("train", "val")))
+
+
+@pytest.fixture
+def one_thread():
+    """For comparisons to the bit with a forked process, which has one thread: two threads round sums differently."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

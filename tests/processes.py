@@ -1,6 +1,8 @@
 """Processes that a test starts: waiting for them, and finding those that are left."""
 
+import os
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -14,6 +16,19 @@ def wait_for(is_so: Callable[[], object], seconds: float = 60) -> None:
     while not is_so():
         assert time.monotonic() < end, f"nothing happened in {seconds} s"
         time.sleep(0.02)
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """Run `work` in a forked process; return the process's wait status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            work()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]
 
 
 def is_running(pid: int) -> bool:

@@ -6,7 +6,8 @@ from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.files.hashes import md5_of
 from actionzoo.params import Params
 from actionzoo.recipe import as_dict
-from actionzoo.records import FileRecord, RunFiles, RunRecord
+from actionzoo.records import FileRecord, RunRecord
+from actionzoo.run_files import RunFiles
 
 
 def write_run(params: Params, files: RunFiles, network, classes: Sequence[str], val_top1: float = 0.5) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from actionzoo.engine import finished
 from actionzoo.engine.distributed import World, joined
 from actionzoo.job import Job
+from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Outcome, Request, Subject, measure
 from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.params import Params, load_params
@@ -61,7 +62,12 @@ def outcome_of(
         fingerprint="f",
         label_mapping=mapping,
     )
-    request = Request(views=views, **({"average_clips": job.recipe.test.average_clips} | how))
+    request = Request(
+        clips=evaluated_clips(job, "val"),
+        scratch=job.evaluation_scratch(subject.checkpoint_md5, "val"),
+        views=views,
+        **({"average_clips": job.recipe.test.average_clips} | how),
+    )
     return measure(job, subject, request, world or World())
 
 

@@ -1,13 +1,11 @@
-"""Accuracies: their interval, the clips they were measured on, and when they compare with a published one."""
+"""When an accuracy compares with a published one, and whether published weights reproduce theirs."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    from .recipe import Published
-    from .records import Metrics
+from .recipe import Published
+from .records import Metrics
 
 KINETICS400 = "kinetics400"
 """Name of the data set that the published accuracies were measured on."""
@@ -39,7 +37,7 @@ class Comparison:
 
 
 def compare(
-    dataset: str, overrides: Sequence[str], metrics: "Metrics | None", published_top1: float | None
+    dataset: str, overrides: Sequence[str], metrics: Metrics | None, published_top1: float | None
 ) -> Comparison:
     """Compare an evaluation with a published top-1 accuracy in per cent (`comparable_top1` gives a model's).
 
@@ -56,7 +54,7 @@ def compare(
     return Comparison(is_comparable=gap is not None, reasons=reasons, published_top1=published_top1, gap_points=gap)
 
 
-def comparable_top1(published: "Published | None") -> float | None:
+def comparable_top1(published: Published | None) -> float | None:
     """The published top-1, in per cent, that a network trained by the recipe is compared with.
 
     That is the number of `ckpt`, else of `infer_ckpt`. Where one file has two numbers, the second corrects the first
@@ -69,7 +67,7 @@ def comparable_top1(published: "Published | None") -> float | None:
     return numbers.get("ckpt", numbers.get("infer_ckpt", first))
 
 
-def judge(dataset: str, overrides: Sequence[str], metrics: "Metrics", published_top1: float) -> tuple[Verdict, str]:
+def judge(dataset: str, overrides: Sequence[str], metrics: Metrics, published_top1: float) -> tuple[Verdict, str]:
     """Whether published weights reproduce their published top-1 (in per cent) here, and why.
 
     Stricter than `compare`: a verdict needs every clip of the published list. Reproduced: the published number lies in
@@ -98,38 +96,3 @@ def judge(dataset: str, overrides: Sequence[str], metrics: "Metrics", published_
         if count:
             why += f"; {count:,} clips have {difference}"
     return ("reproduced" if low <= published_top1 <= high else "not reproduced"), why
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a share, in 0 to 1; (0, 1) without trials.
-
-    Wilson 1927, without continuity correction: it holds near 0 and 1 and for few trials.
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    z = 1.959963984540054
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
-def with_interval(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics` with top1_low and top1_high added, computed from `top1` and `clips`; unchanged without a `top1`."""
-    if "top1" not in metrics:
-        return dict(metrics)
-    clips = metrics["clips"]
-    low, high = wilson_interval(round(metrics["top1"] * clips), clips)
-    return {**metrics, "top1_low": low, "top1_high": high}
-
-
-def with_protocol(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """`metrics` with each accuracy added again under a name that tells its views: `test/top1@10x3`."""
-    named = {f"test/{key}@{metrics['protocol']}": value for key, value in metrics.items() if is_accuracy(key)}
-    return {**metrics, **named}
-
-
-def is_accuracy(key: str) -> bool:
-    """Whether the key of a metric is mean_class, top1, top5 or the like."""
-    return key == "mean_class" or (key.startswith("top") and key[3:].isdigit())

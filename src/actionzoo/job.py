@@ -12,9 +12,10 @@ from .errors import UserError
 from .files.hashes import sha256_of
 from .kinetics.manifest import Manifest, read_manifest
 from .kinetics.published_list import fetch_list
-from .params import Params, PublishedLists, Runtime, digest
+from .params import Params, digest
 from .recipe import Published, Recipe, Split
-from .records import RunFiles
+from .run_files import RunFiles
+from .settings import PublishedLists, Runtime
 from .weights.initial import InitialWeights, initial_weights
 
 
@@ -128,15 +129,19 @@ class Job:
         sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
         return digest(_EVALUATION, *sections, self.manifest.sha256, checkpoint_md5, *self.list_hashes(split))
 
-    def views_fingerprint(self, checkpoint_md5: str, split: Split) -> str:
-        """Equal for evaluations whose view logits are the same to the last bit: an interrupted one goes on by it."""
+    def evaluation_scratch(self, checkpoint_md5: str, split: Split) -> Path:
+        """Folder of an interrupted evaluation; evaluations whose view logits have the same bits share it.
+
+        .scratch/evaluate/<dataset>/<model>/<fingerprint>
+        """
         recipe, runtime = self.recipe, self.runtime
         views = (recipe.test.num_clips, recipe.test.num_crops, recipe.test.crop_size)
         how = (runtime.precision, runtime.max_views, runtime.channels_last, self.device_type)
         clips = (self.manifest.sha256, *self.list_hashes(split))
-        return digest(
+        fingerprint = digest(
             _EVALUATION, recipe.model, recipe.clips, recipe.augment, *views, *how, *clips, checkpoint_md5, split
         )
+        return self.root / ".scratch" / "evaluate" / self.dataset / self.model / fingerprint[:16]
 
 
 _EVALUATION = 3

@@ -6,17 +6,15 @@ import re
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import UserError
 from .files.addresses import without_secrets
 from .names import NAME_RULE, did_you_mean, is_name
-from .recipe import as_dict
-
-if TYPE_CHECKING:
-    from .params import Dataset, Params
+from .recipe import Published, Recipe, as_dict
+from .settings import Dataset
 
 T = TypeVar("T")
 
@@ -75,7 +73,7 @@ def source_fault(source: str) -> str:
     return f"{source!r}; write folder:///path/to/videos, or folder:videos for a path from here"
 
 
-def unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, Any]) -> list[str]:
+def unknown_overrides(sections: Mapping[str, Mapping[str, object]], recipe: Mapping[str, Any]) -> list[str]:
     """A sentence for each section, and each key of a section, that the recipe does not have."""
     faults = []
     for section, values in sections.items():
@@ -87,33 +85,41 @@ def unknown_overrides(sections: dict[str, dict[str, Any]], recipe: dict[str, Any
     return faults
 
 
-def dangling_names(params: "Params") -> Iterator[str]:
-    """A sentence for each name in params.yaml that refers to nothing, and each source that must not stand there."""
-    families = {recipe.model.family for recipe in params.recipes.values()}
-    for name, dataset in params.datasets.items():
+def dangling_names(
+    recipes: Mapping[str, Recipe],
+    datasets: Mapping[str, Dataset],
+    published: Mapping[str, Published],
+    mirrors: Iterable[str],
+) -> Iterator[str]:
+    """A sentence for each name in params.yaml that refers to nothing, and each source that must not stand there.
+
+    `mirrors` are the base names that have other addresses.
+    """
+    families = {recipe.model.family for recipe in recipes.values()}
+    for name, dataset in datasets.items():
         where = f"datasets.{name}"
         if fault := source_fault(dataset.source) or _secret_fault(dataset.source):
             yield f"{where}.source is {fault}"
         for model in dataset.demo_recipes:
-            if model not in params.recipes:
-                yield f"{where}.demo_recipes names {model}, which is unknown{did_you_mean(model, params.recipes)}"
-        yield from _faults_of_inheritance(where, dataset, params.datasets)
+            if model not in recipes:
+                yield f"{where}.demo_recipes names {model}, which is unknown{did_you_mean(model, recipes)}"
+        yield from _faults_of_inheritance(where, dataset, datasets)
         for key, sections in dataset.overrides.items():
-            models = [model for model, recipe in params.recipes.items() if key in (model, recipe.model.family)]
+            models = [model for model, recipe in recipes.items() if key in (model, recipe.model.family)]
             if not models:
-                yield f"{where}.overrides.{key} is unknown{did_you_mean(key, [*families, *params.recipes])}"
+                yield f"{where}.overrides.{key} is unknown{did_you_mean(key, [*families, *recipes])}"
             for model in models:
-                for fault in unknown_overrides(sections, as_dict(params.recipes[model])):
+                for fault in unknown_overrides(sections, as_dict(recipes[model])):
                     yield f"{where}.overrides.{key}.{fault}"
-    addresses = [address for entry in params.published.values() for address in (entry.ckpt, entry.infer_ckpt)]
-    addresses += [recipe.init.weights for recipe in params.recipes.values()]
+    addresses = [address for entry in published.values() for address in (entry.ckpt, entry.infer_ckpt)]
+    addresses += [recipe.init.weights for recipe in recipes.values()]
     names = {address.rsplit("/", 1)[-1] for address in addresses if address}
-    for name in params.mirrors:
+    for name in mirrors:
         if name not in names:
             yield f"mirrors.{name} is no published file's base name{did_you_mean(name, names)}"
 
 
-def _faults_of_inheritance(where: str, dataset: "Dataset", datasets: Mapping[str, "Dataset"]) -> Iterator[str]:
+def _faults_of_inheritance(where: str, dataset: Dataset, datasets: Mapping[str, Dataset]) -> Iterator[str]:
     if (other := dataset.overrides_of) is None:
         return
     if other not in datasets:

@@ -13,7 +13,6 @@ version is refused.
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
@@ -21,11 +20,11 @@ from typing import Annotated, Any, ClassVar, Self
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .accuracy import is_accuracy, wilson_interval, with_protocol
 from .errors import UserError
 from .files.atomic import atomic_write
 from .files.json_files import require_json, write_json
 from .files.text import read_line
+from .metric_keys import is_accuracy, wilson_interval, with_protocol
 
 FORMAT_VERSION = 2
 """Of all files of this module. Version 1 has no format_version, and other names for the keys in _RENAMED."""
@@ -96,7 +95,7 @@ class Record:
         model = path.parent.name if is_run else path.name.removesuffix(".json").removesuffix(".benchmark")
         return cls.remedy.format(path=path, model=model)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """The file's object. Fields that are None are left out."""
         return {"format_version": FORMAT_VERSION} | _plain(self)
 
@@ -214,23 +213,22 @@ class Metrics(Record):
         """95 % interval of an accuracy, from the number of clips alone. Raises KeyError for one that is not there."""
         return wilson_interval(round(self.accuracies[name] * self.clips), self.clips)
 
-    def counts(self) -> dict[str, Any]:
+    def counts(self) -> Json:
         """All keys of the file but those that say of which views an accuracy is, in the file's order."""
         plain = _plain(self)
         epoch = {key: plain.pop(key) for key in ("epoch",) if key in plain}
-        flat: dict[str, Any] = plain.pop("accuracies") | plain
+        flat: Json = plain.pop("accuracies") | plain
         if "top1" in self.accuracies:
             low, high = self.interval()
             flat |= {"top1_low": low, "top1_high": high}
         return flat | epoch
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Each accuracy stands there twice, the second time under a name with its protocol: test/top1@10x3.
 
         The file has no format_version: `dvc metrics show` would print it as one.
         """
-        flat: dict[str, Any] = with_protocol(self.counts())
-        return flat
+        return with_protocol(self.counts())
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
@@ -303,7 +301,7 @@ class TestResult(Record):
         metrics = plain.get("metrics")
         return plain | {"metrics": Metrics.unfold(metrics)} if isinstance(metrics, dict) else plain
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return super().as_json() | {"metrics": self.metrics.counts()}
 
     def write_with_clips(self, path: Path, clips: Iterable[tuple[str, int, JsonValue]]) -> None:
@@ -383,7 +381,7 @@ class Benchmark(Record):
         alone, with_decoding = self.videos_per_second, self.end_to_end_videos_per_second
         return self.machine_was_busy or (alone is not None and with_decoding is not None and with_decoding > alone)
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         """Every key, also those whose value is unknown; no format_version, as in Metrics."""
         return dataclasses.asdict(self)
 
@@ -407,7 +405,7 @@ class ReproducedFile:
         if not {"top1", "top5"} <= self.metrics.accuracies.keys():
             raise ValueError("a published file is compared by top1 and top5, and one is not there")
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         bounds: dict[str, float] = {}
         for name in ("top1", "top5"):
             bounds[f"{name}_low"], bounds[f"{name}_high"] = self.metrics.interval(name)
@@ -431,73 +429,8 @@ class Reproduction(Record):
 
         return {"files": {kind: split(made) for kind, made in plain.items()}}
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> Json:
         return {kind: file.as_json() for kind, file in self.files.items()}
-
-
-@dataclasses.dataclass(frozen=True)
-class RunFiles:
-    """Where the files of a model's run lie: in the project's folders, or all of them in `work_dir`."""
-
-    root: Path
-    dataset: str
-    model: str
-    work_dir: Path | None = None
-
-    @property
-    def run(self) -> Path:
-        return self.work_dir or self.root / "runs" / self.dataset / self.model
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the best epoch."""
-        return self.run / "best.pth"
-
-    @property
-    def latest(self) -> Path:
-        """The checkpoint of the last epoch."""
-        return self.run / "latest.pth"
-
-    @property
-    def recipe(self) -> Path:
-        """RunRecord."""
-        return self.run / "recipe.json"
-
-    @property
-    def result(self) -> Path:
-        """TestResult."""
-        return self.run / "result.json"
-
-    @property
-    def views(self) -> Path:
-        """Logits of every view of the evaluation."""
-        return self.run / "views.safetensors"
-
-    def metrics(self, kind: str = "json") -> Path:
-        """kind: json (Metrics), benchmark.json (Benchmark), train.csv and val.csv (curves)."""
-        return (self.work_dir or self.root / "metrics" / self.dataset) / f"{self.model}.{kind}"
-
-    @property
-    def unfinished(self) -> Path:
-        """Folder of the model's interrupted trainings."""
-        if self.work_dir:
-            return self.work_dir / ".scratch"
-        return self.root / ".scratch" / "train" / self.dataset / self.model
-
-    def scratch(self, fingerprint: str) -> Path:
-        """Folder of one interrupted training; a changed recipe has another one."""
-        return self.unfinished / fingerprint[:16]
-
-
-def newest_logs(run: Path) -> dict[str, Path]:
-    """The log files of the last training in a run's folder: log (<time>.log) and json (<time>.log.json), if there."""
-    stamps = {path.name.split(".")[0] for path in run.glob("*.log*") if _LOG.fullmatch(path.name) and path.is_file()}
-    stamp = max(stamps, default="")
-    logs = {"log": run / f"{stamp}.log", "json": run / f"{stamp}.log.json"}
-    return {kind: path for kind, path in logs.items() if path.is_file()}
-
-
-_LOG = re.compile(r"[0-9]{8}_[0-9]{6}\.log(\.json)?")
 
 
 def _plain(record: Any) -> dict[str, Any]:

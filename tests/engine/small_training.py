@@ -1,8 +1,5 @@
 """What the tests of training have in common: a plan with a constant learning rate, and what a training reported."""
 
-import os
-import traceback
-
 import torch
 
 from actionzoo.engine.listener import Listener
@@ -49,16 +46,3 @@ class Recorder(Listener):
 
 def shuffled(count, epoch):
     return torch.randperm(count, generator=torch.Generator().manual_seed(epoch))
-
-
-def in_child(work) -> int:
-    """Run `work` in a forked process; return the process's wait status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]

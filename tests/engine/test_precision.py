@@ -1,4 +1,4 @@
-"""Numbers of fewer bits beside fp32's, on a network of each family."""
+"""The precision check, on a network of each family."""
 
 import copy
 
@@ -29,7 +29,7 @@ def test_rounding_passes_and_leaves_everything_as_it_was(build):
     clips = torch.randn(1, 3, 32, 36, 36)
     before, random = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     said = check_precision(model, clips, "bf16")
-    assert said.startswith("bf16 beside fp32") and " off (" in said
+    assert said.startswith("precision check: bf16 differs from fp32 by at most ") and " of the norm (" in said
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in before.items())
     assert torch.equal(random, torch.get_rng_state())
     assert all(p.grad is None for p in model.parameters()) and all(

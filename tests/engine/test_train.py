@@ -17,7 +17,8 @@ from actionzoo.engine.data import TrainingData
 from actionzoo.engine.state import StateFolder, saved_states
 from actionzoo.engine.train import train
 from actionzoo.engine.trainer import NonFiniteLoss
-from tests.engine.small_training import Recorder, in_child, plan, shuffled, to_input
+from tests.engine.small_training import Recorder, plan, shuffled, to_input
+from tests.processes import in_child
 
 NUM_CLIPS, BATCH = 12, 4
 

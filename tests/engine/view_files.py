@@ -2,7 +2,7 @@
 
 import torch
 
-from actionzoo.engine.views import write_views
+from actionzoo.engine.views import ViewsHeader, write_views
 
 ABOUT = {
     "dataset": "demo",
@@ -21,9 +21,7 @@ def views_file(
     """Random logits; what a test needs to be otherwise is said by name."""
     if logits is None:
         logits = torch.randn(clips, num_clips * num_crops, len(classes), generator=torch.Generator().manual_seed(seed))
-    write_views(
-        path,
-        logits,
+    header = ViewsHeader(
         video_ids=ids or [f"clip{number:03d}" for number in range(clips)],
         labels=labels or [number % len(classes) for number in range(clips)],
         num_clips=num_clips,
@@ -31,4 +29,5 @@ def views_file(
         classes=classes,
         about=ABOUT | {"model": path.stem, "listed": clips} | about,
     )
+    write_views(path, header, logits)
     return logits

@@ -11,7 +11,6 @@ import sys
 import pytest
 import torch
 
-from actionzoo.accuracy import with_protocol
 from actionzoo.engine import finished
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.engine.distributed import World
@@ -20,37 +19,23 @@ from actionzoo.engine.views import read_views
 from actionzoo.errors import UserError
 from actionzoo.job import Job
 from actionzoo.jobs.evaluate import evaluate
+from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Request, Subject, measure
 from actionzoo.jobs.view_scores import measure as measure_again
-from actionzoo.params import PublishedLists
-from actionzoo.records import RunFiles, TestResult
+from actionzoo.metric_keys import with_protocol
+from actionzoo.records import TestResult
+from actionzoo.run_files import RunFiles
+from actionzoo.settings import PublishedLists
 from actionzoo.zoo import build_model
+from tests.processes import in_child
 from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """A fork has but one, and sums of two threads are other sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
 def root(tiny_project):
     return tiny_project
-
-
-def in_child(work) -> int:
-    """Run in a forked process; gives its wait status."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            work()
-        finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1]
 
 
 def test_a_test_says_of_which_clips_its_accuracies_are(root):
@@ -190,8 +175,11 @@ def test_scores_that_are_no_numbers_stop_a_test_and_name_the_clip(root):
     usable = [clip for clip in val_clips(root) if clip.is_usable]
     job = Job.of(tiny_params(max_views=2), ROW, root)
     subject = Subject(network=model, classes=CLASSES, checkpoint_md5="6b")
+    request = Request(
+        clips=evaluated_clips(job, "val"), scratch=root / "scratch", average_clips="prob", views=root / "v"
+    )
     with pytest.raises(UserError, match=f"^{usable[1].video_id}: scores are NaN"):
-        measure(job, subject, Request(average_clips="prob", views=root / "v"), World())
+        measure(job, subject, request, World())
 
 
 def test_a_shorter_precision_is_compared_with_fp32_on_the_first_clips(root, capsys):
@@ -203,7 +191,10 @@ def test_a_shorter_precision_is_compared_with_fp32_on_the_first_clips(root, caps
     first = slice(0, beside.clips)
     difference = (outcome.scores[first] - exact.scores[first]).abs().max().item()
     assert beside.largest_probability_difference == pytest.approx(difference, rel=1e-3) and difference > 0
-    assert "bf16 beside fp32" in capsys.readouterr().out and exact.result.fp32_comparison is None
+    assert (
+        f"fp32 comparison: on {beside.clips} clips, bf16 changes" in capsys.readouterr().out
+        and exact.result.fp32_comparison is None
+    )
 
 
 def test_labels_may_have_other_numbers_in_the_network(root):
@@ -249,7 +240,7 @@ def test_an_evaluation_is_written_recorded_and_not_done_twice(trained, root):
     views = read_views(trained.views)
     assert list(made["clips"]) == views.video_ids and made["classes"] == views.classes
     assert made["fingerprint"] == views.about["fingerprint"] and with_protocol(made["metrics"]) == metrics
-    assert measure_again([trained.views])["metrics"]["top1"] == metrics["top1"]
+    assert measure_again([trained.views]).metrics.top1 == metrics["top1"]
     assert not list((root / ".scratch/evaluate/demo" / ROW).iterdir())
 
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")

@@ -21,7 +21,7 @@ from actionzoo.jobs.train import train
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import label_map, read_manifest
 from actionzoo.recipe import as_dict
-from actionzoo.records import RunFiles
+from actionzoo.run_files import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.publish import publish_run

@@ -7,7 +7,7 @@ from actionzoo.files.locks import locked
 from actionzoo.job import Job
 from actionzoo.jobs.benchmark import benchmark
 from actionzoo.jobs.train import train
-from actionzoo.records import RunFiles
+from actionzoo.run_files import RunFiles
 from tests.tiny_network import ROW, tiny_params
 
 

@@ -16,6 +16,7 @@ from actionzoo.clips.readers import VideoReader, read
 from actionzoo.engine.distributed import World
 from actionzoo.errors import UserError
 from actionzoo.job import Job
+from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Request, Subject
 from actionzoo.jobs.measure import measure as measure_network
 from actionzoo.kinetics.execution import Execution
@@ -23,7 +24,8 @@ from actionzoo.kinetics.folder import list_folder
 from actionzoo.kinetics.transcode import from_frames, measure, rotate, shown_size
 from actionzoo.predict.command import predict_all
 from actionzoo.predict.predictor import Predictor, open_predictor
-from actionzoo.records import RunFiles
+from actionzoo.predict.video_paths import PredictRequest
+from actionzoo.run_files import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.zoo import build_model
 from tests.kinetics.data_stages import make_frames, make_videos
@@ -111,7 +113,9 @@ def one(root) -> Path:
 def test_predictions_are_those_of_the_pipelines_own_test(params, root, tmp_path, row):
     trained = open_trained(row, params=params, root=root)
     subject = Subject(network=trained.network, classes=CLASSES, checkpoint_md5="0" * 32)
-    outcome = measure_network(Job.of(params, row, root), subject, Request(average_clips="prob"), World())
+    job = Job.of(params, row, root)
+    request = Request(clips=evaluated_clips(job, "val"), scratch=tmp_path / "scratch", average_clips="prob")
+    outcome = measure_network(job, subject, request, World())
     tested = dict(zip(outcome.views.video_ids, outcome.scores.tolist(), strict=True))
     predictor = Predictor(trained, params)
     films = {path.stem: path for path in (root / "films" / "val").rglob("*.mp4")}
@@ -349,7 +353,7 @@ def folder(root, tmp_path) -> Path:
 
 def test_a_folder_is_predicted_in_order_and_what_is_broken_told_in_the_end(predictor, folder, capsys):
     with pytest.raises(UserError, match="1 of 3 videos could not be used"):
-        predict_all(predictor, [folder], top=2)
+        predict_all(predictor, PredictRequest([folder], top=2))
     said = capsys.readouterr().out.splitlines()
     assert [line for line in said if not line.startswith(" ")] == [
         str(folder / name) for name in ("a.MP4", "b/two.mp4", "c.webm")
@@ -359,7 +363,7 @@ def test_a_folder_is_predicted_in_order_and_what_is_broken_told_in_the_end(predi
 
 def test_json_has_a_line_for_each_video_with_the_same_numbers(predictor, folder, capsys):
     with pytest.raises(UserError):
-        predict_all(predictor, [folder, folder / "a.MP4"], top=3, as_json=True)
+        predict_all(predictor, PredictRequest([folder, folder / "a.MP4"], top=3, as_json=True))
     first, second, broken = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     known = predictor(folder / "a.MP4", top=3)
     assert [entry["class_name"] for entry in first["top"]] == [name for name, _ in known]
@@ -369,7 +373,7 @@ def test_json_has_a_line_for_each_video_with_the_same_numbers(predictor, folder,
 
 
 def test_json_of_windows_has_their_seconds_and_where_they_were_drawn(predictor, long, tmp_path, capsys):
-    predict_all(predictor, [long], window_seconds=5, as_json=True, draw=tmp_path / "out.mp4")
+    predict_all(predictor, PredictRequest([long], window_seconds=5, as_json=True, draw=tmp_path / "out.mp4"))
     line = json.loads(capsys.readouterr().out)
     assert [window["start_seconds"] for window in line["windows"]] == pytest.approx([0, 5, 7.4], abs=0.02)
     assert all(len(window["top"]) == len(CLASSES) for window in line["windows"])
@@ -379,16 +383,16 @@ def test_json_of_windows_has_their_seconds_and_where_they_were_drawn(predictor, 
 def test_copies_of_a_folder_lie_as_the_videos_do(predictor, folder, tmp_path):
     (folder / "a.mov").write_bytes((folder / "a.MP4").read_bytes())
     with pytest.raises(UserError, match="1 of 4"):
-        predict_all(predictor, [folder], draw=tmp_path / "out")
+        predict_all(predictor, PredictRequest([folder], draw=tmp_path / "out"))
     drawn = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.mp4"))
     assert drawn == ["a-2.mp4", "a.mp4", "b/two.mp4"]
     with pytest.raises(UserError, match="is one file for 4 videos"):
-        predict_all(predictor, [folder], draw=tmp_path / "out.mp4")
+        predict_all(predictor, PredictRequest([folder], draw=tmp_path / "out.mp4"))
 
 
 def test_a_folder_without_videos_is_told(predictor, tmp_path):
     with pytest.raises(UserError, match=r"has no videos; known endings are \.mp4"):
-        predict_all(predictor, [tmp_path])
+        predict_all(predictor, PredictRequest([tmp_path]))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from actionzoo.errors import UserError
-from actionzoo.predict.video_paths import check_request
+from actionzoo.predict.video_paths import PredictRequest, check_request
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -25,39 +25,39 @@ def film(tmp_path) -> Path:
 @pytest.mark.parametrize("option", ["window", "stride"])
 def test_a_window_of_no_length_is_refused(film, option, seconds):
     with pytest.raises(UserError, match=f"--{option} .*: give more than 0 seconds"):
-        check_request([film], **{f"{option}_seconds": seconds})
+        check_request(PredictRequest([film], **{f"{option}_seconds": seconds}))
 
 
 @pytest.mark.parametrize("draw", ["out.avi", "out.mov", "notes"])
 def test_a_copy_that_would_be_no_mp4_is_refused(film, tmp_path, draw):
     (tmp_path / "notes").write_text("a file")
     with pytest.raises(UserError, match=r"--draw .*\.mp4"):
-        check_request([film], draw=tmp_path / draw)
+        check_request(PredictRequest([film], draw=tmp_path / draw))
 
 
 def test_the_video_itself_is_no_place_for_its_copy(film, tmp_path):
     for draw in (film, tmp_path):
         with pytest.raises(UserError, match="is the video itself"):
-            check_request([film], draw=draw)
+            check_request(PredictRequest([film], draw=draw))
 
 
 def test_where_no_video_can_be_read_all_are_named(tmp_path, capsys):
     os.mkfifo(tmp_path / "pipe.mp4")
     missing = tmp_path / "none.mp4"
     with pytest.raises(UserError, match=r"none\.mp4 is not there; .*pipe\.mp4 is no regular file"):
-        check_request([missing, tmp_path / "pipe.mp4"], as_json=True)
+        check_request(PredictRequest([missing, tmp_path / "pipe.mp4"], as_json=True))
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert first == {"video": str(missing), "error": f"{missing} is not there", "top": []}
 
 
 def test_where_some_can_be_read_the_others_are_named_later(film, tmp_path):
-    check_request([tmp_path / "none.mp4", film])
+    check_request(PredictRequest([tmp_path / "none.mp4", film]))
 
 
 def test_a_name_that_no_file_can_have_is_told(tmp_path):
     for name in ("a\0b.mp4", "x" * 5000 + ".mp4"):
         with pytest.raises(UserError, match=r"cannot be read|is not there"):
-            check_request([tmp_path / name])
+            check_request(PredictRequest([tmp_path / name]))
 
 
 @pytest.mark.parametrize(

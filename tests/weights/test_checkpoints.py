@@ -12,7 +12,7 @@ import torch
 from actionzoo.engine.checkpoint import save_checkpoint, trained_weights
 from actionzoo.errors import UserError
 from actionzoo.kinetics.labels import kinetics400
-from actionzoo.records import RunFiles
+from actionzoo.run_files import RunFiles
 from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.publish import publish_run

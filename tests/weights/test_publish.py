@@ -22,7 +22,8 @@ from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
 from actionzoo.params import load_params
 from actionzoo.recipe import as_dict
-from actionzoo.records import Metrics, RunFiles, TestResult
+from actionzoo.records import Metrics, TestResult
+from actionzoo.run_files import RunFiles
 from actionzoo.tracking.registry import fetch_registered
 from actionzoo.tracking.store import tracking_uri
 from actionzoo.weights.checkpoints import open_trained

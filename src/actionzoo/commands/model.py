@@ -79,9 +79,10 @@ def predict(
     ] = None,
 ) -> None:
     """Predict the classes of videos, or of their windows."""
-    from ..predict.video_paths import check_request
+    from ..predict.video_paths import PredictRequest, check_request
 
-    check_request(videos, window_seconds=window, stride_seconds=stride, draw=draw, as_json=json)
+    request = PredictRequest(videos, top=top, window_seconds=window, stride_seconds=stride, draw=draw, as_json=json)
+    check_request(request)
 
     from ..params import load_params
 
@@ -102,7 +103,7 @@ def predict(
         root=params.root,
     )
     print(predictor.trained.text(), file=sys.stderr)
-    predict_all(predictor, videos, top=top, window_seconds=window, stride_seconds=stride, as_json=json, draw=draw)
+    predict_all(predictor, request)
 
 
 @command(epilog="example: actionzoo export slowfast_r50_video --to onnx slowfast.onnx")

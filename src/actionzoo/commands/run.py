@@ -225,10 +225,9 @@ def scores(
 
     With fewer views, with several models fused, or for calibration.
     """
-    from ..jobs.view_scores import as_json, as_text, measure
+    from ..jobs.view_scores import ScoresRequest, as_json, as_text, measure
 
-    measured = measure(
-        files,
+    request = ScoresRequest(
         clips=clips,
         crops=crops,
         average_clips=average_clips,
@@ -236,4 +235,5 @@ def scores(
         is_by_views=by_views,
         is_calibrated=calibration,
     )
+    measured = measure(files, request)
     print(as_json(measured) if json else as_text(measured))

@@ -97,8 +97,10 @@ def check_precision(model: nn.Module, clips: Tensor, precision: Precision) -> st
             f"of its norm; rounding alone stays below {limit}. A kernel is broken (torch {torch.__version__}, cuDNN "
             f"{_cudnn_version()}); set runtime.precision to fp32, or install another torch"
         )
-    where = f"at most {errors[worst]:.1e} off ({worst})"
-    return f"{precision} beside fp32, {len(errors)} layers forward and backward: {where}"
+    return (
+        f"precision check: {precision} differs from fp32 by at most {errors[worst]:.1e} of the norm ({worst}), in "
+        f"{len(errors)} layers forward and backward"
+    )
 
 
 def _pass(module: nn.Module, input: Tensor, precision: Precision) -> tuple[Tensor, ...]:

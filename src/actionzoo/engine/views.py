@@ -40,7 +40,7 @@ class ViewLogits:
     classes: list[str]
     """Names of the classes, in the order of the logits."""
     about: dict[str, Any]
-    """What the file says about the evaluation: row (the model), dataset, split, list_sha256, precision, fingerprint,
+    """What the file says about the evaluation: model, dataset, split, list_sha256, precision, fingerprint,
     checkpoint_md5, and the numbers of listed, missing and undecodable clips."""
 
     @property
@@ -48,33 +48,39 @@ class ViewLogits:
         return self.num_clips * self.num_crops
 
 
-def write_views(  # eight parameters: the fields of the file
-    path: Path,
-    logits: Iterable[Tensor],
-    *,
-    video_ids: Sequence[str],
-    labels: Sequence[int],
-    num_clips: int,
-    num_crops: int,
-    classes: Sequence[str],
-    about: dict[str, Any],
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class ViewsHeader:
+    """What a file of view logits holds beside the logits, of N videos."""
+
+    video_ids: Sequence[str]
+    labels: Sequence[int]
+    """-1 for a video without a label."""
+    num_clips: int
+    num_crops: int
+    classes: Sequence[str]
+    """Names of the classes, in the order of the logits."""
+    about: Mapping[str, object]
+    """As in ViewLogits."""
+
+
+def write_views(path: Path, header: ViewsHeader, logits: Iterable[Tensor]) -> None:
     """Write the file whole or not at all.
 
-    `logits` yields (num_crops * num_clips, num_classes) float32 for one video after the other, in the order of
-    `video_ids`. `labels` are int, -1 for none.
+    `logits` yields (num_crops * num_clips, num_classes) float32 for one video after the other, in the header's order.
     """
     known = {
-        "num_clips": num_clips,
-        "num_crops": num_crops,
-        "classes": list(classes),
-        "video_ids": list(video_ids),
-    } | about
-    shape = (len(video_ids), num_clips * num_crops, len(classes))
+        "num_clips": header.num_clips,
+        "num_crops": header.num_crops,
+        "classes": list(header.classes),
+        "video_ids": list(header.video_ids),
+        **header.about,
+    }
+    labels = torch.tensor(header.labels, dtype=torch.int64)
+    shape = (len(header.video_ids), header.num_clips * header.num_crops, len(header.classes))
     write_tensors(
         path,
         {
-            "labels": Pieces((len(labels),), torch.int64, [torch.tensor(labels, dtype=torch.int64)]),
+            "labels": Pieces((len(labels),), torch.int64, [labels]),
             "logits": Pieces(shape, torch.float32, (clip.unsqueeze(0) for clip in logits)),
         },
         {"format": _FORMAT, "about": json.dumps(known, ensure_ascii=False)},

@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any, cast
 from ..devices import device_of, layout_of, place
 from ..files.locks import locked
 from ..job import Job
-from ..params import Runtime, digest
+from ..params import digest
 from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
 from ..records import Benchmark
+from ..settings import Runtime
 from ..zoo import build_model, freeze
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 Finished work is known by a fingerprint, as in training.
 """
 
-import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -43,21 +42,31 @@ def evaluate(job: Job) -> str:
 
     from ..engine.checkpoint import load_checkpoint, load_trained
     from ..engine.distributed import joined
+    from .evaluated_clips import evaluated_clips
     from .measure import Request, Subject, measure
 
+    request = Request(
+        clips=evaluated_clips(job, "val"),
+        scratch=job.evaluation_scratch(checkpoint_md5, "val"),
+        average_clips=job.recipe.test.average_clips,
+        views=files.views,
+    )
     checkpoint, classes = load_checkpoint(files.best), job.manifest.classes
     network = build_model(job.recipe.model, len(classes))
     load_trained(network, checkpoint, files.best)
-    subject = Subject(network=network, classes=classes, checkpoint_md5=checkpoint_md5, fingerprint=fingerprint)
-    request = Request(average_clips=job.recipe.test.average_clips, views=files.views)
+    subject = Subject(
+        network=network,
+        classes=classes,
+        checkpoint_md5=checkpoint_md5,
+        fingerprint=fingerprint,
+        epoch=checkpoint["meta"]["epoch"],
+    )
     with joined(job.device_type) as world:
         outcome = measure(job, subject, request, world)
     if outcome is None:
         return ""
-    metrics = dataclasses.replace(outcome.result.metrics, epoch=checkpoint["meta"]["epoch"])
-    outcome = dataclasses.replace(outcome, result=dataclasses.replace(outcome.result, metrics=metrics))
     outcome.write(files.result)
-    metrics.write(files.metrics())
+    outcome.result.metrics.write(files.metrics())
     shutil.rmtree(outcome.scratch)
     _record(job, outcome.result, _analyse(job, outcome.result))
     return f"evaluate: {outcome.result.summary()}; scores in {files.result}"

@@ -5,7 +5,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
@@ -57,6 +57,7 @@ def evaluate_checkpoint(params: Params, model: str, source: str, wanted: Wanted,
         raise UserError(f"--out {out} does not end in .json; results are written as JSON alone")
 
     from ..engine.distributed import joined
+    from .evaluated_clips import evaluated_clips
     from .measure import Request, Subject, find_label_mapping, measure
 
     with progress("bytes") as on_progress:
@@ -69,16 +70,22 @@ def evaluate_checkpoint(params: Params, model: str, source: str, wanted: Wanted,
             lines = [opened.report.text(), *_settings_lines(params, job, opened.identity, settings)]
             print("\n".join(lines), flush=True)
         mapping = find_label_mapping(file, classes, known, opened.num_classes, is_quiet=not world.is_first)
+        checkpoint_md5 = md5_of(file)
         subject = Subject(
             network=opened.network,
             classes=known or classes,
-            checkpoint_md5=md5_of(file),
+            checkpoint_md5=checkpoint_md5,
             label_mapping=mapping,
             file=file.name,
             settings=tuple(settings) or None,
         )
-        average_clips = wanted.average_clips or job.recipe.test.average_clips
-        request = Request(split=split, average_clips=average_clips, topk=wanted.topk, views=wanted.views)
+        request = Request(
+            clips=evaluated_clips(job, split),
+            scratch=job.evaluation_scratch(checkpoint_md5, split),
+            average_clips=wanted.average_clips or job.recipe.test.average_clips,
+            topk=wanted.topk,
+            views=wanted.views,
+        )
         outcome = measure(job, subject, request, world)
     if outcome is None:
         return ""
@@ -131,7 +138,7 @@ def _as_the_file_says(params: Params, job: Job, identity: Identity) -> tuple[Job
     if not identity.has_own_recipe:
         return job, []
     expected = job.recipe.test_spec
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, dict[str, object]] = {}
     lines = []
     for section, names in _SECTIONS.items():
         for name in names:

@@ -23,6 +23,6 @@ def compare_with_fp32(pairs: Sequence[tuple[Tensor, Tensor]], average_clips: Ave
 
 def comparison_text(comparison: Fp32Comparison, precision: str) -> str:
     return (
-        f"{precision} beside fp32, on {comparison.clips} clips: probabilities differ by at most "
-        f"{comparison.largest_probability_difference:.2g}, the top-1 of {comparison.top1_changes}"
+        f"fp32 comparison: on {comparison.clips} clips, {precision} changes probabilities by at most "
+        f"{comparison.largest_probability_difference:.2g} and the top-1 of {comparison.top1_changes}"
     )

@@ -1,7 +1,7 @@
 """Measure a network on a split: all views of every clip, averaged into scores, compared with the labels.
 
-Evaluate, evaluate_checkpoint and reproduce are this with different networks. View logits of finished clips lie in
-.scratch/evaluate/<dataset>/<model>/<fingerprint>/: killed at any moment, a measurement goes on with the other clips.
+Evaluate, evaluate_checkpoint and reproduce are this with different networks. View logits of finished clips lie in the
+request's scratch folder: killed at any moment, a measurement goes on with the other clips.
 """
 
 import dataclasses
@@ -12,23 +12,21 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..clips.inputs import ToInput
-from ..clips.loader import Loading, usable_clips, view_loader
+from ..clips.loader import Loading, view_loader
 from ..devices import device_of, layout_of, place
 from ..engine.distributed import World
 from ..engine.evaluate import Inference, view_logits
 from ..engine.finished import FinishedClips
 from ..engine.metrics import accuracies, check_scores
-from ..engine.views import ViewLogits, average, read_views, write_views
+from ..engine.views import ViewLogits, ViewsHeader, average, read_views, write_views
 from ..errors import UserError
 from ..files.json_files import read_json, write_json
 from ..job import Job
 from ..kinetics.labels import map_labels
-from ..kinetics.manifest import StoredClip, list_sha256
-from ..kinetics.published_list import Chosen, choose, read_published
 from ..process.progress import progress
 from ..process.stage import sigterm_as_exit
-from ..recipe import Split
 from ..records import Fp32Comparison, Metrics, PublishedListRecord, TestResult
+from .evaluated_clips import EvaluatedClips
 from .fp32_comparison import compare_with_fp32, comparison_text
 
 COMPARED = 8
@@ -53,8 +51,10 @@ class Subject:
     sha256: str | None = None
     settings: tuple[str, ...] | None = None
     """What the checkpoint's own recipe changed: `clips.clip_len: 32 -> 64`."""
+    epoch: int | None = None
+    """Of the run's best.pth."""
 
-    def about(self, job: Job) -> dict[str, Any]:
+    def about(self, job: Job) -> dict[str, object]:
         """What the file of view logits says of its network."""
         known = {
             "model": job.model,
@@ -72,7 +72,9 @@ class Subject:
 class Request:
     """What is to be measured."""
 
-    split: Split = "val"
+    clips: EvaluatedClips
+    scratch: Path
+    """Folder of the finished clips' view logits: Job.evaluation_scratch."""
     average_clips: Literal["prob", "score", "none"]
     """none leaves the views as they are; then there are no accuracies."""
     topk: Sequence[int] = (1, 5)
@@ -100,64 +102,56 @@ class Outcome:
 
 
 def measure(job: Job, subject: Subject, request: Request, world: World) -> Outcome | None:
-    """All views of a split's clips through the network, as the job's recipe tests; by all processes of `world`.
+    """Run all views of the request's clips through the network, by all processes of `world`.
 
-    If params.yaml names a published list for the split, exactly its clips are measured. Returns None in all processes
-    but the first. Raises UserError.
+    The test settings are those of the job's recipe. Returns None in all processes but the first. Raises UserError.
     """
-    chosen = _published_clips(job, request.split)
-    if chosen:
-        clips = [clip.stored() for clip in chosen.clips]
-    else:
-        clips = usable_clips(job.manifest, request.split, job.manifest.path)
-    if chosen and world.is_first:
-        print(chosen.text(), flush=True)
-    fingerprint = job.views_fingerprint(subject.checkpoint_md5, request.split)
-    scratch = job.root / ".scratch" / "evaluate" / job.dataset / job.model / fingerprint[:16]
-    finished = FinishedClips(scratch, world.rank)
+    clips = request.clips.clips
+    if request.clips.published and world.is_first:
+        print(request.clips.published.text(), flush=True)
+    finished = FinishedClips(request.scratch, world.rank)
     try:
-        undecodable = _run_views(job, subject.network, clips, finished, scratch, world)
+        undecodable = _run_views(job, subject.network, request, finished, world)
     finally:
         finished.close()
     undecodable = sorted(sentence for gathered in world.gather(undecodable) for sentence in gathered)
     if not world.is_first:
         return None
 
-    rows, exact = finished.read()
-    measured = [clip for clip in clips if clip.video_id in rows]
+    logits, fp32_logits = finished.read()
+    measured = [clip for clip in clips if clip.video_id in logits]
     if not measured:
         raise UserError("no clip decoded: " + "; ".join(undecodable[:3]))
     if len(measured) + len(undecodable) != len(clips):
         raise UserError(
-            f"{scratch} has {len(measured)} of {len(clips) - len(undecodable)} finished clips: the other processes do "
-            "not see this folder; several machines need a shared one"
+            f"{request.scratch} has {len(measured)} of {len(clips) - len(undecodable)} finished clips: the other "
+            "processes do not see this folder; several machines need a shared one"
         )
-    counts = _counts(job, request.split, chosen, len(clips), len(measured), len(undecodable))
+    metrics = _counts(job, request.clips, len(measured), len(undecodable))
     test, mapping = job.recipe.test, subject.label_mapping
-    path = request.views or scratch / "views.safetensors"
-    write_views(
-        path,
-        (rows[clip.video_id].read() for clip in measured),
+    path = request.views or request.scratch / "views.safetensors"
+    header = ViewsHeader(
         video_ids=[clip.video_id for clip in measured],
         labels=[clip.label if clip.label < 0 or mapping is None else mapping[clip.label] for clip in measured],
         num_clips=test.num_clips,
         num_crops=test.num_crops,
-        classes=list(subject.classes),
-        about=subject.about(job) | {"split": request.split} | _without_none(counts),
+        classes=subject.classes,
+        about=subject.about(job) | {"split": request.clips.split} | metrics.counts(),
     )
+    write_views(path, header, (logits[clip.video_id].read() for clip in measured))
     views, scores, found = read_views(path), None, dict[str, float]()
     if request.average_clips != "none":
         scores = average(views, request.average_clips)
         if any(clip.label >= 0 for clip in measured):
             found = accuracies(scores, views.labels, views.video_ids, request.topk)
-    compared = [clip.video_id for clip in clips[:COMPARED] if clip.video_id in exact]
+    metrics = dataclasses.replace(metrics, accuracies=found, epoch=subject.epoch)
+    compared = [clip.video_id for clip in clips[:COMPARED] if clip.video_id in fp32_logits]
     comparison = None
     if compared:
-        pairs = [(rows[video_id].read(), exact[video_id].read()) for video_id in compared]
+        pairs = [(logits[video_id].read(), fp32_logits[video_id].read()) for video_id in compared]
         comparison = compare_with_fp32(pairs, test.average_clips)
         print(comparison_text(comparison, job.runtime.precision), flush=True)
-    result = _result(job, subject, request, Metrics(accuracies=found, **counts), undecodable, chosen, comparison)
-    return Outcome(result, views, scores, scratch)
+    return Outcome(_result(job, subject, request, metrics, undecodable, comparison), views, scores, request.scratch)
 
 
 def find_label_mapping(
@@ -185,36 +179,22 @@ def find_label_mapping(
     return None
 
 
-def _published_clips(job: Job, split: Split) -> Chosen | None:
-    """The clips of the split's published list, as far as they are here; None if params.yaml gives no list."""
-    if not (files := job.list_files(split)):
-        return None
-    return choose(read_published(*files), job.manifest.of_split(split), job.manifest.classes)
-
-
-def _counts(
-    job: Job, split: Split, chosen: Chosen | None, num_clips: int, num_measured: int, num_undecodable: int
-) -> dict[str, Any]:
-    """The fields of Metrics, except accuracies."""
-    listed = [clip for clip in job.manifest.of_split(split) if clip.is_listed]
-    counts = {
-        "clips": num_measured,
-        "missing": len(listed) - num_clips,
-        "undecodable": num_undecodable,
-        "listed": len(listed),
-        "protocol": job.recipe.test.protocol,
-        "precision": job.runtime.precision,
-        "list_sha256": chosen.list_sha256 if chosen else list_sha256(listed, split),
-    }
-    if chosen:
-        counts |= {
-            "missing": len(chosen.missing),
-            "listed": chosen.listed,
-            "published_list_sha256": chosen.sha256,
-            "other_frames": len(chosen.other_frames),
-            "other_label": len(chosen.other_label),
-        }
-    return counts
+def _counts(job: Job, clips: EvaluatedClips, num_measured: int, num_undecodable: int) -> Metrics:
+    """The metrics without the accuracies: what they are accuracies of."""
+    published = clips.published
+    return Metrics(
+        accuracies={},
+        clips=num_measured,
+        missing=clips.missing,
+        undecodable=num_undecodable,
+        listed=clips.listed,
+        protocol=job.recipe.test.protocol,
+        precision=job.runtime.precision,
+        list_sha256=clips.list_sha256,
+        published_list_sha256=published.sha256 if published else None,
+        other_frames=len(published.other_frames) if published else None,
+        other_label=len(published.other_label) if published else None,
+    )
 
 
 def _result(
@@ -223,11 +203,10 @@ def _result(
     request: Request,
     metrics: Metrics,
     undecodable: list[str],
-    chosen: Chosen | None,
     comparison: Fp32Comparison | None,
-) -> TestResult:  # everything that result.json says, so: seven parameters
+) -> TestResult:
     published_list = None
-    if chosen:
+    if chosen := request.clips.published:
         published_list = PublishedListRecord(
             sha256=chosen.sha256,
             label_map_sha256=chosen.label_map_sha256,
@@ -243,7 +222,7 @@ def _result(
         file=subject.file,
         sha256=subject.sha256,
         settings=subject.settings,
-        split=request.split,
+        split=request.clips.split,
         protocol=job.recipe.test.protocol,
         average_clips=request.average_clips,
         precision=job.runtime.precision,
@@ -255,15 +234,13 @@ def _result(
     )
 
 
-def _run_views(
-    job: Job, network: nn.Module, clips: Sequence[StoredClip], finished: FinishedClips, scratch: Path, world: World
-) -> list[str]:
+def _run_views(job: Job, network: nn.Module, request: Request, finished: FinishedClips, world: World) -> list[str]:
     """Compute this process's share of the view logits that are not saved yet.
 
     Returns a sentence for each of its clips that did not decode.
     """
     recipe, runtime, device = job.recipe, job.runtime, device_of(job.runtime, world.local_rank)
-    spec = recipe.test_spec
+    spec, clips, scratch = recipe.test_spec, request.clips.clips, request.scratch
     group_size = max(1, runtime.max_views // (spec.num_clips * spec.num_crops))
     groups = [clips[start : start + group_size] for start in range(0, len(clips), group_size)]
     done: set[str] = set()
@@ -335,7 +312,3 @@ def _share_quarantine(scratch: Path, num_processes: int) -> None:
     if known:
         for rank in range(num_processes):
             write_json(_quarantine(scratch, rank), known)
-
-
-def _without_none(values: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}

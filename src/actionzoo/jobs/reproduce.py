@@ -21,7 +21,8 @@ from ..records import ReproducedFile, Reproduction, TestResult
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
-from ..weights.published import CACHE, PublishedFile, fetch_published, published_files
+from ..weights.download import CACHE
+from ..weights.published import PublishedFile, fetch_published, published_files
 
 
 def reproduce(params: Params, model: str, root: Path | None = None) -> str:
@@ -74,22 +75,28 @@ def _measure(
     params: Params, job: Job, published: PublishedFile, file: Path, fingerprint: str, path: Path
 ) -> TestResult:
     from ..engine.distributed import World
+    from .evaluated_clips import evaluated_clips
     from .measure import Request, Subject, find_label_mapping, measure
 
     opened = open_checkpoint(file, params=params, model=job.model, root=job.root)
     print(opened.report.text(), flush=True)
-    known, classes = opened.identity.classes, job.manifest.classes
+    known, classes, checkpoint_md5 = opened.identity.classes, job.manifest.classes, md5_of(file)
     subject = Subject(
         network=opened.network,
         classes=known or classes,
-        checkpoint_md5=md5_of(file),
+        checkpoint_md5=checkpoint_md5,
         label_mapping=find_label_mapping(file, classes, known, opened.num_classes),
         fingerprint=fingerprint,
         file=file.name,
         sha256=opened.report.sha256,
     )
-    views = path.with_name(f"{published.kind}.views.safetensors")
-    outcome = measure(job, subject, Request(average_clips=job.recipe.test.average_clips, views=views), World())
+    request = Request(
+        clips=evaluated_clips(job, "val"),
+        scratch=job.evaluation_scratch(checkpoint_md5, "val"),
+        average_clips=job.recipe.test.average_clips,
+        views=path.with_name(f"{published.kind}.views.safetensors"),
+    )
+    outcome = measure(job, subject, request, World())
     assert outcome is not None  # there is one process
     outcome.write(path)
     shutil.rmtree(outcome.scratch)

@@ -2,15 +2,16 @@
 
 import contextlib
 import datetime
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
 from ..recipe import differences
-from ..records import RunFiles, RunRecord
+from ..records import RunRecord
+from ..run_files import RunFiles
 
 
 def finished_training(files: RunFiles, fingerprint: str) -> RunRecord | None:
@@ -42,12 +43,12 @@ class RunMemory:
         write_json(self.path, {"stamp": self.stamp, "run_id": run_id})
 
 
-def state_about(record: RunRecord) -> dict[str, Any]:
+def state_about(record: RunRecord) -> dict[str, object]:
     """What a saved state says of its training."""
     return {key: getattr(record, key) for key in ("model", "dataset", "manifest_sha256", "recipe", "batch", "lr")}
 
 
-def _changes(about: dict[str, Any], record: RunRecord) -> list[str]:
+def _changes(about: Mapping[str, object], record: RunRecord) -> list[str]:
     """What differs between the training that a state is of and this one."""
     known = {"model" if key == "row" else key: value for key, value in about.items() if key != "mlflow_run"}
     return differences(known, state_about(record))

@@ -23,7 +23,8 @@ from ..files.locks import locked
 from ..job import Job
 from ..process.progress import progress
 from ..recipe import CosineSchedule, Recipe, StepSchedule, as_dict
-from ..records import FileRecord, RunFiles, RunRecord
+from ..records import FileRecord, RunRecord
+from ..run_files import RunFiles
 from ..tracking.live import Run, recorded_run
 from ..tracking.names import run_params
 from ..weights.initial import check_initial_weights, load_initial_weights

@@ -19,7 +19,7 @@ class ConvNorm(nn.Module):
     Kernels are odd, and padded so that stride 1 keeps every size.
     """
 
-    def __init__(
+    def __init__(  # the parameters of Conv3d and BatchNorm3d that differ between the papers' layers
         self,
         in_channels: int,
         out_channels: int,

@@ -27,7 +27,7 @@ class SlowFast(nn.Module):
     dropout: probability, before the classifier.
     """
 
-    def __init__(
+    def __init__(  # the knobs of the paper, section 3
         self,
         *,
         slow_depth: int,

@@ -7,30 +7,19 @@ from typing import Any
 
 from ..errors import UserError
 from .predictor import WINDOW_SECONDS, Prediction, Predictor, prediction_lines
-from .video_paths import check_windows, find_targets, find_videos, shown
+from .video_paths import PredictRequest, check_windows, find_targets, find_videos, shown
 
 
-def predict_all(
-    predictor: Predictor,
-    videos: Sequence[str | Path],
-    *,
-    top: int = 5,
-    window_seconds: float | None = None,
-    stride_seconds: float | None = None,
-    as_json: bool = False,
-    draw: Path | None = None,
-) -> None:
-    """Print the classes of videos, and of all videos in folders, as text or as one JSON object per line.
+def predict_all(predictor: Predictor, request: PredictRequest) -> None:
+    """Print the classes of the request's videos, as text or as one JSON object per line, and draw the copies.
 
-    `draw` is the mp4 file of the drawn copy, or a folder for several. Each video that cannot be used is named with the
-    reason; UserError at the end says how many there are.
+    Each video that cannot be used is named with the reason; UserError at the end says how many there are.
     """
-    check_windows(window_seconds, stride_seconds)
-    paths = find_videos(videos)
-    targets = find_targets(paths, draw) if draw else {}
+    check_windows(request.window_seconds, request.stride_seconds)
+    paths, as_json = find_videos(request.videos), request.as_json
+    targets = find_targets(paths, request.draw) if request.draw else {}
     num_faults = 0
-    for path, predictions in _predictions(predictor, list(paths), top, window_seconds, stride_seconds):
-        is_windowed = window_seconds is not None or stride_seconds is not None
+    for path, predictions in _predictions(predictor, list(paths), request):
         done: list[Prediction] = []
         for prediction in predictions:
             done.append(prediction)
@@ -48,27 +37,27 @@ def predict_all(
             if not as_json:
                 print(f"  {fault}" if drawn is None else f"  drawn: {shown(drawn)}", flush=True)
         if as_json:
-            print(json.dumps(_plain(path, done, is_windowed, fault, drawn), ensure_ascii=False), flush=True)
+            print(json.dumps(_plain(path, done, request.is_windowed, fault, drawn), ensure_ascii=False), flush=True)
         num_faults += bool(fault) or len(usable) < len(done)
     if num_faults:
         raise UserError(f"{num_faults} of {len(paths)} videos could not be used, or not all of them; see above")
 
 
 def _predictions(
-    predictor: Predictor, paths: list[Path], top: int, window_seconds: float | None, stride_seconds: float | None
+    predictor: Predictor, paths: list[Path], request: PredictRequest
 ) -> Iterator[tuple[Path, Iterable[Prediction]]]:
     """Each video with its prediction, or with those of its windows."""
-    if window_seconds is None and stride_seconds is None:
-        yield from ((prediction.video, [prediction]) for prediction in predictor.each(paths, top=top))
+    if not request.is_windowed:
+        yield from ((prediction.video, [prediction]) for prediction in predictor.each(paths, top=request.top))
         return
     for path in paths:
         windows: Iterable[Prediction]
         try:
             windows = predictor.windows(
                 path,
-                window_seconds=WINDOW_SECONDS if window_seconds is None else window_seconds,
-                stride_seconds=stride_seconds,
-                top=top,
+                window_seconds=WINDOW_SECONDS if request.window_seconds is None else request.window_seconds,
+                stride_seconds=request.stride_seconds,
+                top=request.top,
             )
         except UserError as error:
             windows = [Prediction(path, [], fault=str(error))]

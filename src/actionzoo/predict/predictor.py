@@ -57,7 +57,7 @@ class Prediction:
     """A sentence on why `top` is empty."""
 
 
-def open_predictor(
+def open_predictor(  # eight parameters: the options of `actionzoo predict`, for calls from Python
     source: str | Path,
     *,
     model: str | None = None,

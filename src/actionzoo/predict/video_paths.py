@@ -1,5 +1,6 @@
-"""The videos of a `predict` command, files and folders, and the paths of their drawn copies. Imports no torch."""
+"""A `predict` request before its network is loaded: the videos and the paths of their drawn copies. Without torch."""
 
+import dataclasses
 import json
 import math
 import os
@@ -13,29 +14,44 @@ VIDEOS = (*ENDINGS, ".m4v", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".3gp", ".og
 """Endings of the videos that are looked for in folders. A file that is named itself may have any."""
 
 
-def check_request(
-    videos: Sequence[str | Path],
-    *,
-    window_seconds: float | None = None,
-    stride_seconds: float | None = None,
-    draw: Path | None = None,
-    as_json: bool = False,
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class PredictRequest:
+    """What `actionzoo predict` is asked for."""
+
+    videos: Sequence[str | Path]
+    """Files, and folders for all videos below them."""
+    _: dataclasses.KW_ONLY
+    top: int = 5
+    """Classes that are shown."""
+    window_seconds: float | None = None
+    """Length of a window; None: 10 with a stride, else the whole video is predicted at once."""
+    stride_seconds: float | None = None
+    """From one window's start to the next; None: window_seconds."""
+    draw: Path | None = None
+    """The mp4 file of the drawn copy, or a folder for several."""
+    as_json: bool = False
+
+    @property
+    def is_windowed(self) -> bool:
+        return self.window_seconds is not None or self.stride_seconds is not None
+
+
+def check_request(request: PredictRequest) -> None:
     """Check what can be checked before a network is loaded. Raises UserError.
 
     If some videos cannot be read, this passes, and they are reported later, one by one. If none can be read, it raises;
     with `as_json` it prints the line of each first.
     """
-    check_windows(window_seconds, stride_seconds)
-    paths = find_videos(videos)
-    targets = find_targets(paths, draw) if draw else {}
+    check_windows(request.window_seconds, request.stride_seconds)
+    paths = find_videos(request.videos)
+    targets = find_targets(paths, request.draw) if request.draw else {}
     for video, target in targets.items():
         if target.exists() and video.exists() and target.samefile(video):
             raise UserError(f"{shown(target)} is the video itself; give --draw another name")
     faults = {path: fault_of(path) for path in paths}
     if not all(faults.values()):
         return
-    if as_json:
+    if request.as_json:
         for path, fault in faults.items():
             print(json.dumps({"video": shown(path), "error": fault, "top": []}, ensure_ascii=False), flush=True)
     more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""

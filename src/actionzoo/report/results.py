@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..accuracy import KINETICS400, PUBLISHED_CLIPS, Comparison, Reason, comparable_top1, compare
 from ..errors import UserError
-from ..records import Benchmark, Metrics, newest_logs
+from ..records import Benchmark, Metrics
+from ..run_files import newest_logs
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:

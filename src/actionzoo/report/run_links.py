@@ -10,7 +10,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..params import Params
-from ..records import RunFiles, RunRecord, newest_logs
+from ..records import RunRecord
+from ..run_files import RunFiles, newest_logs
 from ..tracking.store import run_pages
 
 

@@ -83,7 +83,7 @@ def sync_folder(folder: Path, checkpoint: str = "best.pth") -> Synced:
         run_id = created
         log_params(client, run_id, run_params(record.as_json()) if record else {})
     run = client.get_run(run_id)
-    accuracies = to_metrics({"mode": "test"} | metrics.counts()) if metrics else {}
+    accuracies = to_metrics(metrics.counts() | {"mode": "test"}) if metrics else {}
     sent = _send_missing(store, run_id, run.data.metrics, points, accuracies)
 
     missing: list[Path] = []

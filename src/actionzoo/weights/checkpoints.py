@@ -21,10 +21,11 @@ from ..names import did_you_mean
 from ..params import Params
 from ..process.progress import Progress
 from ..recipe import TestSpec
-from ..records import RunFiles
+from ..run_files import RunFiles
 from ..tracking.registry import fetch_registered
+from .download import CACHE, fetch_weights
 from .identity import Identity, identify, record_beside
-from .published import CACHE, base_name, fetch_published, published_as
+from .published import base_name, fetch_published, published_as
 
 if TYPE_CHECKING:
     from torch import nn
@@ -145,9 +146,6 @@ def find_checkpoint(source: str, params: Params, root: Path | None = None, on_pr
         return _fetch(source, params, root, on_progress)
     else:
         path = _local(source, params, root)
-
-    from .download import fetch_weights  # imported late, with torch: a name that leads nowhere does not need it
-
     return fetch_weights(path)
 
 
@@ -181,8 +179,6 @@ def _local(source: str, params: Params, root: Path) -> Path:
 
 def _fetch(address: str, params: Params, root: Path, on_progress: Progress | None) -> Path:
     """The file behind an address; a published one also from its mirrors."""
-    from .download import fetch_weights
-
     published = published_as(params, base_name(address))
     if published and published.address == address:
         return fetch_published(published, root / CACHE, on_progress=on_progress)

@@ -18,7 +18,9 @@ from ..files.locks import locked
 from ..kinetics.single_file import complete
 from ..kinetics.transfer import Patience, discard
 from ..process.progress import Progress
-from .published import CACHE
+
+CACHE = Path("weights")
+"""Where downloaded and imported weights lie, below the project."""
 
 
 def fetch_weights(

@@ -48,7 +48,7 @@ class WeightsFile:
     """Name in the network -> name in the file."""
     not_for_us: tuple[str, ...]
     """Names in the file of a classifier that is not loaded."""
-    meta: dict[str, Any]
+    meta: Mapping[str, object]
     """As in the file, not judged yet."""
 
     @property

@@ -15,7 +15,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..errors import UserError
 from ..files.hashes import md5_of
@@ -65,7 +64,7 @@ class RecordBeside:
 
     model_name: str = ""
     """'' if another program wrote the file."""
-    recipe: dict[str, Any] | None = None
+    recipe: Mapping[str, object] | None = None
     """Plain values, not judged yet."""
     classes: list[str] | None = None
     """By output; None if the file does not name them."""
@@ -82,7 +81,7 @@ class _Claim:
 
 def identify(
     file: Path,
-    meta: Mapping[str, Any],
+    meta: Mapping[str, object],
     shapes: Shapes,
     *,
     params: Params,
@@ -146,14 +145,14 @@ def record_beside(file: Path) -> RecordBeside | None:
     return RecordBeside(record.model, record.recipe, list(record.classes) or None)
 
 
-def is_of_this_zoo(meta: Mapping[str, Any]) -> bool:
+def is_of_this_zoo(meta: Mapping[str, object]) -> bool:
     """Whether the metadata are those of a checkpoint that this package wrote."""
     return bool(_first_text(meta, *NAME_KEYS)) or "val_top1" in meta
 
 
-def _first_text(content: Mapping[str, Any], *keys: str) -> str:
+def _first_text(content: Mapping[str, object], *keys: str) -> str:
     """The first of the keys' values that is a text; '' if there is none."""
-    return next((content[key] for key in keys if isinstance(content.get(key), str)), "")
+    return next((text for key in keys if isinstance(text := content.get(key), str)), "")
 
 
 def _class_names(names: object) -> list[str]:
@@ -162,7 +161,7 @@ def _class_names(names: object) -> list[str]:
 
 
 def _claim(
-    file: Path, meta: Mapping[str, Any], record: RecordBeside, params: Params, model: str | None
+    file: Path, meta: Mapping[str, object], record: RecordBeside, params: Params, model: str | None
 ) -> _Claim | None:
     """The strongest statement about the file's model; `model` decides between models that share a published file."""
     rename = "if its name is wrong, give the file another one"
@@ -180,8 +179,8 @@ def _claim(
     names = [name for name in params.recipes if file.name.startswith((f"{name}-", f"{name}_", f"{name}."))]
     if names:
         return _Claim(max(names, key=len), "its name says so", rename)
-    if isinstance(meta.get("config_name"), str):
-        config = Path(meta["config_name"]).stem
+    if isinstance(config_name := meta.get("config_name"), str):
+        config = Path(config_name).stem
         configs = {name: published.config for name, published in params.published.items()}
         names = [name for name in params.recipes if config in (name, configs.get(name))]
         if len(names) == 1 or (model is not None and names):
@@ -191,7 +190,7 @@ def _claim(
     return None
 
 
-def _published(file: Path, meta: Mapping[str, Any], model: str, params: Params) -> PublishedFile | None:
+def _published(file: Path, meta: Mapping[str, object], model: str, params: Params) -> PublishedFile | None:
     """The published file that it is, or was imported from."""
     for name in (file.name, meta.get("source")):
         if isinstance(name, str) and (found := published_as(params, name, model)) and found.model_name == model:

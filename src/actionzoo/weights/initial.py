@@ -9,7 +9,8 @@ from ..errors import UserError
 from ..params import Params
 from ..process.progress import progress
 from ..recipe import Model
-from .published import CACHE, PublishedFile, base_name, fetch_published, other_network, published_file
+from .download import CACHE, fetch_weights
+from .published import PublishedFile, base_name, fetch_published, other_network, published_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +60,6 @@ def check_initial_weights(initial: InitialWeights, section: Model) -> None:
 
 def load_initial_weights(network: "nn.Module", initial: InitialWeights, root: Path) -> "LoadReport":
     """Fetch them if they are not here yet, and load them. Raises UserError."""
-    from .download import fetch_weights
     from .load import load_weights
 
     cache = root / CACHE

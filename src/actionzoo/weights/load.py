@@ -13,10 +13,10 @@ from ..params import Params, load_params
 from ..process.progress import Progress
 from ..recipe import CSNModel, SlowFastModel, as_dict
 from ..zoo import build_model
-from .download import fetch_weights
+from .download import CACHE, fetch_weights
 from .formats import CLASSIFIER, MAX_CLASSES, WeightsFile, abbreviated, read_weights
 from .identity import NAME_KEYS, identify, record_beside
-from .published import CACHE, published_file
+from .published import published_file
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def num_classes_of(network: nn.Module) -> int:
     return int(network.state_dict()[CLASSIFIER[0]].shape[0])
 
 
-def import_weights(
+def import_weights(  # seven parameters: the arguments of `actionzoo weights`, and where it works
     model: str,
     source: str | Path | None = None,
     *,

@@ -23,7 +23,8 @@ from ..engine.checkpoint import load_checkpoint
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
-from ..records import Metrics, RunFiles, RunRecord, TestResult
+from ..records import Metrics, RunRecord, TestResult
+from ..run_files import RunFiles
 from ..tracking.registry import register
 from .identity import record_beside
 

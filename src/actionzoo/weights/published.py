@@ -9,9 +9,7 @@ from pathlib import Path
 from ..params import Params
 from ..process.progress import Progress
 from ..recipe import CSNModel, Kind, Percentage, SlowFastModel, as_dict
-
-CACHE = Path("weights")
-"""Where downloaded and imported weights lie, below the project."""
+from .download import fetch_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +75,6 @@ def published_as(params: Params, name: str, model: str | None = None) -> Publish
 
 def fetch_published(file: PublishedFile, cache: Path, *, on_progress: Progress | None = None) -> Path:
     """The file on this machine, from the first address that has it. Raises UserError."""
-    from .download import fetch_weights
-
     return fetch_weights(file.address, cache, mirrors=file.mirrors, on_progress=on_progress)
 
 
