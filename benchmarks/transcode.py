@@ -49,8 +49,8 @@ from actionzoo.kinetics import transcode as module
 from actionzoo.kinetics.archives import read_archive
 from actionzoo.kinetics.transcode import BadVideo, Encoded, ffmpeg_version, find_ffmpeg, transcode
 from actionzoo.params import load_params
+from actionzoo.params.settings import Encode
 from actionzoo.process.stage import stage
-from actionzoo.settings import Encode
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL_FOOTAGE = PROJECT.parent / "shared" / "k400-mini"

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 import actionzoo
-from actionzoo import params as params_module
 from actionzoo.errors import UserError
 from actionzoo.params import Params, find_project, load_params
+from actionzoo.params import read as params_module
 
 PROJECT = Path(__file__).resolve().parents[1]
 R101 = "slowfast_r101_8x8x1_256e_kinetics400_rgb"
@@ -342,7 +342,7 @@ def test_outside_of_a_project_it_is_the_checkout_that_the_package_is_installed_f
 
 def test_without_a_checkout_the_error_says_where_to_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(params_module, "__file__", str(tmp_path / "site-packages/actionzoo/params.py"))
+    monkeypatch.setattr(params_module, "__file__", str(tmp_path / "site-packages/actionzoo/params/read.py"))
     with pytest.raises(UserError, match=rf"no params\.yaml in {tmp_path} or above; run inside the project's folder"):
         load_params()
 

@@ -16,8 +16,6 @@ PACKAGE = PROJECT / "src" / "actionzoo"
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py") if path.parent.name != "commands")
 """The package's folders, but for the command line."""
 
-PARAMS = ("actionzoo.params", "actionzoo.settings")
-
 
 def imports(path: Path) -> set[str]:
     """Absolute names of all modules that the file imports, at whatever depth."""
@@ -65,9 +63,9 @@ def test_each_foreign_tool_sits_behind_one_file(names, only):
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [
-        ("kinetics", ("torch", "actionzoo.clips", "actionzoo.engine", "actionzoo.models", *PARAMS)),
-        ("models", ("actionzoo.kinetics", "actionzoo.clips", "actionzoo.engine", "numpy", *PARAMS)),
-        ("engine", ("actionzoo.clips", "actionzoo.models", "actionzoo.tracking", "numpy", *PARAMS)),
+        ("kinetics", ("torch", "actionzoo.clips", "actionzoo.engine", "actionzoo.models", "actionzoo.params")),
+        ("models", ("actionzoo.kinetics", "actionzoo.clips", "actionzoo.engine", "numpy", "actionzoo.params")),
+        ("engine", ("actionzoo.clips", "actionzoo.models", "actionzoo.tracking", "numpy", "actionzoo.params")),
         ("clips", ("actionzoo.engine", "actionzoo.models", "actionzoo.zoo", "actionzoo.tracking")),
         *((room, ("actionzoo.cli", "actionzoo.commands", "typer")) for room in ROOMS),
     ],

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Literal
 
 from .errors import UserError
-from .settings import Runtime
+from .params.settings import Runtime
 
 if TYPE_CHECKING:
     import torch

@@ -13,9 +13,9 @@ from .files.hashes import sha256_of
 from .kinetics.manifest import Manifest, read_manifest
 from .kinetics.published_list import fetch_list
 from .params import Params, digest
+from .params.settings import PublishedLists, Runtime
 from .recipe import Published, Recipe, Split
 from .run_files import RunFiles
-from .settings import PublishedLists, Runtime
 from .weights.initial import InitialWeights, initial_weights
 
 

@@ -68,7 +68,7 @@ def test_a_choice_is_refused_with_the_nearest():
 
 
 def test_choices_are_those_of_the_types_behind_them():
-    from actionzoo.settings import Runtime
+    from actionzoo.params.settings import Runtime
 
     assert get_args(arguments.Split) == get_args(recipe.Split)
     assert get_args(arguments.Precision) == get_args(Runtime.__annotations__["precision"])

@@ -23,9 +23,9 @@ from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Request, Subject, measure
 from actionzoo.jobs.view_scores import measure as measure_again
 from actionzoo.metric_keys import with_protocol
+from actionzoo.params.settings import PublishedLists
 from actionzoo.records import TestResult
 from actionzoo.run_files import RunFiles
-from actionzoo.settings import PublishedLists
 from actionzoo.zoo import build_model
 from tests.processes import in_child
 from tests.tiny_network import CLASSES, PROJECT, ROW, TinyNetwork, outcome_of, tiny_params, val_clips, with_manifest

@@ -14,7 +14,7 @@ from actionzoo.jobs.reproduce import reproduce
 from actionzoo.kinetics.labels import kinetics400, map_labels
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import load_params
-from actionzoo.settings import PublishedLists
+from actionzoo.params.settings import PublishedLists
 from actionzoo.zoo import build_model
 from tests.tiny_network import tiny_params, val_clips
 

@@ -21,10 +21,10 @@ from ..devices import device_of, layout_of, place
 from ..files.locks import locked
 from ..job import Job
 from ..params import digest
+from ..params.settings import Runtime
 from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
 from ..records import Benchmark
-from ..settings import Runtime
 from ..zoo import build_model, freeze
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import os
 import sys
 
 from ..errors import UserError
-from ..settings import Runtime
+from ..params.settings import Runtime
 
 
 def launch_torchrun(runtime: Runtime) -> None:

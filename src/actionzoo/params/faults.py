@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from .errors import UserError
-from .files.addresses import without_secrets
-from .names import NAME_RULE, did_you_mean, is_name
-from .recipe import Published, Recipe, as_dict
+from ..errors import UserError
+from ..files.addresses import without_secrets
+from ..names import NAME_RULE, did_you_mean, is_name
+from ..recipe import Published, Recipe, as_dict
 from .settings import Dataset
 
 T = TypeVar("T")

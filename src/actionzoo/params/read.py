@@ -16,11 +16,10 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from .errors import UserError
-from .files.yaml_files import read_yaml
-from .names import containing, did_you_mean
-from .params_faults import check_names, dangling_names, field_names, source_fault, unknown_overrides, validated
-from .recipe import (
+from ..errors import UserError
+from ..files.yaml_files import read_yaml
+from ..names import containing, did_you_mean
+from ..recipe import (
     STRICT,
     CSNModel,
     Model,
@@ -31,6 +30,7 @@ from .recipe import (
     as_dict,
     compare,
 )
+from .faults import check_names, dangling_names, field_names, source_fault, unknown_overrides, validated
 from .settings import Data, Dataset, Prepare, Runtime
 
 _log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ def find_project(start: Path | None = None) -> Path:
     paths in messages stay short. Raises UserError.
     """
     here = start or Path()
-    checkout = Path(__file__).resolve().parents[2]
+    checkout = Path(__file__).resolve().parents[3]
     for folder in (here, *here.absolute().parents, checkout):
         if (folder / "params.yaml").is_file():
             return folder

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from .recipe import STRICT, Count, Positive, PositiveFloat, Share, Split
+from ..recipe import STRICT, Count, Positive, PositiveFloat, Share, Split
 
 Overrides = dict[str, dict[str, dict[str, Any]]]
 """Family or model -> section of a recipe -> key -> the value that replaces the recipe's."""
