@@ -141,7 +141,7 @@ class Job:
         fingerprint = digest(
             _EVALUATION, recipe.model, recipe.clips, recipe.augment, *views, *how, *clips, checkpoint_md5, split
         )
-        return self.root / ".scratch" / "evaluate" / self.dataset / self.model / fingerprint[:16]
+        return self.files.unfinished_evaluations / fingerprint[:16]
 
 
 _EVALUATION = 3
