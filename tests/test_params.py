@@ -252,6 +252,31 @@ def test_what_the_user_changed_in_params_yaml_of_the_version_before_wins(of_the_
     assert load_params(of_the_version_before).published[R101].top1 == (1.5,)
 
 
+def with_batch_norm_in_runtime(file: Path, of_recipes: str | None = None) -> Path:
+    def change(raw):
+        raw["runtime"]["batch_norm"] = "ghost"
+        for recipe in raw["recipes"].values():
+            del recipe["optim"]["batch_norm"]
+            if of_recipes:
+                recipe["optim"]["batch_norm"] = of_recipes
+
+    params_module._note.cache_clear()
+    return edited(file, change)
+
+
+def test_batch_norm_of_the_version_before_applies_to_every_recipe(file, caplog):
+    with caplog.at_level(logging.WARNING):
+        params = load_params(with_batch_norm_in_runtime(file))
+    assert {recipe.optim.batch_norm for recipe in params.recipes.values()} == {"ghost"}
+    (note,) = caplog.messages
+    assert "runtime.batch_norm is read for the 17 recipes" in note and "recipes.<model>.optim.batch_norm" in note
+
+
+def test_batch_norm_in_runtime_beside_that_of_the_recipes_is_refused(file):
+    with pytest.raises(UserError, match=r"runtime\.batch_norm is not read any more; .*overrides\. Delete the key"):
+        load_params(with_batch_norm_in_runtime(file, "local"))
+
+
 # What data sets share
 
 
@@ -319,7 +344,7 @@ def test_every_key_of_a_recipe_is_explained_once():
             section = match[1]
         if match := re.match(r"    (  )?(\w+): .*# \w", line):
             explained.append(f"{section}.{match[2]}" if match[1] else section)
-    assert sorted(explained) == sorted(keys) and len(keys) == 49
+    assert sorted(explained) == sorted(keys) and len(keys) == 50
 
 
 # The project's folder

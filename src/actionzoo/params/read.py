@@ -227,7 +227,30 @@ def _take_what_moved(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
         if isinstance(dataset, dict) and "tour" in dataset and "demo_recipes" not in dataset:
             dataset["demo_recipes"] = dataset.pop("tour")
             _note(f"{path}: datasets.{name}.tour is called demo_recipes now")
+    _move_batch_norm(path, raw.get("runtime"), recipes)
     return published
+
+
+def _move_batch_norm(path: Path, runtime: Any, recipes: Any) -> None:
+    """Give `runtime.batch_norm` of the version before to all recipes. Raises UserError if they have their own.
+
+    To be deleted with the next version.
+    """
+    if not isinstance(runtime, dict) or "batch_norm" not in runtime:
+        return
+    place = "it belongs to the recipe: recipes.<model>.optim.batch_norm, or optim.batch_norm in a data set's overrides"
+    values = recipes.values() if isinstance(recipes, dict) else ()
+    sections = [recipe.get("optim") for recipe in values if isinstance(recipe, dict)]
+    waiting = [optim for optim in sections if isinstance(optim, dict) and "batch_norm" not in optim]
+    if not waiting:
+        raise UserError(f"{path}: runtime.batch_norm is not read any more; {place}. Delete the key")
+    value = runtime.pop("batch_norm")
+    for optim in waiting:
+        optim["batch_norm"] = value
+    _note(
+        f"{path}: runtime.batch_norm is read for the {len(waiting)} recipes without a value of their own; {place}. "
+        "Until it stands there, DVC does not see it change"
+    )
 
 
 @functools.cache

@@ -95,9 +95,6 @@ class Runtime:
     compile: bool
     max_views: Positive
     """Views that pass through the network at once; evaluation halves it when memory runs out."""
-    batch_norm: Literal["local", "sync", "ghost"]
-    """Clips whose statistics batch norm uses: those of a process' batch, of all processes' batches, or as many at a
-    time as the recipe's videos_per_gpu."""
     save_minutes: PositiveFloat
     """Longest time between two saved states of a training."""
     keep_states: Positive
