@@ -292,8 +292,9 @@ def test_two_processes_train_and_test_a_row_together(demo):
     from mlflow import MlflowClient
 
     before = demo.params["runtime"]
-    demo.params["runtime"] = before | {"gpus": 2, "batch_norm": "sync"}
-    demo.params["datasets"]["demo"]["overrides"]["slowfast"]["optim"]["videos_per_gpu"] = 3
+    demo.params["runtime"] = before | {"gpus": 2}
+    optim = demo.params["datasets"]["demo"]["overrides"]["slowfast"]["optim"]
+    optim |= {"videos_per_gpu": 3, "batch_norm": "sync"}
     demo.save()
     try:
         ran, printed = demo.repro(f"evaluate@{SLOWFAST}")
@@ -306,7 +307,7 @@ def test_two_processes_train_and_test_a_row_together(demo):
         demo.repro(f"evaluate@{SLOWFAST}")
     finally:
         demo.params["runtime"] = before
-        del demo.params["datasets"]["demo"]["overrides"]["slowfast"]["optim"]["videos_per_gpu"]
+        del optim["videos_per_gpu"], optim["batch_norm"]
         demo.save()
     alone = json.loads((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
     assert together["metrics"] == pytest.approx(alone["metrics"])

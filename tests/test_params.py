@@ -24,7 +24,8 @@ VIDEO = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    monkeypatch.delenv("ACTIONZOO_SOURCE", raising=False)
+    for name in ("ACTIONZOO_SOURCE", "ACTIONZOO_DATA"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("params.yaml", "published.yaml"):
         shutil.copy(PROJECT / name, tmp_path)
     return tmp_path / "params.yaml"
@@ -252,6 +253,31 @@ def test_what_the_user_changed_in_params_yaml_of_the_version_before_wins(of_the_
     assert load_params(of_the_version_before).published[R101].top1 == (1.5,)
 
 
+def with_batch_norm_in_runtime(file: Path, of_recipes: str | None = None) -> Path:
+    def change(raw):
+        raw["runtime"]["batch_norm"] = "ghost"
+        for recipe in raw["recipes"].values():
+            del recipe["optim"]["batch_norm"]
+            if of_recipes:
+                recipe["optim"]["batch_norm"] = of_recipes
+
+    params_module._note.cache_clear()
+    return edited(file, change)
+
+
+def test_batch_norm_of_the_version_before_applies_to_every_recipe(file, caplog):
+    with caplog.at_level(logging.WARNING):
+        params = load_params(with_batch_norm_in_runtime(file))
+    assert {recipe.optim.batch_norm for recipe in params.recipes.values()} == {"ghost"}
+    (note,) = caplog.messages
+    assert "runtime.batch_norm is read for the 17 recipes" in note and "recipes.<model>.optim.batch_norm" in note
+
+
+def test_batch_norm_in_runtime_beside_that_of_the_recipes_is_refused(file):
+    with pytest.raises(UserError, match=r"runtime\.batch_norm is not read any more; .*overrides\. Delete the key"):
+        load_params(with_batch_norm_in_runtime(file, "local"))
+
+
 # What data sets share
 
 
@@ -319,7 +345,7 @@ def test_every_key_of_a_recipe_is_explained_once():
             section = match[1]
         if match := re.match(r"    (  )?(\w+): .*# \w", line):
             explained.append(f"{section}.{match[2]}" if match[1] else section)
-    assert sorted(explained) == sorted(keys) and len(keys) == 49
+    assert sorted(explained) == sorted(keys) and len(keys) == 50
 
 
 # The project's folder
@@ -396,3 +422,34 @@ def test_of_many_candidates_eight_are_listed(shipped):
 def test_a_name_that_is_part_of_none_is_told_the_near_one(shipped):
     with pytest.raises(UserError, match=rf"recipes\.{CSN}x is unknown; did you mean {CSN}\?"):
         shipped.resolve(f"{CSN}x")
+
+
+def test_the_data_root_lies_in_the_project(file):
+    params = load_params(file)
+    assert params.workspace == params.root == file.parent
+    assert params.data_root == file.parent / "data"
+    assert params.data_folder() == params.folder("data") == file.parent / "data/demo"
+    assert params.data_scratch("resize") == file.parent / "data/.scratch/resize/demo"
+
+
+def test_the_data_root_may_lie_elsewhere(file, monkeypatch):
+    params = load_params(changed(file, "root: data ", "root: /mnt/videos "))
+    assert params.data_root == Path("/mnt/videos")
+    assert params.folder("data") == file.parent / "data/demo"  # what DVC tracks stays in the project
+    monkeypatch.setenv("ACTIONZOO_DATA", "../shared")
+    assert load_params(file).data_root == file.parent / "../shared"
+    monkeypatch.setenv("ACTIONZOO_DATA", "~/videos")
+    assert load_params(file).data_root == Path.home() / "videos"
+
+
+@pytest.mark.parametrize("inside", [".dvc/tmp/exps/tmpabc", ".dvc/tmp/exps/standalone/tmpabc/zoo"])
+def test_an_experiment_uses_the_data_of_the_project_that_queued_it(file, inside, monkeypatch):
+    experiment = file.parent / inside
+    experiment.mkdir(parents=True)
+    for name in ("params.yaml", "published.yaml"):
+        shutil.copy(file.with_name(name), experiment)
+    monkeypatch.chdir(experiment)
+    params = load_params()
+    assert params.folder("data").absolute() == experiment / "data/demo"
+    assert params.workspace == file.parent
+    assert params.data_folder() == file.parent / "data/demo"

@@ -121,7 +121,7 @@ class Job:
         recipe, batch = self.recipe, self.batch(num_processes)
         sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, recipe.optim, recipe.schedule)
         scaled = (batch.size, batch.reference, batch.lr)
-        return digest(*sections, scaled, num_processes, self.runtime.batch_norm, self.manifest.sha256)
+        return digest(*sections, scaled, num_processes, recipe.optim.batch_norm, self.manifest.sha256)
 
     def evaluation_fingerprint(self, checkpoint_md5: str, split: Split = "val") -> str:
         """Equal for evaluations that give the same accuracies, but for rounding."""

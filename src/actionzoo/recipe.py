@@ -125,6 +125,9 @@ class Optim:
     gpus: Positive
     videos_per_gpu: Positive
     """Clips of a batch: what batch norm sees, and with gpus the reference batch."""
+    batch_norm: Literal["local", "sync", "ghost"]
+    """Clips whose statistics batch norm uses: those of a process' batch, of all processes' batches, or as many at a
+    time as videos_per_gpu of the recipe as written."""
     accumulate: Positive
     """Batches whose gradients make one step."""
     scale_lr: bool

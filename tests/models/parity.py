@@ -35,7 +35,7 @@ def reference_entries() -> dict[str, dict[str, Any]]:
 def reference_recipe(entry: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """A row of the reference in the words of params.yaml.
 
-    What only we have is left out: seed, optim.scale_lr and published.note.
+    What only we have is left out: seed, optim.scale_lr, optim.batch_norm and published.note.
     """
     recipe = entry["recipe"]
     pipelines = [recipe["train_pipeline"], recipe["val_pipeline"], recipe["test_pipeline"]]

@@ -216,9 +216,9 @@ def _network(
     network = build_model(recipe.model, num_classes)
     loaded = load_initial_weights(network, job.init, job.root) if job.init and is_new else None
     frozen = freeze(network, recipe.init.frozen_stages)
-    if runtime.batch_norm == "sync" and world.size > 1:
+    if recipe.optim.batch_norm == "sync" and world.size > 1:
         synchronise_norms(network)
-    elif runtime.batch_norm == "ghost":
+    elif recipe.optim.batch_norm == "ghost":
         split_norms(network, job.written.optim.videos_per_gpu)
     place(network, runtime, device).train()
     for module in frozen:

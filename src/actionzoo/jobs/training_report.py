@@ -82,7 +82,7 @@ def start_table(network: nn.Module, job: Job, record: RunRecord, device: torch.d
         f"model      {record.model} on {record.dataset}: {record.train_clips} training and {record.val_clips} "
         f"validation clips, {len(record.classes)} classes",
         f"network    {count:.2f} M parameters, {learning:.2f} M of them learn",
-        f"norms      {len(norms)}: {len(norms) - evaluating} see {kinds[runtime.batch_norm]}, {evaluating} use stored "
+        f"norms      {len(norms)}: {len(norms) - evaluating} see {kinds[optim.batch_norm]}, {evaluating} use stored "
         f"statistics, {fixed} have frozen weights",
         f"learning   lr {record.lr:.6g} ({why})",
         f"batch      {record.batch} = {world.size} processes x {optim.videos_per_gpu} videos x "

@@ -95,9 +95,6 @@ class Runtime:
     compile: bool
     max_views: Positive
     """Views that pass through the network at once; evaluation halves it when memory runs out."""
-    batch_norm: Literal["local", "sync", "ghost"]
-    """Clips whose statistics batch norm uses: those of a process' batch, of all processes' batches, or as many at a
-    time as the recipe's videos_per_gpu."""
     save_minutes: PositiveFloat
     """Longest time between two saved states of a training."""
     keep_states: Positive
@@ -128,6 +125,9 @@ class Runtime:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Data:
     name: str
+    root: Annotated[str, Field(min_length=1)] = "data"
+    """Folder of archives and shards; relative to the workspace (Params.workspace) unless it is absolute. The
+    environment variable ACTIONZOO_DATA replaces it."""
 
 
 def _cpu_count() -> int:
