@@ -164,7 +164,7 @@ class RunRecord(Record):
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class Metrics(Record):
-    """Accuracies of one evaluation, and what they are accuracies of. It is part of a TestResult and of a Reproduction."""
+    """Accuracies of one evaluation, and what they are accuracies of: a part of TestResult and ReproducedFile."""
 
     remedy: ClassVar[str] = "delete it and run `dvc repro evaluate@{model}`"
 
@@ -235,7 +235,7 @@ class Metrics(Record):
 
     def table(self) -> Json:
         """For metrics/<dataset>/evaluate/."""
-        accuracies = {name: round(value, 4) for name, value in self.accuracies.items()}
+        accuracies: Json = {name: round(value, 4) for name, value in self.accuracies.items()}
         return accuracies | {"clips": self.clips, "missing": self.num_gone, "protocol": self.protocol}
 
     def as_json(self) -> Json:
@@ -472,7 +472,7 @@ def _plain(record: Any) -> dict[str, Any]:
 
 
 def _rounded(value: float | None, digits: int) -> float | None:
-    return None if value is None else round(value, digits) if digits else int(round(value))
+    return None if value is None else round(value, digits) if digits else round(value)
 
 
 def _with_commas(clips: Iterable[tuple[str, int, JsonValue]]) -> Iterator[str]:

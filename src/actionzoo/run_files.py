@@ -1,11 +1,11 @@
 """Where the files of a model's run lie.
 
-    runs/<dataset>/<model>/     best.pth latest.pth recipe.json      written by train
-                                result.json views.safetensors errors/            evaluate
-                                benchmark.json                                   benchmark
-                                <time>.log <time>.log.json           logs of every training, no outputs of a stage
-    metrics/<dataset>/<stage>/<model>/                               a small table for `dvc metrics` and `dvc exp show`
-    plots/<dataset>/<kind>/<model>/                                  a table for `dvc plots`
+runs/<dataset>/<model>/     best.pth latest.pth recipe.json      written by train
+                            result.json views.safetensors errors/            evaluate
+                            benchmark.json                                   benchmark
+                            <time>.log <time>.log.json           logs of every training, no outputs of a stage
+metrics/<dataset>/<stage>/<model>/                               a small table for `dvc metrics` and `dvc exp show`
+plots/<dataset>/<kind>/<model>/                                  a table for `dvc plots`
 """
 
 import dataclasses

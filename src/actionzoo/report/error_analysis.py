@@ -127,8 +127,7 @@ def write_error_analysis(
     tables = _tables(files)
     _write_csv(tables["classes"], ["class", "clips", "right", "accuracy"], _class_lines(ordered, predicted))
     names = (
-        [ordered.classes[label], ordered.classes[guess]]
-        for label, guess in zip(ordered.labels, predicted, strict=True)
+        [ordered.classes[label], ordered.classes[guess]] for label, guess in zip(ordered.labels, predicted, strict=True)
     )
     _write_csv(tables["confusion"], ["actual", "predicted"], names)
     by_views = [[line["views"], round(line["top1"], 6), round(line["top5"], 6)] for line in ordered.by_views]

@@ -30,5 +30,6 @@ def write_report(params: Params) -> str:
         write_page(report, out)
         write_run_links(params)
         for model in params.models():
-            drop_cached(RunFiles(params.root, params.name, model).unfinished_evaluations, params.root)
+            files = RunFiles(params.root, params.name, model, workspace=params.workspace)
+            drop_cached(files.unfinished_evaluations, params.root)
     return f"report: {len(report.evaluated)} of {len(report.models)} models evaluated; open {out / 'zoo.html'}"
