@@ -1,7 +1,7 @@
 """The settings stage: what the stages of the chosen data set depend on, taken out of params.yaml. No torch.
 
-DVC compares keys of files, and params.yaml has no key for what one model takes from a data set: overrides stand there by
-family and by model, of the data set itself and of the one in `overrides_of`. data/<dataset>/settings.yaml has one:
+DVC compares keys of files, and params.yaml has no key for what one model takes from a data set: overrides stand there
+by family and by model, of the data set itself and of the one in `overrides_of`. data/<dataset>/settings.yaml has one:
 
     source                      the data set's source, splits, parts and synthetic
     lists.<split>               its published list; null where there is none
