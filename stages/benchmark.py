@@ -1,4 +1,4 @@
-"""Measure what one model costs here: speed, memory, size. Writes metrics/<dataset>/<model>.benchmark.json."""
+"""Measure what one model costs here: speed, memory, size. Writes benchmark.json."""
 
 import argparse
 
@@ -6,6 +6,7 @@ from actionzoo.job import Job
 from actionzoo.jobs.benchmark import benchmark
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
+from actionzoo.run_files import make_output_folders
 
 
 def parse_args() -> argparse.Namespace:
@@ -19,7 +20,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     with stage("benchmark"):
-        print(benchmark(Job.of(load_params(), args.model)))
+        params = load_params()
+        make_output_folders(params.root, params.name, params.models())
+        print(benchmark(Job.of(params, args.model)))
 
 
 if __name__ == "__main__":

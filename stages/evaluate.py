@@ -1,4 +1,4 @@
-"""Evaluate one model on all views of val. Reads its best.pth; writes result.json and metrics/<dataset>/<model>.json."""
+"""Evaluate one model on all views of val. Reads its best.pth; writes result.json, views, errors."""
 
 import argparse
 
@@ -7,6 +7,7 @@ from actionzoo.jobs.evaluate import evaluate
 from actionzoo.jobs.torchrun import launch_torchrun
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
+from actionzoo.run_files import make_output_folders
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,6 +22,7 @@ def main() -> None:
     args = parse_args()
     with stage("evaluate"):
         params = load_params()
+        make_output_folders(params.root, params.name, params.models())
         launch_torchrun(params.runtime)
         if summary := evaluate(Job.of(params, args.model)):
             print(summary)

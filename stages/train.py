@@ -1,4 +1,4 @@
-"""Train one model. Reads its prepared clips; writes runs/<dataset>/<model>/ and its curves in metrics/<dataset>/."""
+"""Train one model. Reads its prepared clips; writes best.pth, latest.pth, recipe.json, curves."""
 
 import argparse
 
@@ -7,6 +7,7 @@ from actionzoo.jobs.torchrun import launch_torchrun
 from actionzoo.jobs.train import train
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
+from actionzoo.run_files import make_output_folders
 
 
 def parse_args() -> argparse.Namespace:
@@ -21,6 +22,7 @@ def main() -> None:
     args = parse_args()
     with stage("train"):
         params = load_params()
+        make_output_folders(params.root, params.name, params.models())
         launch_torchrun(params.runtime)
         if summary := train(Job.of(params, args.model)):
             print(summary)

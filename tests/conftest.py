@@ -54,5 +54,6 @@ def one_thread():
 def params():
     """params.yaml as shipped, whatever the environment says of sources."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("ACTIONZOO_SOURCE", raising=False)
+        for name in ("ACTIONZOO_SOURCE", "ACTIONZOO_DATA"):
+            patch.delenv(name, raising=False)
         return load_params(Path(__file__).resolve().parents[1] / "params.yaml")

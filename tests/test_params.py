@@ -24,7 +24,8 @@ VIDEO = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    monkeypatch.delenv("ACTIONZOO_SOURCE", raising=False)
+    for name in ("ACTIONZOO_SOURCE", "ACTIONZOO_DATA"):
+        monkeypatch.delenv(name, raising=False)
     for name in ("params.yaml", "published.yaml"):
         shutil.copy(PROJECT / name, tmp_path)
     return tmp_path / "params.yaml"
@@ -421,3 +422,34 @@ def test_of_many_candidates_eight_are_listed(shipped):
 def test_a_name_that_is_part_of_none_is_told_the_near_one(shipped):
     with pytest.raises(UserError, match=rf"recipes\.{CSN}x is unknown; did you mean {CSN}\?"):
         shipped.resolve(f"{CSN}x")
+
+
+def test_the_data_root_lies_in_the_project(file):
+    params = load_params(file)
+    assert params.workspace == params.root == file.parent
+    assert params.data_root == file.parent / "data"
+    assert params.data_folder() == params.folder("data") == file.parent / "data/demo"
+    assert params.data_scratch("resize") == file.parent / "data/.scratch/resize/demo"
+
+
+def test_the_data_root_may_lie_elsewhere(file, monkeypatch):
+    params = load_params(changed(file, "root: data ", "root: /mnt/videos "))
+    assert params.data_root == Path("/mnt/videos")
+    assert params.folder("data") == file.parent / "data/demo"  # what DVC tracks stays in the project
+    monkeypatch.setenv("ACTIONZOO_DATA", "../shared")
+    assert load_params(file).data_root == file.parent / "../shared"
+    monkeypatch.setenv("ACTIONZOO_DATA", "~/videos")
+    assert load_params(file).data_root == Path.home() / "videos"
+
+
+@pytest.mark.parametrize("inside", [".dvc/tmp/exps/tmpabc", ".dvc/tmp/exps/standalone/tmpabc/zoo"])
+def test_an_experiment_uses_the_data_of_the_project_that_queued_it(file, inside, monkeypatch):
+    experiment = file.parent / inside
+    experiment.mkdir(parents=True)
+    for name in ("params.yaml", "published.yaml"):
+        shutil.copy(file.with_name(name), experiment)
+    monkeypatch.chdir(experiment)
+    params = load_params()
+    assert params.folder("data").absolute() == experiment / "data/demo"
+    assert params.workspace == file.parent
+    assert params.data_folder() == file.parent / "data/demo"

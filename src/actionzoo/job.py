@@ -12,7 +12,7 @@ from .errors import UserError
 from .files.hashes import sha256_of
 from .kinetics.manifest import Manifest, read_manifest
 from .kinetics.published_list import fetch_list
-from .params import Params, digest
+from .params import Params, digest, workspace_of
 from .params.settings import PublishedLists, Runtime
 from .recipe import Published, Recipe, Split
 from .run_files import RunFiles
@@ -60,7 +60,9 @@ class Job:
             written=params.recipes[model],
             overrides=tuple(params.overrides(model)),
             runtime=params.runtime,
-            files=RunFiles(root or params.root, params.name, model, work_dir),
+            files=RunFiles(
+                root or params.root, params.name, model, work_dir, workspace=workspace_of(root or params.root)
+            ),
             init=initial_weights(params, model),
             published=params.published_of(model),
             published_lists=params.dataset.published_lists,
@@ -141,7 +143,7 @@ class Job:
         fingerprint = digest(
             _EVALUATION, recipe.model, recipe.clips, recipe.augment, *views, *how, *clips, checkpoint_md5, split
         )
-        return self.root / ".scratch" / "evaluate" / self.dataset / self.model / fingerprint[:16]
+        return self.files.unfinished_evaluations / fingerprint[:16]
 
 
 _EVALUATION = 3

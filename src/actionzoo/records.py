@@ -1,10 +1,11 @@
 """What a run leaves behind, as frozen types: one reader and one writer for each file.
 
-    runs/<dataset>/<model>/recipe.json               RunRecord    a training: what shaped it, and what came of it
-    runs/<dataset>/<model>/result.json               TestResult   an evaluation; after its metadata, the clips' scores
-    metrics/<dataset>/<model>.json                   Metrics      accuracies, and what they are accuracies of
-    metrics/<dataset>/<model>.benchmark.json         Benchmark    speed, memory and size on one machine
-    released/metrics/<dataset>/<model>.json          Reproduction published weights: measured beside published
+    runs/<dataset>/<model>/recipe.json        RunRecord    a training: what shaped it, and what came of it
+    runs/<dataset>/<model>/result.json        TestResult   an evaluation; after its metadata, the clips' scores
+    runs/<dataset>/<model>/benchmark.json     Benchmark    speed, memory and size on one machine
+    released/metrics/<dataset>/<model>.json   Reproduction published weights: measured beside published
+
+The `table` of each of the first three is the short form that `dvc metrics show` prints, in metrics/<dataset>/.
 
 `read` raises UserError for a file that is absent or damaged, and the error says how to rebuild it; `read_if_there`
 returns None for an absent file, and for an absent file alone. Files of the version before are read. A file of a newer
@@ -91,8 +92,8 @@ class Record:
     @classmethod
     def rebuild(cls, path: Path) -> str:
         """A clause for errors: what makes the file anew."""
-        is_run = path.name in ("recipe.json", "result.json")
-        model = path.parent.name if is_run else path.name.removesuffix(".json").removesuffix(".benchmark")
+        is_run = path.name in ("recipe.json", "result.json", "benchmark.json")
+        model = path.parent.name if is_run else path.stem
         return cls.remedy.format(path=path, model=model)
 
     def as_json(self) -> Json:
@@ -148,13 +149,22 @@ class RunRecord(Record):
         schedule = self.recipe.get("schedule")
         return schedule.get("epochs") if isinstance(schedule, dict) else None
 
+    def table(self, loss: float) -> Json:
+        """For metrics/<dataset>/train/. `loss` is the training loss of the last epoch."""
+        return {
+            "loss": round(loss, 4),
+            "val_top1": round(self.best_val_top1, 4),
+            "best_epoch": self.best_epoch,
+            "epochs": self.epochs,
+        }
+
     def summary(self) -> str:
         return f"{self.model}: val top-1 {self.best_val_top1:.4f} at epoch {self.best_epoch} of {self.epochs}"
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class Metrics(Record):
-    """metrics/<dataset>/<model>.json: accuracies of one evaluation, and what they are accuracies of."""
+    """Accuracies of one evaluation, and what they are accuracies of: a part of TestResult and ReproducedFile."""
 
     remedy: ClassVar[str] = "delete it and run `dvc repro evaluate@{model}`"
 
@@ -223,11 +233,13 @@ class Metrics(Record):
             flat |= {"top1_low": low, "top1_high": high}
         return flat | epoch
 
-    def as_json(self) -> Json:
-        """Each accuracy stands there twice, the second time under a name with its protocol: test/top1@10x3.
+    def table(self) -> Json:
+        """For metrics/<dataset>/evaluate/."""
+        accuracies: Json = {name: round(value, 4) for name, value in self.accuracies.items()}
+        return accuracies | {"clips": self.clips, "missing": self.num_gone, "protocol": self.protocol}
 
-        The file has no format_version: `dvc metrics show` would print it as one.
-        """
+    def as_json(self) -> Json:
+        """Each accuracy stands there twice, the second time under a name with its protocol: test/top1@10x3."""
         return with_protocol(self.counts())
 
 
@@ -332,7 +344,7 @@ class TestResult(Record):
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class Benchmark(Record):
-    """metrics/<dataset>/<model>.benchmark.json. Files of older versions lack some of it."""
+    """benchmark.json. Files of older versions lack some of it."""
 
     remedy: ClassVar[str] = "delete it and run `dvc repro benchmark@{model}`"
 
@@ -381,8 +393,20 @@ class Benchmark(Record):
         alone, with_decoding = self.videos_per_second, self.end_to_end_videos_per_second
         return self.machine_was_busy or (alone is not None and with_decoding is not None and with_decoding > alone)
 
+    def table(self) -> Json:
+        """For metrics/<dataset>/benchmark/; unknown values are left out."""
+        values = {
+            "videos_per_second": _rounded(self.videos_per_second, 2),
+            "with_decoding": _rounded(self.end_to_end_videos_per_second, 2),
+            "test_memory_mb": _rounded(self.test_memory_mb, 0),
+            "train_memory_mb": _rounded(self.train_memory_mb, 0),
+            "parameters": self.parameters,
+            "device": self.device,
+        }
+        return {name: value for name, value in values.items() if value is not None}
+
     def as_json(self) -> Json:
-        """Every key, also those whose value is unknown; no format_version, as in Metrics."""
+        """Every key, also those whose value is unknown; no format_version."""
         return dataclasses.asdict(self)
 
 
@@ -445,6 +469,10 @@ def _plain(record: Any) -> dict[str, Any]:
 
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return {name: plain(value) for name, value in values.items() if value is not None}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits) if digits else round(value)
 
 
 def _with_commas(clips: Iterable[tuple[str, int, JsonValue]]) -> Iterator[str]:

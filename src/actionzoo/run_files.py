@@ -1,8 +1,27 @@
-"""Where the files of a model's run lie."""
+"""Where the files of a model's run lie.
+
+runs/<dataset>/<model>/     best.pth latest.pth recipe.json      written by train
+                            result.json views.safetensors errors/            evaluate
+                            benchmark.json                                   benchmark
+                            <time>.log <time>.log.json           logs of every training, no outputs of a stage
+metrics/<dataset>/<stage>/<model>/                               a small table for `dvc metrics` and `dvc exp show`
+plots/<dataset>/<kind>/<model>/                                  a table for `dvc plots`
+"""
 
 import dataclasses
+import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal, get_args
+
+Measured = Literal["train", "evaluate", "benchmark"]
+"""The stages that write a table of metrics."""
+
+_METRICS: dict[Measured, str] = {"train": "train.json", "evaluate": "test.json", "benchmark": "speed.json"}
+
+Plot = Literal["loss", "top1", "classes", "confusion", "views"]
+"""Kinds of plots: loss by epoch, validation top-1 by epoch, accuracy by class, confusion, top-1 by number of views."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,10 +32,17 @@ class RunFiles:
     dataset: str
     model: str
     work_dir: Path | None = None
+    workspace: Path | None = None
+    """The folder whose .scratch holds unfinished work; None: root."""
 
     @property
     def run(self) -> Path:
         return self.work_dir or self.root / "runs" / self.dataset / self.model
+
+    @property
+    def base(self) -> Path:
+        """The folder that all files of the run lie in."""
+        return self.work_dir or self.root
 
     @property
     def best(self) -> Path:
@@ -43,28 +69,103 @@ class RunFiles:
         """Logits of every view of the evaluation."""
         return self.run / "views.safetensors"
 
-    def metrics(self, kind: str = "json") -> Path:
-        """kind: json (Metrics), benchmark.json (Benchmark), train.csv and val.csv (curves)."""
-        return (self.work_dir or self.root / "metrics" / self.dataset) / f"{self.model}.{kind}"
+    @property
+    def errors(self) -> Path:
+        """Folder of the error analysis."""
+        return self.run / "errors"
+
+    @property
+    def benchmark(self) -> Path:
+        """Benchmark."""
+        return self.run / "benchmark.json"
+
+    def metrics(self, stage: Measured) -> Path:
+        """The table of a few numbers that DVC shows; complete records are in `run`."""
+        if self.work_dir:
+            return self.work_dir / _METRICS[stage]
+        return self.root / "metrics" / self.dataset / stage / self.model / _METRICS[stage]
+
+    def plot(self, kind: Plot) -> Path:
+        """The table of a plot."""
+        if self.work_dir:
+            return self.work_dir / f"{kind}.csv"
+        return self.root / "plots" / self.dataset / kind / self.model / f"{kind}.csv"
 
     @property
     def unfinished(self) -> Path:
         """Folder of the model's interrupted trainings."""
-        if self.work_dir:
-            return self.work_dir / ".scratch"
-        return self.root / ".scratch" / "train" / self.dataset / self.model
+        return self._scratch("train")
 
     def scratch(self, fingerprint: str) -> Path:
         """Folder of one interrupted training; a changed recipe has another one."""
         return self.unfinished / fingerprint[:16]
 
+    @property
+    def unfinished_evaluations(self) -> Path:
+        """Folder of the model's interrupted evaluations."""
+        return self._scratch("evaluate")
 
-def newest_logs(run: Path) -> dict[str, Path]:
-    """The log files of the last training in a run's folder: log (<time>.log) and json (<time>.log.json), if there."""
-    stamps = {path.name.split(".")[0] for path in run.glob("*.log*") if _LOG.fullmatch(path.name) and path.is_file()}
-    stamp = max(stamps, default="")
-    logs = {"log": run / f"{stamp}.log", "json": run / f"{stamp}.log.json"}
-    return {kind: path for kind, path in logs.items() if path.is_file()}
+    @property
+    def lock(self) -> Path:
+        """Held by the training that writes to `run`."""
+        return self.base / ".scratch" / "train" / self.dataset / self.model / ".lock"
+
+    def _scratch(self, stage: str) -> Path:
+        if self.work_dir:
+            return self.work_dir / ".scratch"
+        return (self.workspace or self.root) / ".scratch" / stage / self.dataset / self.model
 
 
-_LOG = re.compile(r"[0-9]{8}_[0-9]{6}\.log(\.json)?")
+def make_output_folders(root: Path, dataset: str, models: Iterable[str]) -> None:
+    """Make the folders of metrics and plots of models that were not built yet, which stay empty.
+
+    `dvc metrics` and `dvc plots` report a folder output that is absent as "failed to load", and say nothing of an empty
+    one. Folders that dvc.lock knows are left alone: if such a folder is absent, `dvc pull` or `dvc checkout` is due.
+    """
+    lock = root / "dvc.lock"
+    known = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    for model in models:
+        files = RunFiles(root, dataset, model)
+        tables = [files.metrics(stage) for stage in _METRICS] + [files.plot(kind) for kind in get_args(Plot)]
+        for folder in (table.parent for table in tables):
+            if f"path: {folder.relative_to(root).as_posix()}\n" not in known:
+                folder.mkdir(parents=True, exist_ok=True)
+
+
+def logs_of(run: Path, fingerprint: str) -> list[Path]:
+    """The <time>.log.json files in a run's folder that belong to the training with this fingerprint, the oldest first.
+
+    The folder holds the logs of every training of the model, and DVC restores any of them. Logs of older versions do
+    not say to which training they belong; they are returned if no log has the fingerprint.
+    """
+    paths = sorted(path for path in run.glob("*.log.json") if _LOG.fullmatch(path.name) and path.is_file())
+    found = {path: _fingerprint(path) for path in paths}
+    return [path for path in paths if fingerprint and found[path] == fingerprint] or [
+        path for path in paths if not found[path]
+    ]
+
+
+def newest_logs(run: Path, fingerprint: str) -> dict[str, Path]:
+    """The files of the last of `logs_of`: log (<time>.log) and json (<time>.log.json), if there."""
+    if not (paths := logs_of(run, fingerprint)):
+        return {}
+    text = paths[-1].with_suffix("")
+    return {"json": paths[-1]} | ({"log": text} if text.is_file() else {})
+
+
+_LOG = re.compile(r"[0-9]{8}_[0-9]{6}\.log\.json")
+
+
+def _fingerprint(log: Path) -> str:
+    """The fingerprint in the log's first line; empty if it has none."""
+    with log.open(encoding="utf-8", errors="replace") as file:
+        line = file.readline(_MAX_LINE)
+    try:
+        first = json.loads(line)
+    except (ValueError, RecursionError):
+        return ""
+    found = first.get("fingerprint") if isinstance(first, dict) else None
+    return found if isinstance(found, str) else ""
+
+
+_MAX_LINE = 1 << 20

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from ..devices import device_of, layout_of, place
+from ..files.json_files import write_json
 from ..files.locks import locked
 from ..job import Job
 from ..params import digest
@@ -54,7 +55,7 @@ def benchmark(job: Job) -> str:
     """
     import torch
 
-    recipe, runtime, device = job.recipe, job.runtime, device_of(job.runtime)
+    runtime, device = job.runtime, device_of(job.runtime)
     circumstances: dict[str, Any] = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "threads": torch.get_num_threads(),
@@ -64,21 +65,26 @@ def benchmark(job: Job) -> str:
         "compile": runtime.compile,
         "max_views": runtime.max_views,
     }
-    manifest = job.manifest.sha256 if job.has_manifest else ""
-    used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
-    fingerprint = digest(_MEASUREMENT, *used, recipe.test, circumstances, manifest)
+    fingerprint = _fingerprint(job, circumstances)
     busy = f"{job.model} is being measured by another process, which would disturb this one: wait for it, or stop it"
-    path = job.files.metrics("benchmark.json")
+    path = job.files.benchmark
     with locked(job.root / ".scratch" / "benchmark" / job.dataset / f"{job.model}.lock", busy=busy):
-        measured = Benchmark.read_if_there(path)
-        if measured is None or measured.fingerprint != fingerprint:
-            measured = dataclasses.replace(_measure(job, device), **circumstances, fingerprint=fingerprint)
-            measured.write(path)
+        measured = dataclasses.replace(_measure(job, device), **circumstances, fingerprint=fingerprint)
+        measured.write(path)
+        write_json(job.files.metrics("benchmark"), measured.table())
     advice = (
-        f"; machine was busy: these speeds may be far off; delete the file and run `dvc repro benchmark@{job.model}` "
-        "when nothing else runs"
+        f"; machine was busy: these speeds may be far off; run `dvc repro -f -s benchmark@{job.model}` when "
+        "nothing else runs"
     )
     return f"benchmark: {job.model}: {_summary(measured)}{advice if measured.machine_was_busy else ''} ({path})"
+
+
+def _fingerprint(job: Job, circumstances: Mapping[str, Any]) -> str:
+    """Equal for measurements of the same thing on the same kind of machine."""
+    recipe = job.recipe
+    manifest = job.manifest.sha256 if job.has_manifest else ""
+    used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
+    return digest(_MEASUREMENT, *used, recipe.test, circumstances, manifest)
 
 
 def _measure(job: Job, device: "torch.device") -> Benchmark:

@@ -1,7 +1,4 @@
-"""Evaluate a model: its best checkpoint on all views of every clip of val, and where it errs.
-
-Finished work is known by a fingerprint, as in training.
-"""
+"""Evaluate a model: its best checkpoint on all views of every clip of val, and where it errs."""
 
 import os
 import shutil
@@ -10,8 +7,10 @@ from pathlib import Path
 from ..accuracy import comparable_top1, compare
 from ..errors import UserError
 from ..files.hashes import md5_of
+from ..files.json_files import write_json
+from ..files.kept import drop_cached, is_due, keep, publish_again
 from ..job import Job
-from ..records import Metrics, TestResult
+from ..records import TestResult
 from ..report.error_analysis import ClipScores, write_error_analysis
 from ..tracking.live import recorded_run
 from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
@@ -32,13 +31,11 @@ def evaluate(job: Job) -> str:
     record_beside(files.best)
     checkpoint_md5 = md5_of(files.best)
     fingerprint = job.evaluation_fingerprint(checkpoint_md5)
-    if (result := _finished(job, fingerprint)) is not None:
-        if os.environ.get("RANK", "0") != "0":
-            return ""
-        _analyse(job, result)
-        return (
-            f"evaluate: {job.model} is evaluated already, this very checkpoint on these very clips; {result.summary()}"
-        )
+    kept, is_first = files.unfinished_evaluations / fingerprint[:16], os.environ.get("RANK", "0") == "0"
+    if is_first:
+        drop_cached(files.unfinished, job.root)
+    if is_due(kept, job.root):
+        return _publish_again(job, kept) if is_first else ""
 
     from ..engine.checkpoint import load_checkpoint, load_trained
     from ..engine.distributed import joined
@@ -66,36 +63,33 @@ def evaluate(job: Job) -> str:
     if outcome is None:
         return ""
     outcome.write(files.result)
-    outcome.result.metrics.write(files.metrics())
+    result = outcome.result
+    write_json(files.metrics("evaluate"), result.metrics.table())
+    analysis = _analyse(job, result)
+    _record(job, result, analysis)
+    keep(kept, files.base, [files.result, files.views, files.metrics("evaluate"), *analysis])
     shutil.rmtree(outcome.scratch)
-    _record(job, outcome.result, _analyse(job, outcome.result))
-    return f"evaluate: {outcome.result.summary()}; scores in {files.result}"
+    return f"evaluate: {result.summary()}; scores in {files.result}"
 
 
-def _finished(job: Job, fingerprint: str) -> TestResult | None:
-    """The evaluation of before, if all its files are there and belong together. Raises UserError for damaged ones."""
-    result, metrics = TestResult.read_if_there(job.files.result), Metrics.read_if_there(job.files.metrics())
-    if result is None or result.fingerprint != fingerprint or result.metrics != metrics:
-        return None
-
-    from ..engine.views import fingerprint_of
-
-    return result if fingerprint_of(job.files.views) == fingerprint else None
+def _publish_again(job: Job, kept: Path) -> str:
+    """Publish an evaluation that was killed after its end, before DVC had its files; returns the last line to print."""
+    publish_again(kept, job.files.base)
+    summary = TestResult.read(job.files.result).summary()
+    return f"evaluate: it had finished, and its files were published again; {summary}"
 
 
 def _analyse(job: Job, result: TestResult) -> list[Path]:
-    """The files of the error analysis; they are written if they are not of this evaluation."""
+    """Write the error analysis of the views that were saved; returns its files."""
     from ..engine.views import average, read_views
     from .view_scores import by_number_of_views
 
-    def scored() -> ClipScores:
-        views, average_clips = read_views(job.files.views), job.recipe.test.average_clips
-        scores = average(views, average_clips)
-        shares = scores if average_clips == "prob" else scores.softmax(dim=1)
-        by_views = by_number_of_views(views, average_clips)
-        return ClipScores(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
-
-    return write_error_analysis(scored, job.manifest, job.data, job.files.metrics(), fingerprint=result.fingerprint)
+    views, average_clips = read_views(job.files.views), job.recipe.test.average_clips
+    scores = average(views, average_clips)
+    shares = scores if average_clips == "prob" else scores.softmax(dim=1)
+    by_views = by_number_of_views(views, average_clips)
+    clip_scores = ClipScores(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
+    return write_error_analysis(clip_scores, job.manifest, job.data, job.files, fingerprint=result.fingerprint)
 
 
 def _record(job: Job, result: TestResult, analysis: list[Path]) -> None:
@@ -124,7 +118,6 @@ def _record(job: Job, result: TestResult, analysis: list[Path]) -> None:
             line["top1_gap"] = comparison.gap_points / 100
         record.log(TEST_STEP, to_metrics(line))
         record.artifact(files.result)
-        record.artifact(files.metrics())
         for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
             record.relink(path)
         for path in analysis:

@@ -1,4 +1,4 @@
-"""What makes two trainings equal, and what an interrupted one leaves to the next."""
+"""What an interrupted training leaves to the next."""
 
 import contextlib
 import datetime
@@ -6,27 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import UserError
-from ..files.hashes import md5_of
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
 from ..recipe import differences
 from ..records import RunRecord
 from ..run_files import RunFiles
-
-
-def finished_training(files: RunFiles, fingerprint: str) -> RunRecord | None:
-    """The record of the finished training with that fingerprint, if every file it vouches for is whole.
-
-    Raises UserError for a damaged recipe.json.
-    """
-    record = RunRecord.read_if_there(files.recipe)
-    if record is None or record.fingerprint != fingerprint:
-        return None
-    for name, known in record.files.items():
-        path = files.run / name if name.endswith(".pth") else files.metrics().parent / name
-        if not path.is_file() or known.size not in (None, path.stat().st_size) or md5_of(path) != known.md5:
-            return None
-    return record
 
 
 class RunMemory:

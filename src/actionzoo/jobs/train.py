@@ -1,8 +1,4 @@
-"""Train a model: from its recipe to runs/<dataset>/<model>/, by one process or by many that torchrun started.
-
-Finished work is known by a fingerprint of what shaped it, because DVC has one lock entry per stage: after switching
-data sets there and back it runs the stage again for what is ready.
-"""
+"""Train a model: from its recipe to runs/<dataset>/<model>/, by one process or by many that torchrun started."""
 
 import contextlib
 import csv
@@ -10,7 +6,6 @@ import dataclasses
 import io
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +13,8 @@ from typing import TYPE_CHECKING
 from ..devices import device_of, layout_of, place
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
+from ..files.json_files import write_json
+from ..files.kept import drop_cached, is_due, keep, publish_again
 from ..files.links import link_or_copy
 from ..files.locks import locked
 from ..job import Job
@@ -29,7 +26,7 @@ from ..tracking.live import Run, recorded_run
 from ..tracking.names import run_params
 from ..weights.initial import check_initial_weights, load_initial_weights
 from ..zoo import build_model, freeze
-from .resume import RunMemory, finished_training, other_unfinished, state_about, take_state
+from .resume import RunMemory, other_unfinished, state_about, take_state
 
 if TYPE_CHECKING:
     import torch
@@ -52,9 +49,9 @@ def train(job: Job, *, resume: Path | None = None) -> str:
     """
     files, num_processes = job.files, int(os.environ.get("WORLD_SIZE", "1"))
     fingerprint = job.training_fingerprint(num_processes)
-    if (record := finished_training(files, fingerprint)) is not None:
-        done = f"train: {job.model} is trained already, by this very recipe on these very clips; {record.summary()}"
-        return done if os.environ.get("RANK", "0") == "0" else ""
+    scratch, is_first = files.scratch(fingerprint), os.environ.get("RANK", "0") == "0"
+    if is_due(scratch, job.root):
+        return _publish_again(files, scratch) if is_first else ""
     if job.init:
         check_initial_weights(job.init, job.recipe.model)
 
@@ -63,11 +60,10 @@ def train(job: Job, *, resume: Path | None = None) -> str:
     from ..engine.distributed import joined
 
     record = _record_of(job, fingerprint, num_processes)
-    scratch = files.scratch(fingerprint)
-    busy = f"{job.model} is being trained by another process, in {files.unfinished}; wait for it, or stop it first"
     with joined(job.device_type) as world, contextlib.ExitStack() as held:
         if world.is_first:
-            held.enter_context(locked(files.unfinished / ".lock", busy=busy))
+            held.enter_context(_locked(files, scratch))
+            drop_cached(files.unfinished, job.root)
             scratch.mkdir(parents=True, exist_ok=True)
             if resume:
                 take_state(resume, scratch, record)
@@ -77,8 +73,16 @@ def train(job: Job, *, resume: Path | None = None) -> str:
             torch.use_deterministic_algorithms(True)
         record = _train(job, record, scratch, world)
         if world.is_first:
-            shutil.rmtree(scratch)
+            keep(scratch, files.base, _outputs(files))
     return f"train: {record.summary()}; weights in {files.best}" if world.is_first else ""
+
+
+@contextlib.contextmanager
+def _locked(files: RunFiles, scratch: Path) -> Iterator[None]:
+    """Lock the run's folder, and the scratch folder, which experiments share. Raises UserError if another has one."""
+    busy = f"{files.model} is being trained by another process, in {files.unfinished}; wait for it, or stop it first"
+    with locked(files.lock, busy=busy), locked(scratch.with_name(f".{scratch.name}.lock"), busy=busy):
+        yield
 
 
 def _record_of(job: Job, fingerprint: str, num_processes: int) -> RunRecord:
@@ -130,7 +134,7 @@ def _train(job: Job, record: RunRecord, scratch: Path, world: "World") -> RunRec
     with _recorded(job, record, memory) as run, progress("steps", lines=False) as on_progress:
         folder = StateFolder(scratch, state_about(record) | {"mlflow_run": run.id})
         steps_per_epoch = math.ceil(len(training) / plan.accumulate)
-        report = TrainingReport(job, steps_per_epoch, lines, log, run, on_progress)
+        report = TrainingReport(job, record.fingerprint, steps_per_epoch, lines, log, run, on_progress)
         state = train_network(network, data, plan, folder, report, world)
         record = _publish(job.files, scratch, _finished(record, state), state)
         for path in (job.files.best, job.files.latest, job.files.recipe, log.text_path, log.json_path):
@@ -267,15 +271,33 @@ def _publish(files: RunFiles, scratch: Path, record: RunRecord, state: "State") 
 
     Killed in between, the next run does it again: the scratch folder keeps its own links.
     """
-    for name in ("best.pth", "latest.pth"):
-        link_or_copy(scratch / name, files.run / name)
-    _write_csv(files.metrics("train.csv"), state.train_curve)
-    _write_csv(files.metrics("val.csv"), state.val_curve)
-    paths = (files.best, files.latest, files.metrics("train.csv"), files.metrics("val.csv"))
-    known = {path.name: FileRecord(md5=md5_of(path), size=path.stat().st_size) for path in paths}
+    for path in (files.best, files.latest):
+        link_or_copy(scratch / path.name, path)
+    _write_csv(files.plot("loss"), state.train_curve)
+    _write_csv(files.plot("top1"), state.val_curve)
+    write_json(files.metrics("train"), record.table(state.train_curve[-1]["loss"]))
+    known = {path.name: FileRecord(md5=md5_of(path), size=path.stat().st_size) for path in (files.best, files.latest)}
     record = dataclasses.replace(record, files=known)
     record.write(files.recipe)
     return record
+
+
+def _outputs(files: RunFiles) -> list[Path]:
+    return [
+        files.best,
+        files.latest,
+        files.recipe,
+        files.metrics("train"),
+        files.plot("loss"),
+        files.plot("top1"),
+    ]
+
+
+def _publish_again(files: RunFiles, scratch: Path) -> str:
+    """Publish a training that was killed after its end, before DVC had its files; returns the last line to print."""
+    with _locked(files, scratch):
+        publish_again(scratch, files.base)
+    return f"train: it had finished, and its files were published again; {RunRecord.read(files.recipe).summary()}"
 
 
 def _write_csv(path: Path, lines: Sequence[Mapping[str, float]]) -> None:

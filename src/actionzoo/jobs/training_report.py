@@ -28,6 +28,8 @@ class TrainingReport(Listener):
     """The listener of the first process."""
 
     job: Job
+    fingerprint: str
+    """RunRecord's."""
     steps_per_epoch: int
     lines: list[str]
     """Logged once, before the first step."""
@@ -36,7 +38,7 @@ class TrainingReport(Listener):
     on_progress: Callable[[str, int, int], None]
 
     def on_start(self, state: State) -> None:
-        meta = _log_meta(self.job, self.steps_per_epoch)
+        meta = _log_meta(self.job, self.fingerprint, self.steps_per_epoch)
         self.log.begin(meta, state.finished_epochs, state.finished_steps)
         if state.finished_epochs or state.finished_steps:
             step = f", step {state.finished_steps}" if state.finished_steps else ""
@@ -113,8 +115,8 @@ def _cudnn_version() -> int | None:
     return version
 
 
-def _log_meta(job: Job, steps_per_epoch: int) -> dict[str, object]:
-    """The first line of log.json, with MMAction2's keys."""
+def _log_meta(job: Job, fingerprint: str, steps_per_epoch: int) -> dict[str, object]:
+    """The first line of log.json: MMAction2's keys, and by the fingerprint the log is found again (run_files)."""
     return {
         "env_info": _environment(),
         "seed": job.recipe.seed,
@@ -124,6 +126,7 @@ def _log_meta(job: Job, steps_per_epoch: int) -> dict[str, object]:
         "hook_msgs": {},
         "iters_per_epoch": steps_per_epoch,
         "dataset": job.dataset,
+        "fingerprint": fingerprint,
     }
 
 

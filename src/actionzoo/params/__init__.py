@@ -5,6 +5,6 @@ settings.py   the types of params.yaml's sections, but for the recipes (recipe.p
 faults.py     what is wrong with a file, in sentences
 """
 
-from .read import Params, digest, find_project, load_params, network_of
+from .read import Params, digest, find_project, load_params, network_of, workspace_of
 
-__all__ = ["Params", "digest", "find_project", "load_params", "network_of"]
+__all__ = ["Params", "digest", "find_project", "load_params", "network_of", "workspace_of"]

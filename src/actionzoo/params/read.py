@@ -64,15 +64,42 @@ class Params:
     """Model -> its entry in published.yaml. Models of one's own need none."""
     mirrors: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     """Base name of a published file -> other URLs or paths of it, tried in order when the first fails."""
+    data_root_setting: str = "data"
+    """data.root, or the environment variable ACTIONZOO_DATA; absolute, or relative to the workspace."""
 
     @property
     def root(self) -> Path:
-        """The project's folder: the one that holds params.yaml, data/, runs/ and the other outputs."""
+        """The project's folder: it holds params.yaml and everything that DVC tracks, data/, runs/ and so on."""
         return self.path.parent
 
+    @property
+    def workspace(self) -> Path:
+        """The folder that this project's experiments share; see `workspace_of`."""
+        return workspace_of(self.root)
+
+    @property
+    def data_root(self) -> Path:
+        """The folder of the archives and shards of all data sets. DVC does not track it; workspaces may share it."""
+        return self.data_root_of(self.root)
+
+    def data_root_of(self, root: Path) -> Path:
+        """`data_root` for a project in the folder `root`."""
+        return workspace_of(root) / Path(self.data_root_setting).expanduser()
+
     def folder(self, kind: str, root: Path | None = None) -> Path:
-        """`root/kind/<data set>`, e.g. runs/demo; `root` is the project's folder if None."""
+        """`root/kind/<data set>`, e.g. runs/demo; `root` is the project's folder if None.
+
+        folder("data") holds what DVC tracks of the data set: inventory, manifests, class lists.
+        """
         return (self.root if root is None else root) / kind / self.name
+
+    def data_folder(self, root: Path | None = None) -> Path:
+        """The data set's archives and shards: <data root>/<data set>, with archive/, videos_256/ and so on in it."""
+        return self.data_root_of(self.root if root is None else root) / self.name
+
+    def data_scratch(self, stage: str) -> Path:
+        """Unfinished work, locks and records of a data stage: <data root>/.scratch/<stage>/<data set>."""
+        return self.data_root / ".scratch" / stage / self.name
 
     def models(self) -> list[str]:
         """Names of all models, in the order of the file."""
@@ -139,6 +166,22 @@ class Params:
         return dataclasses.replace(self, recipes=recipes, dataset=dataset)
 
 
+def workspace_of(root: Path) -> Path:
+    """The folder that a project in `root` shares with its experiments.
+
+    It is `root` as given, unless that is the temporary project of a queued experiment,
+    <workspace>/.dvc/tmp/exps/…: what is not tracked by DVC (data root, .scratch, downloads) lies in the workspace then.
+    """
+    parts = root.absolute().parts
+    for number in range(1, len(parts) - 2):
+        if parts[number : number + 3] == _EXPERIMENTS:
+            return Path(*parts[:number])
+    return root
+
+
+_EXPERIMENTS = (".dvc", "tmp", "exps")
+
+
 def find_project(start: Path | None = None) -> Path:
     """The project's folder: `start` or its nearest parent with a params.yaml, else the checkout that this package is
     installed from (`pip install -e`).
@@ -157,7 +200,7 @@ def find_project(start: Path | None = None) -> Path:
 def load_params(path: str | Path | None = None) -> Params:
     """The values of params.yaml, and of published.yaml beside it; by default those of `find_project`.
 
-    The environment variable ACTIONZOO_SOURCE replaces the chosen data set's source. Raises UserError that lists every
+    The environment variable ACTIONZOO_SOURCE replaces the chosen data set's source, ACTIONZOO_DATA data.root. Raises UserError that lists every
     fault: file, key, value, and a near miss where there is one.
     """
     path = find_project() / "params.yaml" if path is None else Path(path)
@@ -187,6 +230,7 @@ def load_params(path: str | Path | None = None) -> Params:
         recipes=file.recipes,
         published=published,
         mirrors=file.mirrors,
+        data_root_setting=os.environ.get("ACTIONZOO_DATA") or file.data.root,
     )
     names = dangling_names(file.recipes, file.datasets, published, file.mirrors)
     # each fault once: models share most of them

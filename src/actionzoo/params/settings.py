@@ -125,6 +125,9 @@ class Runtime:
 @dataclass(frozen=True, kw_only=True, config=STRICT)
 class Data:
     name: str
+    root: Annotated[str, Field(min_length=1)] = "data"
+    """Folder of archives and shards; relative to the workspace (Params.workspace) unless it is absolute. The
+    environment variable ACTIONZOO_DATA replaces it."""
 
 
 def _cpu_count() -> int:

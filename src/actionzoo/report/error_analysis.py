@@ -1,11 +1,11 @@
 """Where a model errs: accuracy per class, confusion, and the misclassified clips of the highest loss.
 
-    metrics/<dataset>/<model>.classes.csv          class, clips, right, accuracy; one line per label
-                      <model>.confusion.csv        actual, predicted; one line per clip, ordered by video_id
-                      <model>.views.csv            views, top1, top5; averaged over one view of each clip, over two …
-                      <model>.errors/errors.json   the most confused pairs and the worst clips
-                                     confusion.svg the confusion matrix as a picture
-                                     01.jpg …      a strip of frames of each worst clip
+    plots/<dataset>/classes/<model>/     class, clips, right, accuracy; one line per label
+                    confusion/<model>/   actual, predicted; one line per clip, ordered by video_id
+                    views/<model>/       views, top1, top5; averaged over one view of each clip, over two …
+    runs/<dataset>/<model>/errors/       errors.json    the most confused pairs and the worst clips
+                                         confusion.svg  the confusion matrix as a picture
+                                         01.jpg …       a strip of frames of each worst clip
 
 Equal scores and clips give equal files.
 """
@@ -30,6 +30,7 @@ from ..files.atomic import atomic_write
 from ..files.csv_cells import plain_cell, safe_cell
 from ..files.json_files import read_json, write_json
 from ..kinetics.manifest import Clip
+from ..run_files import Plot, RunFiles
 
 MAX_PAIRS, MAX_WORST = 20, 12
 """How many confused pairs and worst clips are kept."""
@@ -37,13 +38,10 @@ MAX_PAIRS, MAX_WORST = 20, 12
 STRIP_FRAMES, STRIP_HEIGHT = 8, 90
 """Frames side by side in a strip, and its height in pixels."""
 
-TABLES = ("classes", "confusion", "views")
+TABLES: tuple[Plot, ...] = ("classes", "confusion", "views")
 
 FORMAT_VERSION = 3
-"""Version of the files that `write_error_analysis` writes; it replaces files of other versions."""
-
-READABLE_VERSIONS = (2, FORMAT_VERSION)
-"""Version 2 is <model>.looks/looks.json, with the key `form` for `format_version` and `of` for `fingerprint`."""
+"""Version of errors.json."""
 
 
 _STRICT = ConfigDict(strict=True)
@@ -118,54 +116,41 @@ class ClipScores:
 
 
 def write_error_analysis(
-    scores: Callable[[], ClipScores], clips: Iterable[Clip], data_folder: Path, metrics: Path, *, fingerprint: str
+    scores: ClipScores, clips: Iterable[Clip], data_folder: Path, files: RunFiles, *, fingerprint: str
 ) -> list[Path]:
-    """Analyse the scores of an evaluation, write the files beside `metrics` (<model>.json) and return their paths.
+    """Analyse the scores of an evaluation, write the files and return their paths.
 
-    `clips` are those of the manifest in `data_folder`, from which the strips are read. If the files already belong to
-    the evaluation with this `fingerprint`, they are kept and `scores` is not called. A <model>.looks folder of an
-    older version is replaced.
+    `clips` are those of the manifest in `data_folder`, from which the strips are read.
     """
-    folder = _folder(metrics)
-    tables = _tables(metrics)
+    ordered = _sorted(scores)
+    predicted = _predictions(ordered.probabilities)
+    tables = _tables(files)
+    _write_csv(tables["classes"], ["class", "clips", "right", "accuracy"], _class_lines(ordered, predicted))
+    names = (
+        [ordered.classes[label], ordered.classes[guess]] for label, guess in zip(ordered.labels, predicted, strict=True)
+    )
+    _write_csv(tables["confusion"], ["actual", "predicted"], names)
+    by_views = [[line["views"], round(line["top1"], 6), round(line["top5"], 6)] for line in ordered.by_views]
+    _write_csv(tables["views"], ["views", "top1", "top5"], by_views)
+    by_id = {clip.video_id: clip for clip in clips if clip.is_usable}
     mark = {"format_version": FORMAT_VERSION, "fingerprint": fingerprint}
-    is_current = mark.items() <= read_json(folder / "errors.json").items()
-    if not (is_current and all(path.is_file() for path in tables.values())):
-        ordered = _sorted(scores())
-        predicted = _predictions(ordered.probabilities)
-        _write_csv(tables["classes"], ["class", "clips", "right", "accuracy"], _class_lines(ordered, predicted))
-        names = (
-            [ordered.classes[label], ordered.classes[guess]]
-            for label, guess in zip(ordered.labels, predicted, strict=True)
-        )
-        _write_csv(tables["confusion"], ["actual", "predicted"], names)
-        by_views = [[line["views"], round(line["top1"], 6), round(line["top5"], 6)] for line in ordered.by_views]
-        _write_csv(tables["views"], ["views", "top1", "top5"], by_views)
-        by_id = {clip.video_id: clip for clip in clips if clip.is_usable}
-        _write_folder(folder, mark, ordered, predicted, lambda video_id: _strip(data_folder, by_id.get(video_id)))
-    shutil.rmtree(_old_folder(metrics), ignore_errors=True)
-    return [*tables.values(), *sorted(folder.iterdir())]
+    _write_folder(files.errors, mark, ordered, predicted, lambda video_id: _strip(data_folder, by_id.get(video_id)))
+    return [*tables.values(), *sorted(files.errors.iterdir())]
 
 
-def read_error_analysis(metrics: Path) -> ErrorAnalysis | None:
-    """The error analysis beside `metrics` (<model>.json), or None if there is none.
-
-    Reads the <model>.looks folder of older versions as well. Raises UserError for damaged files.
-    """
-    folder, name = _folder(metrics), "errors.json"
-    if not (folder / name).is_file() and (_old_folder(metrics) / "looks.json").is_file():
-        folder, name = _old_folder(metrics), "looks.json"
-    if not (content := read_json(folder / name)):
+def read_error_analysis(files: RunFiles) -> ErrorAnalysis | None:
+    """The error analysis of a run, or None if there is none. Raises UserError for damaged files."""
+    folder, tables = files.errors, _tables(files)
+    if not (content := read_json(folder / "errors.json")):
         return None
-    remedy = f"delete them and run dvc repro evaluate@{metrics.stem}"
-    version = content.get("format_version", content.get("form"))
-    if version not in READABLE_VERSIONS:
+    remedy = f"delete them and run dvc repro evaluate@{files.model}"
+    if (version := content.get("format_version")) != FORMAT_VERSION:
         raise UserError(
-            f"{folder / name}: format_version is {version!r}, expected one of {READABLE_VERSIONS}; the folder and the "
-            f"tables beside it come from another version of actionzoo: {remedy}"
+            f"{folder / 'errors.json'}: format_version is {version!r}, expected {FORMAT_VERSION}; the folder and its "
+            f"tables in {tables['classes'].parents[2]} come from another version of actionzoo: {remedy}"
         )
     try:
-        lines = {kind: _read_csv(path) for kind, path in _tables(metrics).items()}
+        lines = {kind: _read_csv(path) for kind, path in tables.items()}
         classes = [line["class"] for line in lines["classes"]]
         label_of = {class_name: label for label, class_name in enumerate(classes)}
         pairs = [(label_of[line["actual"]], label_of[line["predicted"]]) for line in lines["confusion"]]
@@ -181,22 +166,12 @@ def read_error_analysis(metrics: Path) -> ErrorAnalysis | None:
         )
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(
-            f"{folder} and {metrics.stem}.classes.csv, .confusion.csv and .views.csv beside it do not go together "
-            f"({error!r}); {remedy}"
+            f"{folder} and the tables {', '.join(map(str, tables.values()))} do not go together ({error!r}); {remedy}"
         ) from None
 
 
-def _folder(metrics: Path) -> Path:
-    return metrics.with_name(f"{metrics.stem}.errors")
-
-
-def _old_folder(metrics: Path) -> Path:
-    """The folder of format version 2."""
-    return metrics.with_name(f"{metrics.stem}.looks")
-
-
-def _tables(metrics: Path) -> dict[str, Path]:
-    return {kind: metrics.with_name(f"{metrics.stem}.{kind}.csv") for kind in TABLES}
+def _tables(files: RunFiles) -> dict[Plot, Path]:
+    return {kind: files.plot(kind) for kind in TABLES}
 
 
 def _sorted(scores: ClipScores) -> ClipScores:

@@ -92,7 +92,7 @@ def _strip(errors: ErrorAnalysis, name: str) -> str:
     try:
         return f"data:image/jpeg;base64,{base64.b64encode((errors.folder / name).read_bytes()).decode()}"
     except FileNotFoundError as error:
-        model = errors.folder.stem
+        model = errors.folder.parent.name
         raise UserError(
             f"{error.filename} is missing; delete {errors.folder} and run dvc repro evaluate@{model}"
         ) from None

@@ -1,8 +1,7 @@
 """The results of the zoo's models, beside what was published for them.
 
 Reads small files only, and needs neither torch nor MLflow. A model that has not run stays in the report as such. The
-report is the input of tables.py and page.py: equal files give equal bytes - no clock except in the names of logs, no
-run id, no absolute path.
+report is the input of tables.py and page.py: equal files give equal bytes - no clock, no run id, no absolute path.
 """
 
 import csv
@@ -17,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..accuracy import KINETICS400, PUBLISHED_CLIPS, Comparison, Reason, comparable_top1, compare
 from ..errors import UserError
-from ..records import Benchmark, Metrics
-from ..run_files import newest_logs
+from ..records import Benchmark, Metrics, TestResult
+from ..run_files import RunFiles
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
 if TYPE_CHECKING:
@@ -80,8 +79,8 @@ class ModelResults:
     """None: not measured yet."""
     curves: Sequence[CurvePoint]
     files: Mapping[str, str]
-    """ckpt, log, json (of the last training), result, metrics, curves, recipe -> address relative to the report; only
-    files that exist."""
+    """ckpt, result, curves, recipe, benchmark -> address relative to the report; only files that exist. Logs are not
+    among them: their names hold a clock time (run_links)."""
     errors: ErrorAnalysis | None = None
     """None if the evaluation left no error analysis."""
 
@@ -154,7 +153,7 @@ def model_entries(params: "Params") -> list[ModelEntry]:
 def read_report(
     *, dataset: str, entries: Iterable[ModelEntry], root: Path, out: Path, clip_states: ClipStates | None = None
 ) -> ZooReport:
-    """The models' results, from root/metrics/<dataset>/<model>.json, .benchmark.json, .train.csv and .val.csv.
+    """The models' results, from the folders root/runs/<dataset>/<model> and their plots.
 
     `out` is the folder of the report, to which its links are relative. Raises UserError for a damaged file.
     """
@@ -244,30 +243,28 @@ _FAMILIES = {"slowfast": "SlowFast", "csn": "CSN"}
 
 
 def _results(entry: ModelEntry, root: Path, dataset: str, out: Path) -> ModelResults:
-    name, run = entry.name, root / "runs" / dataset / entry.name
-    metrics_path, benchmark_path, train_curve, val_curve = (
-        root / "metrics" / dataset / f"{name}.{ending}" for ending in ("json", "benchmark.json", "train.csv", "val.csv")
-    )
-    metrics = Metrics.read_if_there(metrics_path)
+    run = RunFiles(root, dataset, entry.name)
+    result = TestResult.read_if_there(run.result)
+    metrics = result.metrics if result else None
     for key in ("top1", "top5"):
         if metrics is not None and key not in metrics.accuracies:
-            raise UserError(f"{metrics_path} has no {key}; {Metrics.rebuild(metrics_path)}")
+            raise UserError(f"{run.result} has no {key}; {TestResult.rebuild(run.result)}")
+    loss, top1 = run.plot("loss"), run.plot("top1")
     files = {
-        "ckpt": run / "best.pth",
-        **newest_logs(run),
-        "result": run / "result.json",
-        "metrics": metrics_path,
-        "curves": train_curve,
-        "recipe": run / "recipe.json",
+        "ckpt": run.best,
+        "result": run.result,
+        "curves": loss,
+        "recipe": run.recipe,
+        "benchmark": run.benchmark,
     }
     return ModelResults(
         entry=entry,
         metrics=metrics,
         comparison=compare(dataset, entry.overrides, metrics, comparable_top1(entry.published)),
-        benchmark=Benchmark.read_if_there(benchmark_path),
-        curves=_read_curve(train_curve, "train", name) + _read_curve(val_curve, "val", name),
+        benchmark=Benchmark.read_if_there(run.benchmark),
+        curves=_read_curve(loss, "train", entry.name) + _read_curve(top1, "val", entry.name),
         files={kind: _address(path, out) for kind, path in files.items() if path.is_file()},
-        errors=None if metrics is None else read_error_analysis(metrics_path),
+        errors=None if metrics is None else read_error_analysis(run),
     )
 
 

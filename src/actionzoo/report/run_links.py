@@ -23,11 +23,15 @@ def write_run_links(params: Params, root: Path | None = None, *, server: str | N
     root = root or params.root
     out = params.folder("report", root)
     models = {model: RunFiles(root, params.name, model) for model in params.models()}
-    checkpoint_md5s = {model: md5 for model, files in models.items() if (md5 := _checkpoint_md5(files))}
+    records = {model: record for model, files in models.items() if (record := _record(files))}
+    checkpoint_md5s = {
+        model: record.files["best.pth"].md5 for model, record in records.items() if "best.pth" in record.files
+    }
     pages = run_pages(params.name, checkpoint_md5s, root, server)
     links = {}
     for model, files in models.items():
-        addresses = {kind: Path(os.path.relpath(path, out)).as_posix() for kind, path in newest_logs(files.run).items()}
+        logs = newest_logs(files.run, records[model].fingerprint if model in records else "")
+        addresses = {kind: Path(os.path.relpath(path, out)).as_posix() for kind, path in logs.items()}
         if model in pages:
             addresses["mlflow"] = pages[model]
         if addresses:
@@ -38,10 +42,9 @@ def write_run_links(params: Params, root: Path | None = None, *, server: str | N
     return path
 
 
-def _checkpoint_md5(files: RunFiles) -> str | None:
-    """The md5 of best.pth, by which its run is found; None without a sound run record, which costs only the link."""
+def _record(files: RunFiles) -> RunRecord | None:
+    """None without a sound run record, which costs only the links."""
     try:
-        record = RunRecord.read_if_there(files.recipe)
+        return RunRecord.read_if_there(files.recipe)
     except UserError:
         return None
-    return record.files["best.pth"].md5 if record and "best.pth" in record.files else None

@@ -96,13 +96,13 @@ TEXTS: Mapping[Language, Texts] = {
             "with quartiles in brackets.",
             "gpu_mem: during training, on one GPU with the recipe's videos_per_gpu, as published; beside it during "
             "evaluation. Without a GPU, the resident memory of a process.",
-            f"The published validation set has {PUBLISHED_CLIPS:,} videos. Our links lead to the best checkpoint, and "
-            "to the log of the last training as text and as JSON.",
+            f"The published validation set has {PUBLISHED_CLIPS:,} videos. Our links lead to the best checkpoint; in "
+            "zoo.html also to the logs of its training as text and as JSON.",
         ),
         files_title="Files",
         files={
             "result": "scores of every clip",
-            "metrics": "metrics",
+            "benchmark": "speed and memory",
             "curves": "training curve",
             "recipe": "recipe as used",
         },
@@ -163,12 +163,12 @@ TEXTS: Mapping[Language, Texts] = {
             "GPU 显存占用：单块 GPU、按配方的 videos_per_gpu 训练时的占用，与公布值的测法相同；旁边是评测时的占用。"
             "没有 GPU 时为进程的常驻内存。",
             f"公布的验证集包含 {PUBLISHED_CLIPS:,} 个视频。"
-            "本项目的链接指向最佳权重，以及最近一次训练的文本日志与 JSON 日志。",
+            "本项目的链接指向最佳权重；zoo.html 中还链接其训练的文本日志与 JSON 日志。",
         ),
         files_title="文件",
         files={
             "result": "每个视频的得分",
-            "metrics": "指标",
+            "benchmark": "速度与内存",
             "curves": "训练曲线",
             "recipe": "实际使用的配方",
         },

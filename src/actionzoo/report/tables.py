@@ -295,7 +295,7 @@ def _markdown_row(model: ModelResults, language: Language) -> list[str]:
 
     def links(column: Literal["ckpt", "log", "json"]) -> str:
         links = [f"[{name}](<{_md_address(address)}>)" for name, address in published.links[column]]
-        if column in model.files:
+        if column in model.files:  # ckpt; our logs are linked from the page
             links.append(f"[{texts.ours}](<{model.files[column]}>)")
         return " / ".join(links)
 

@@ -1,8 +1,10 @@
 """The report stage: the zoo's tables, page and run links of the chosen data set."""
 
+from ..files.kept import drop_cached
 from ..files.locks import locked
 from ..kinetics.manifest import count_states, read_manifest
 from ..params import Params
+from ..run_files import RunFiles
 from .page import write_page
 from .results import model_entries, read_report
 from .run_links import write_run_links
@@ -27,4 +29,7 @@ def write_report(params: Params) -> str:
         write_tables(report, out)
         write_page(report, out)
         write_run_links(params)
+        for model in params.models():
+            files = RunFiles(params.root, params.name, model, workspace=params.workspace)
+            drop_cached(files.unfinished_evaluations, params.root)
     return f"report: {len(report.evaluated)} of {len(report.models)} models evaluated; open {out / 'zoo.html'}"

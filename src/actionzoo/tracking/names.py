@@ -29,8 +29,8 @@ METRIC_NAMES = {
         "top1_gap": "test/top1_gap",
     },
 }
-"""Mode of a line -> its key -> the name in MLflow. `train` and `val` are lines of log.json. `test` is
-metrics/<dataset>/<model>.json, and its names include the views: test/top1:10x3. MLflow does not allow @ in names, and
+"""Mode of a line -> its key -> the name in MLflow. `train` and `val` are lines of log.json. `test` is a
+result's metrics, and its names include the views: test/top1:10x3. MLflow does not allow @ in names, and
 its pages group metrics by the part before the slash."""
 
 RUN_PARAMS = ("dataset", "recipe", "batch", "lr", "overrides", "train_clips", "val_clips")

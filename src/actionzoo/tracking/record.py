@@ -9,7 +9,8 @@ from pathlib import Path
 from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import json_lines
-from ..records import Metrics, RunRecord
+from ..records import RunRecord, TestResult
+from ..run_files import Plot, RunFiles, logs_of
 from .names import ERROR_ANALYSIS, TEST_STEP, Point, global_step, run_params, to_metrics
 from .store import (
     POINTS_PER_BATCH,
@@ -23,7 +24,8 @@ from .store import (
     relink_file,
 )
 
-_ERROR_ANALYSIS_ENDINGS = ("errors", "looks")  # looks: written by older versions
+_TABLES: tuple[Plot, ...] = ("classes", "confusion", "views")
+"""Plots of the error analysis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Synced:
 
 
 def sync(root: Path, *, dataset: str | None = None, checkpoint: str = "best.pth") -> list[Synced]:
-    """Record the folders runs/<dataset>/<model>/ and files metrics/<dataset>/<model>.json below `root` in MLflow.
+    """Record the folders runs/<dataset>/<model>/ below `root` in MLflow.
 
     For runs that were made elsewhere, restored from DVC's cache, or made while the store was unreachable. If no run has
     the folder's `checkpoint`, a run is created; a run that lacks values or files gets them. A second call changes
@@ -65,12 +67,12 @@ def sync_folder(folder: Path, checkpoint: str = "best.pth") -> Synced:
     root, dataset, model = folder.parents[2], folder.parent.name, folder.name
     if not (folder / checkpoint).is_file():
         return Synced(dataset, model, "skipped", reason=f"{folder / checkpoint} is not there")
-    logs = sorted(folder.glob("*.log.json"))
+    run_files = RunFiles(root, dataset, model)
+    record, result = RunRecord.read_if_there(run_files.recipe), TestResult.read_if_there(run_files.result)
+    logs = logs_of(folder, record.fingerprint if record else "")
     points = _points_of_logs(logs)
-    results = root / "metrics" / dataset / f"{model}.json"
-    record, metrics = RunRecord.read_if_there(folder / "recipe.json"), Metrics.read_if_there(results)
     md5 = md5_of(folder / checkpoint)
-    files = _files(folder, results, logs, checkpoint)
+    files = _files(run_files, logs, checkpoint)
 
     store = connect_or_explain(dataset, root)
     client = store.client
@@ -83,7 +85,7 @@ def sync_folder(folder: Path, checkpoint: str = "best.pth") -> Synced:
         run_id = created
         log_params(client, run_id, run_params(record.as_json()) if record else {})
     run = client.get_run(run_id)
-    accuracies = to_metrics(metrics.counts() | {"mode": "test"}) if metrics else {}
+    accuracies = to_metrics(result.metrics.counts() | {"mode": "test"}) if result else {}
     sent = _send_missing(store, run_id, run.data.metrics, points, accuracies)
 
     missing: list[Path] = []
@@ -101,13 +103,11 @@ def sync_folder(folder: Path, checkpoint: str = "best.pth") -> Synced:
     return Synced(dataset, model, action, sent, run_id)
 
 
-def _files(folder: Path, results: Path, logs: Iterable[Path], checkpoint: str) -> dict[Path, str]:
+def _files(run: RunFiles, logs: Iterable[Path], checkpoint: str) -> dict[Path, str]:
     """The files of a run and of its evaluation, which need not exist -> their artifact folder."""
-    names = (checkpoint, "latest.pth", "recipe.json", "result.json")
-    of_run = [*(folder / name for name in names), *logs, *sorted(folder.glob("*.log"))]
-    analysis = [results.with_name(f"{folder.name}.{kind}.csv") for kind in ("classes", "confusion", "views")]
-    for ending in _ERROR_ANALYSIS_ENDINGS:
-        analysis += sorted(results.with_name(f"{folder.name}.{ending}").glob("*"))
+    texts = [log.with_suffix("") for log in logs]
+    of_run = [run.run / checkpoint, run.latest, run.recipe, run.result, *logs, *texts]
+    analysis = [*(run.plot(kind) for kind in _TABLES), *sorted(run.errors.glob("*"))]
     return dict.fromkeys(of_run, "") | dict.fromkeys(analysis, ERROR_ANALYSIS)
 
 

@@ -2,7 +2,7 @@
 
     runs/<dataset>/<row>/best.pth      ->  <row>-<sha256[:8]>.pth           for torch
     runs/<dataset>/<row>/recipe.json       <row>-<sha256[:8]>.safetensors   the same, metadata as texts
-    metrics/<dataset>/<row>.json
+    runs/<dataset>/<row>/result.json
 
 Each name carries the hash of its own file's bytes. No clock time in them: published again, a run gives the same files.
 """
@@ -72,7 +72,7 @@ def register_run(run: Path, name: str | None = None, alias: str | None = None) -
     # beside the run, so that MLflow's copy of the file is a hard link
     with tempfile.TemporaryDirectory(dir=run, prefix=".registered-") as folder:
         pth, file = publish_run(run, Path(folder))
-        top1 = Metrics.read(files.metrics()).top1
+        top1 = TestResult.read(files.result).metrics.top1
         tags = {"model": record.model, "dataset": record.dataset, "file": file.name, "test.top1": top1}
         pth.unlink()
         return register(run, file, name=name or record.model, alias=alias, tags=tags)
@@ -99,13 +99,13 @@ def _finished_run(run: Path) -> tuple[RunRecord, RunFiles]:
 def _metrics(files: RunFiles, epoch: int) -> Metrics:
     """Those of the evaluation of this very checkpoint. Raises UserError."""
     again = f"`dvc repro evaluate@{files.model}` makes it"
-    if not files.metrics().is_file():
-        raise UserError(f"{files.metrics()} is not there; {again}")
-    metrics, result = Metrics.read(files.metrics()), TestResult.read_if_there(files.result)
-    is_other = result is not None and result.checkpoint_md5 != md5_of(files.best)
-    if (metrics.epoch is not None and metrics.epoch != epoch) or is_other:
-        raise UserError(f"{files.metrics()} is of another checkpoint than {files.best}; {again} anew")
-    return metrics
+    if not files.result.is_file():
+        raise UserError(f"{files.result} is not there; {again}")
+    result = TestResult.read(files.result)
+    epoch_there = result.metrics.epoch
+    if (epoch_there is not None and epoch_there != epoch) or result.checkpoint_md5 != md5_of(files.best):
+        raise UserError(f"{files.result} is of another checkpoint than {files.best}; {again} anew")
+    return result.metrics
 
 
 def _safetensors(state: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
