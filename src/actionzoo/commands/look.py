@@ -66,15 +66,12 @@ def params(
         print("\n".join(lines) if lines else f"{first} and {second} have equal recipes on {params.name}")
 
 
-@command(
-    epilog="""\
-example: actionzoo built
-example: dvc pull --run-cache $(actionzoo built)"""
-)
+@command(epilog="example: actionzoo built")
 def built() -> None:
-    """List the stages that dvc.lock has results of, for `dvc pull`, `dvc push` and `dvc status`.
+    """List the stages that dvc.lock has results of.
 
-    Without names of stages, DVC warns about every model that has not been built yet.
+    For DVC: `dvc pull --run-cache $(actionzoo built)`. Without names of stages, `dvc pull` warns about every model that
+    was never built, and ends with status 1.
     """
     from ..errors import UserError
     from ..files.yaml_files import read_yaml
