@@ -108,7 +108,7 @@ def demo(tmp_path_factory):
 
 def test_dvc_repro_builds_every_stage_down_to_the_report(demo):
     ran, printed = demo.first
-    stages = ["download", "resize@256", "resize@320", "frames@256", "frames@320", "report"]
+    stages = ["settings", "download", "resize@256", "resize@320", "frames@256", "frames@320", "report"]
     stages += [f"{stage}@{row}" for stage in ("train", "evaluate", "benchmark") for row in (SLOWFAST, CSN)]
     assert sorted(ran) == sorted(stages), printed[-3000:]
     for row in (SLOWFAST, CSN):

@@ -14,8 +14,10 @@ from .kinetics.manifest import Manifest, read_manifest
 from .kinetics.published_list import fetch_list
 from .params import Params, digest, workspace_of
 from .params.settings import PublishedLists, Runtime
-from .recipe import Published, Recipe, Split
+from .recipe import Published, Recipe, Split, as_dict
+from .records import RunRecord
 from .run_files import RunFiles
+from .weights.download import CACHE
 from .weights.initial import InitialWeights, initial_weights
 
 
@@ -73,6 +75,11 @@ class Job:
         return self.files.root
 
     @property
+    def downloads(self) -> Path:
+        """The folder of downloaded weights, which experiments share."""
+        return workspace_of(self.root) / CACHE
+
+    @property
     def data(self) -> Path:
         """The folder of the prepared clips that the recipe reads, such as data/demo/videos_256."""
         return self.root / "data" / self.dataset / f"{self.recipe.clips.form}_{self.recipe.clips.short_side}"
@@ -114,22 +121,55 @@ class Job:
         lr = scaled_lr(optim.lr, batch=size, reference_batch=reference) if optim.scale_lr else optim.lr
         return Batch(size, reference, lr)
 
-    def training_fingerprint(self, num_processes: int = 1) -> str:
-        """Equal for trainings that end the same, but for rounding.
+    def training_fingerprint(self) -> str:
+        """Equal for trainings that dvc.yaml takes for the same: what shapes them counts, and not how they run.
 
-        The learning rate counts beside the recipe as it runs, because the reference batch it is scaled from is that of
-        the recipe as written.
+        As for DVC, values as written count beside those that the data set puts in their place. So the reference batch
+        counts, which is that of the recipe as written.
         """
-        recipe, batch = self.recipe, self.batch(num_processes)
-        sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, recipe.optim, recipe.schedule)
+        sections = ("seed", "model", "init", "clips", "augment", "optim", "schedule")
+        return digest("train", *self._values(*sections), self.manifest.sha256)
+
+    def resume_key(self, num_processes: int = 1, manifest_sha256: str | None = None) -> str:
+        """Equal for trainings that can go on from each other's saved states: the recipe as used, the clips, the batch,
+        and the number of processes, each of which has gone through its part of the epoch.
+
+        Version 0.1 used it as the fingerprint of a training, without the settings of batch norm in the recipe; with the
+        same formula its unfinished trainings go on.
+        """
+        recipe, batch, optim = self.recipe, self.batch(num_processes), as_dict(self.recipe.optim)
+        batch_norm = optim.pop("batch_norm")
+        sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, optim, recipe.schedule)
         scaled = (batch.size, batch.reference, batch.lr)
-        return digest(*sections, scaled, num_processes, recipe.optim.batch_norm, self.manifest.sha256)
+        return digest(*sections, scaled, num_processes, batch_norm, manifest_sha256 or self.manifest.sha256)
+
+    def is_training_of(self, record: RunRecord, manifest_sha256: str | None = None) -> bool:
+        """Whether the record is of this training, by any number of processes.
+
+        `manifest_sha256` is that of a record of version 0.1, if its manifest was written in another way.
+        """
+        if record.fingerprint == self.training_fingerprint():
+            return True
+        # a record of version 0.1: to be deleted with the next version
+        size = self.batch().size
+        return record.batch % size == 0 and record.fingerprint == self.resume_key(record.batch // size, manifest_sha256)
 
     def evaluation_fingerprint(self, checkpoint_md5: str, split: Split = "val") -> str:
-        """Equal for evaluations that give the same accuracies, but for rounding."""
-        recipe = self.recipe
+        """Equal for evaluations that dvc.yaml takes for the same; values count as in `training_fingerprint`."""
+        values = self._values("model", "clips", "augment", "test")
+        return digest("evaluate", _EVALUATION, *values, self.manifest.sha256, checkpoint_md5, *self.list_hashes(split))
+
+    def old_evaluation_fingerprint(
+        self, checkpoint_md5: str, split: Split = "val", manifest_sha256: str | None = None
+    ) -> str:
+        """As version 0.1 computed it, of the values as used. To be deleted with the next version."""
+        recipe, manifest = self.recipe, manifest_sha256 or self.manifest.sha256
         sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
-        return digest(_EVALUATION, *sections, self.manifest.sha256, checkpoint_md5, *self.list_hashes(split))
+        return digest(_EVALUATION, *sections, manifest, checkpoint_md5, *self.list_hashes(split))
+
+    def _values(self, *sections: str) -> list[object]:
+        """Sections of the recipe as written, and of the recipe as used."""
+        return [getattr(recipe, section) for recipe in (self.written, self.recipe) for section in sections]
 
     def evaluation_scratch(self, checkpoint_md5: str, split: Split) -> Path:
         """Folder of an interrupted evaluation; evaluations whose view logits have the same bits share it.

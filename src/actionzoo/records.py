@@ -112,6 +112,22 @@ class FileRecord:
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class Circumstances:
+    """How a training ran: what is not part of its recipe, and makes no training another one."""
+
+    device: str
+    """cuda or cpu."""
+    processes: Count
+    """One per GPU, or so many on CPUs; over all machines."""
+    nodes: Count
+    """Machines."""
+    precision: str
+    channels_last: bool
+    compile: bool
+    deterministic: bool
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class RunRecord(Record):
     """recipe.json. It is written last, so that it vouches for the files beside it."""
 
@@ -120,7 +136,7 @@ class RunRecord(Record):
     model: str
     dataset: str
     fingerprint: str = ""
-    """Equal for trainings that end the same; '' in records of other programs."""
+    """Job.training_fingerprint; '' in records of other programs."""
     manifest_sha256: str = ""
     """The hash of the manifest.csv that the training read."""
     recipe: Json
@@ -133,6 +149,12 @@ class RunRecord(Record):
     """Clips of the batch that the recipe's learning rate was made for."""
     lr: Number = 0.0
     """Learning rate after warm-up."""
+    circumstances: Circumstances | None = None
+    """At the end of the training, as the next two; None in records of older versions."""
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    """actionzoo and torch."""
+    init_sha256: str = ""
+    """Of the file behind init.weights that the training started from; '' if it started from random weights."""
     classes: tuple[str, ...] = ()
     """Class names by label."""
     train_clips: Count = 0

@@ -13,7 +13,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import UserError
 from ..files.dvc_cache import cached_file
@@ -21,11 +21,12 @@ from ..files.hashes import md5_of
 from ..files.json_files import write_json
 from ..files.links import link_or_copy
 from ..files.yaml_files import read_yaml
-from ..job import Job
-from ..params import digest
 from ..recipe import as_dict
 from ..records import Benchmark, FileRecord, Record, RunRecord, TestResult
 from ..run_files import Measured, RunFiles
+
+if TYPE_CHECKING:
+    from ..job import Job
 
 _SAVED = Path(".scratch", "before")
 _RUN = ("best.pth", "latest.pth", "recipe.json", "result.json", "views.safetensors")
@@ -35,9 +36,6 @@ _FILES: dict[Measured, tuple[str, ...]] = {
     "benchmark": ("benchmark.json",),
 }
 """Stage -> what it wrote: names in the run's folder (_RUN), else the ends of names in metrics/."""
-
-_EVALUATION = 3
-"""Version of what an evaluation computes, in fingerprints."""
 
 R = TypeVar("R", bound=Record)
 
@@ -71,14 +69,14 @@ def remove_links(root: Path, workspace: Path, dataset: str, models: Iterable[str
                     shutil.rmtree(root / _path(dataset, model, kind), ignore_errors=True)
 
 
-def adopt_training(job: Job, fingerprint: str, num_processes: int, *, is_first: bool = True) -> RunRecord | None:
+def adopt_training(job: "Job", *, is_first: bool = True) -> RunRecord | None:
     """Publish the finished training of that version by the same recipe on the same clips; None if there is none.
 
     All processes find the same; only the first publishes.
     """
     found = _Before(job, "train")
     record = found.record("recipe.json", RunRecord)
-    if record is None or record.fingerprint not in (fingerprint, _training_fingerprint(job, num_processes)):
+    if record is None or not job.is_training_of(record, old_manifest_sha256(job)):
         return None
     files = job.files
     for name, known in record.files.items():
@@ -102,14 +100,18 @@ def adopt_training(job: Job, fingerprint: str, num_processes: int, *, is_first: 
         *_, last = csv.DictReader(file)
     kept = {path.name: FileRecord(md5=md5_of(path), size=path.stat().st_size) for path in (files.best, files.latest)}
     record = dataclasses.replace(
-        record, fingerprint=fingerprint, manifest_sha256=job.manifest.sha256, recipe=as_dict(job.recipe), files=kept
+        record,
+        fingerprint=job.training_fingerprint(),
+        manifest_sha256=job.manifest.sha256,
+        recipe=as_dict(job.recipe),
+        files=kept,
     )
     write_json(files.metrics("train"), record.table(float(last["loss"])))
     record.write(files.recipe)
     return record
 
 
-def adopt_evaluation(job: Job, checkpoint_md5: str, *, is_first: bool = True) -> TestResult | None:
+def adopt_evaluation(job: "Job", checkpoint_md5: str, *, is_first: bool = True) -> TestResult | None:
     """Publish result.json and view logits of that version for the same checkpoint and clips; None if there are none."""
     from ..engine.views import fingerprint_of
 
@@ -118,7 +120,8 @@ def adopt_evaluation(job: Job, checkpoint_md5: str, *, is_first: bool = True) ->
     path, views = found.file("result.json"), found.file("views.safetensors")
     if result is None or path is None or views is None:
         return None
-    if not result.fingerprint == fingerprint_of(views) == _evaluation_fingerprint(job, checkpoint_md5):
+    known = job.old_evaluation_fingerprint(checkpoint_md5, manifest_sha256=old_manifest_sha256(job))
+    if not result.fingerprint == fingerprint_of(views) == known:
         return None
     if is_first:
         _place(views, job.files.views)
@@ -126,13 +129,13 @@ def adopt_evaluation(job: Job, checkpoint_md5: str, *, is_first: bool = True) ->
     return result
 
 
-def adopt_benchmark(job: Job, fingerprint: str) -> Benchmark | None:
+def adopt_benchmark(job: "Job", fingerprint: str) -> Benchmark | None:
     """That version's measurement with this fingerprint, which is for `old_manifest_sha256`; None if there is none."""
     measured = _Before(job, "benchmark").record("benchmark.json", Benchmark)
     return measured if measured is not None and measured.fingerprint == fingerprint else None
 
 
-def old_manifest_sha256(job: Job) -> str:
+def old_manifest_sha256(job: "Job") -> str:
     """The hash of the manifest as that version wrote it, whose names of shards had no key; empty without a manifest."""
     if not job.has_manifest:
         return ""
@@ -140,26 +143,10 @@ def old_manifest_sha256(job: Job) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _training_fingerprint(job: Job, num_processes: int) -> str:
-    """As that version computed it; batch norm's setting was one of `runtime`."""
-    recipe, batch = job.recipe, job.batch(num_processes)
-    optim: dict[str, Any] = as_dict(recipe.optim)
-    batch_norm = optim.pop("batch_norm")
-    sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, optim, recipe.schedule)
-    scaled = (batch.size, batch.reference, batch.lr)
-    return digest(*sections, scaled, num_processes, batch_norm, old_manifest_sha256(job))
-
-
-def _evaluation_fingerprint(job: Job, checkpoint_md5: str) -> str:
-    recipe = job.recipe
-    sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
-    return digest(_EVALUATION, *sections, old_manifest_sha256(job), checkpoint_md5, *job.list_hashes("val"))
-
-
 class _Before:
     """The files of one stage of that version."""
 
-    def __init__(self, job: Job, stage: str):
+    def __init__(self, job: "Job", stage: str):
         self._job = job
         self._md5s = {} if job.files.work_dir else _locked_md5s(job.root, f"{stage}@{job.model}")
 

@@ -1,5 +1,6 @@
 """Evaluate a model: its best checkpoint on all views of every clip of val, and where it errs."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..weights.identity import record_beside
 from ..zoo import build_model
 from .adopt import adopt_evaluation
 
+_log = logging.getLogger(__name__)
+
 
 def evaluate(job: Job) -> str:
     """Evaluate the run's best checkpoint on val; returns the last line to print.
@@ -29,11 +32,13 @@ def evaluate(job: Job) -> str:
     files = job.files
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{job.model}` makes it")
-    record_beside(files.best)
+    beside = record_beside(files.best)
     checkpoint_md5 = md5_of(files.best)
     fingerprint = job.evaluation_fingerprint(checkpoint_md5)
     kept, is_first = files.unfinished_evaluations / fingerprint[:16], os.environ.get("RANK", "0") == "0"
     if is_first:
+        for note in beside.provenance.notes(job.model, job.init, job.downloads) if beside else ():
+            _log.warning(note)
         drop_cached(files.unfinished, job.root)
     if is_due(kept, job.root):
         return _publish_again(job, kept) if is_first else ""

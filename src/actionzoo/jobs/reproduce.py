@@ -55,7 +55,7 @@ def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> Repro
     job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, model=published.model))
     path = job.root / "released" / "results" / job.dataset / job.model / f"{published.kind}.json"
     fingerprint, result = job.evaluation_fingerprint(checkpoint_md5), TestResult.read_if_there(path)
-    if result is None or result.fingerprint not in (fingerprint, _fingerprint_of_before(job, checkpoint_md5)):
+    if result is None or result.fingerprint not in (fingerprint, *_fingerprints_of_before(job, checkpoint_md5)):
         result = _measure(params, job, published, file, fingerprint, path)
     if result.metrics.top1 is None:
         raise UserError(f"the clips of val have no labels in {job.manifest.path}, so no accuracy can be reproduced")
@@ -104,11 +104,12 @@ def _measure(
     return outcome.result
 
 
-def _fingerprint_of_before(job: Job, checkpoint_md5: str) -> str:
-    """As the version before had it, of the manifest's text: what it evaluated need not be evaluated again."""
+def _fingerprints_of_before(job: Job, checkpoint_md5: str) -> tuple[str, str]:
+    """As older versions had it, the first of the manifest's text: what they evaluated need not be evaluated again."""
     recipe, text = job.recipe, job.manifest.path.read_text(encoding="utf-8")
     sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
-    return digest(3, *sections, text, checkpoint_md5, *job.list_hashes("val"))
+    of_text = digest(3, *sections, text, checkpoint_md5, *job.list_hashes("val"))
+    return of_text, job.old_evaluation_fingerprint(checkpoint_md5)
 
 
 def _record(job: Job, published: PublishedFile, result: TestResult, path: Path) -> None:

@@ -4,38 +4,66 @@ import contextlib
 import datetime
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
+from ..job import Job
 from ..recipe import differences
 from ..records import RunRecord
 from ..run_files import RunFiles
+from ..weights.provenance import Provenance, init_source
 
 
 class RunMemory:
-    """What a resumed training must know from its first moment: its log files and its MLflow run."""
+    """What a resumed training must know from its first moment: its log files, its MLflow run, what it came from."""
 
     def __init__(self, path: Path):
         self.path = path
         known = read_json(path)
         self.stamp: str = known.get("stamp") or datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
         self.run_id: str | None = known.get("run_id")
+        self.provenance = _provenance(known)
 
-    def remember(self, run_id: str | None) -> None:
-        self.run_id = run_id
-        write_json(self.path, {"stamp": self.stamp, "run_id": run_id})
+    def remember(self, run_id: str | None, provenance: Provenance) -> None:
+        self.run_id, self.provenance = run_id, provenance
+        known = {"stamp": self.stamp, "run_id": run_id, "init": provenance.init_source}
+        write_json(self.path, known | {"versions": provenance.versions, "init_sha256": provenance.init_sha256})
+
+
+def _provenance(known: Mapping[str, Any]) -> Provenance:
+    """What run.json or a state says; those of version 0.1 say nothing."""
+    recipe, init, versions, sha256 = (known.get(key) for key in ("recipe", "init", "versions", "init_sha256"))
+    return Provenance(
+        versions=versions if isinstance(versions, dict) else {},
+        init_source=init_source(recipe) if isinstance(recipe, dict) else init,
+        init_sha256=sha256 if isinstance(sha256, str) else "",
+    )
+
+
+def changes_since(memory: RunMemory, job: Job, scratch: Path) -> list[str]:
+    """A line for each difference to the training that left its states in `scratch` that DVC does not see."""
+    anew = f"to train it anew, delete {scratch} and run `dvc repro -f train@{job.model}`"
+    return memory.provenance.notes(job.model, job.init, job.downloads, anew)
+
+
+_IDENTITY = ("model", "dataset", "manifest_sha256", "recipe", "batch", "lr")
 
 
 def state_about(record: RunRecord) -> dict[str, object]:
     """What a saved state says of its training."""
-    return {key: getattr(record, key) for key in ("model", "dataset", "manifest_sha256", "recipe", "batch", "lr")}
+    return {key: getattr(record, key) for key in (*_IDENTITY, "versions", "init_sha256")}
 
 
-def _changes(about: Mapping[str, object], record: RunRecord) -> list[str]:
-    """What differs between the training that a state is of and this one."""
-    known = {"model" if key == "row" else key: value for key, value in about.items() if key != "mlflow_run"}
-    return differences(known, state_about(record))
+def _changes(about: Mapping[str, Any], record: RunRecord) -> list[str]:
+    """What differs between the training that a state is of and this one, but for how and with what they run."""
+    known = {"model": about.get("row")} | {key: about[key] for key in _IDENTITY if key in about}
+    now = {key: getattr(record, key) for key in _IDENTITY}
+    match known.get("recipe"):  # a state of version 0.1 does not say batch_norm; to be deleted with the next version
+        case {"optim": dict(optim), **others}:
+            known["recipe"] = others | {"optim": {"batch_norm": now["recipe"]["optim"].get("batch_norm")} | optim}
+    return differences(known, now)
 
 
 def take_state(source: Path, scratch: Path, record: RunRecord) -> None:
@@ -55,7 +83,8 @@ def take_state(source: Path, scratch: Path, record: RunRecord) -> None:
     for path in scratch.glob("state-*.pth"):
         path.unlink()
     link_or_copy(source, scratch / source.name)
-    RunMemory(scratch / "run.json").remember(saved["about"].get("mlflow_run"))
+    about = saved["about"]
+    RunMemory(scratch / "run.json").remember(about.get("mlflow_run"), _provenance(about))
 
 
 def other_unfinished(files: RunFiles, scratch: Path, record: RunRecord) -> list[str]:

@@ -20,14 +20,15 @@ from ..files.locks import locked
 from ..job import Job
 from ..process.progress import progress
 from ..recipe import CosineSchedule, Recipe, StepSchedule, as_dict
-from ..records import FileRecord, RunRecord
+from ..records import Circumstances, FileRecord, RunRecord
 from ..run_files import RunFiles
 from ..tracking.live import Run, recorded_run
 from ..tracking.names import run_params
 from ..weights.initial import check_initial_weights, load_initial_weights
+from ..weights.provenance import Provenance, versions
 from ..zoo import build_model, freeze
 from .adopt import adopt_training
-from .resume import RunMemory, other_unfinished, state_about, take_state
+from .resume import RunMemory, changes_since, other_unfinished, state_about, take_state
 
 if TYPE_CHECKING:
     import torch
@@ -49,11 +50,10 @@ def train(job: Job, *, resume: Path | None = None) -> str:
     goes on. Raises UserError, engine's NonFiniteLoss and CheckpointError.
     """
     files, num_processes = job.files, int(os.environ.get("WORLD_SIZE", "1"))
-    fingerprint = job.training_fingerprint(num_processes)
-    scratch, is_first = files.scratch(fingerprint), os.environ.get("RANK", "0") == "0"
+    scratch, is_first = files.scratch(job.resume_key(num_processes)), os.environ.get("RANK", "0") == "0"
     if is_due(scratch, job.root):
         return _publish_again(files, scratch) if is_first else ""
-    if (adopted := adopt_training(job, fingerprint, num_processes, is_first=is_first)) is not None:
+    if (adopted := adopt_training(job, is_first=is_first)) is not None:
         return f"train: adopted from the version before; {adopted.summary()}" if is_first else ""
     if job.init:
         check_initial_weights(job.init, job.recipe.model)
@@ -62,7 +62,7 @@ def train(job: Job, *, resume: Path | None = None) -> str:
 
     from ..engine.distributed import joined
 
-    record = _record_of(job, fingerprint, num_processes)
+    record = _record_of(job, num_processes)
     with joined(job.device_type) as world, contextlib.ExitStack() as held:
         if world.is_first:
             held.enter_context(_locked(files, scratch))
@@ -88,19 +88,29 @@ def _locked(files: RunFiles, scratch: Path) -> Iterator[None]:
         yield
 
 
-def _record_of(job: Job, fingerprint: str, num_processes: int) -> RunRecord:
+def _record_of(job: Job, num_processes: int) -> RunRecord:
     """What is known of the training before it begins."""
-    batch = job.batch(num_processes)
+    batch, runtime = job.batch(num_processes), job.runtime
     return RunRecord(
         model=job.model,
         dataset=job.dataset,
-        fingerprint=fingerprint,
+        fingerprint=job.training_fingerprint(),
         manifest_sha256=job.manifest.sha256,
         recipe=as_dict(job.recipe),
         overrides=job.overrides,
         batch=batch.size,
         reference_batch=batch.reference,
         lr=batch.lr,
+        circumstances=Circumstances(
+            device=job.device_type,
+            processes=num_processes,
+            nodes=int(os.environ.get("GROUP_WORLD_SIZE", "1")),  # torchrun sets it
+            precision=runtime.precision,
+            channels_last=runtime.channels_last,
+            compile=runtime.compile,
+            deterministic=runtime.deterministic,
+        ),
+        versions=versions(),
         classes=tuple(job.manifest.classes),
         files={},
     )
@@ -118,17 +128,22 @@ def _train(job: Job, record: RunRecord, scratch: Path, world: "World") -> RunRec
     device, is_new = device_of(job.runtime, world.local_rank), not saved_states(scratch)
     network, loaded = _network(job, len(record.classes), device, world, is_new=is_new)
     training, validation, to_input = _loaders(job, device, world, scratch / f"quarantine-{world.rank}.json")
-    record = dataclasses.replace(record, train_clips=len(training.clips), val_clips=len(validation.clips))
+    memory = RunMemory(scratch / "run.json")
+    record = dataclasses.replace(
+        record,
+        train_clips=len(training.clips),
+        val_clips=len(validation.clips),
+        init_sha256=loaded.sha256 if loaded else memory.provenance.init_sha256,
+    )
     data, plan = TrainingData(training, validation, to_input, training.advice()), _plan(job, record.lr)
     check = precision_check(network, training, to_input, job) if is_new else []
     if not world.is_first:
         state = train_network(network, data, plan, StateFolder(scratch, state_about(record)), Listener(), world)
         return _finished(record, state)
 
-    memory = RunMemory(scratch / "run.json")
     log = RunLog(job.files.run, memory.stamp)
     lines = [
-        *(other_unfinished(job.files, scratch, record) if is_new else []),
+        *(other_unfinished(job.files, scratch, record) if is_new else changes_since(memory, job, scratch)),
         *([loaded.text()] if loaded else []),
         *start_table(network, job, record, device, world),
         f"clips      {training.text()}",
@@ -217,7 +232,7 @@ def _network(
     torch.manual_seed(recipe.seed)
     set_tf32(runtime.precision)
     network = build_model(recipe.model, num_classes)
-    loaded = load_initial_weights(network, job.init, job.root) if job.init and is_new else None
+    loaded = load_initial_weights(network, job.init, job.downloads) if job.init and is_new else None
     frozen = freeze(network, recipe.init.frozen_stages)
     if recipe.optim.batch_norm == "sync" and world.size > 1:
         synchronise_norms(network)
@@ -265,7 +280,7 @@ def _recorded(job: Job, record: RunRecord, memory: RunMemory) -> Iterator[Run]:
         tags={"recipe": job.model, "dataset": job.dataset, "manifest.sha256": record.manifest_sha256},
         run_id=memory.run_id,
     ) as run:
-        memory.remember(run.id)
+        memory.remember(run.id, Provenance.of(record))
         yield run
 
 

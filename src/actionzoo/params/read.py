@@ -142,6 +142,18 @@ class Params:
         """What the data set changes in the recipe of `model`, as `schedule.epochs: 256 -> 10`."""
         return compare(self.recipes[model], self.recipe(model))
 
+    def replaced(self, model: str) -> dict[str, dict[str, Any]]:
+        """Section of the recipe of `model` -> its values that the data set replaces, as plain values.
+
+        Every section is there; it is empty where the data set replaces nothing, or by an equal value.
+        """
+        written, used = as_dict(self.recipes[model]), as_dict(self.recipe(model))
+        return {
+            section: {key: value for key, value in values.items() if value != written[section][key]}
+            for section, values in used.items()
+            if isinstance(values, dict)
+        }
+
     def changed(self, model: str, /, *, seed: int | None = None, **sections: Mapping[str, object]) -> "Params":
         """The same with other values in sections of the recipe of `model`; they count as overrides."""
         recipes = self.recipes

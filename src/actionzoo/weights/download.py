@@ -51,12 +51,9 @@ def fetch_weights(
     if not is_remote and mirrors is None:
         return _checked_path(source)
     name = _plain_name(url.path if is_remote else Path(url.path).name)
-    if _promised(name):
-        path = cache / name
-        if path.is_file() and _matches_its_name(path):
-            return path
-    else:  # a name like best.pth, which many files have
-        path = cache / f"from-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}" / name
+    path = _cached_path(source, name, cache)
+    if _promised(name) and path.is_file() and _matches_its_name(path):
+        return path
     addresses = [*_own_address(name, is_published=mirrors is not None), str(source), *(mirrors or ())]
     faults = []
     for number, address in enumerate(addresses, 1):
@@ -78,6 +75,27 @@ def fetch_weights(
     else:
         remedy = ". Without the internet: name a file of this machine instead"
     raise UserError("; ".join(faults) + remedy)
+
+
+def weights_here(source: str | Path, cache: Path = CACHE, *, is_published: bool = False) -> Path | None:
+    """The file on this machine that `fetch_weights` would load, or loaded last; None if there is none.
+
+    `is_published`: fetch_weights gets mirrors for it.
+    """
+    url = urllib.parse.urlsplit(str(source))
+    is_remote = url.scheme in ("http", "https")
+    places = [] if is_remote else [_as_path(source)]
+    if is_remote or is_published:
+        name = _plain_name(url.path if is_remote else Path(url.path).name)
+        own = [Path(address) for address in _own_address(name, is_published) if "://" not in address]
+        places = [*own, _cached_path(source, name, cache), *places]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _cached_path(source: str | Path, name: str, cache: Path) -> Path:
+    """Where a downloaded file lies. A name like best.pth, which many files have, gets a folder of its own."""
+    folder = cache if _promised(name) else cache / f"from-{hashlib.sha256(str(source).encode()).hexdigest()[:8]}"
+    return folder / name
 
 
 def _own_address(name: str, is_published: bool) -> list[str]:

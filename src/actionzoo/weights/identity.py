@@ -13,7 +13,7 @@ A file that contradicts the model asked for is refused; one that says nothing is
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import UserError
@@ -23,6 +23,7 @@ from ..names import did_you_mean
 from ..params import Params, network_of
 from ..recipe import CSNModel, SlowFastModel, TestSpec, as_dict
 from ..records import RunRecord
+from .provenance import Provenance
 from .published import PublishedFile, published_as
 
 NAME_KEYS = ("model_name", "row")
@@ -68,6 +69,8 @@ class RecordBeside:
     """Plain values, not judged yet."""
     classes: list[str] | None = None
     """By output; None if the file does not name them."""
+    provenance: Provenance = field(default_factory=Provenance)
+    """What the training that made the checkpoint came from."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def record_beside(file: Path) -> RecordBeside | None:
             f"{file} is not the file that {path} vouches for: it was damaged or replaced. Restore both "
             f"(`dvc checkout {file} {path}`), or train the model again"
         )
-    return RecordBeside(record.model, record.recipe, list(record.classes) or None)
+    return RecordBeside(record.model, record.recipe, list(record.classes) or None, Provenance.of(record))
 
 
 def is_of_this_zoo(meta: Mapping[str, object]) -> bool:

@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..params import Params
 from ..process.progress import progress
 from ..recipe import Model
-from .download import CACHE, fetch_weights
+from .download import fetch_weights
 from .published import PublishedFile, base_name, fetch_published, other_network, published_file
 
 if TYPE_CHECKING:
@@ -58,11 +58,10 @@ def check_initial_weights(initial: InitialWeights, section: Model) -> None:
         )
 
 
-def load_initial_weights(network: "nn.Module", initial: InitialWeights, root: Path) -> "LoadReport":
-    """Fetch them if they are not here yet, and load them. Raises UserError."""
+def load_initial_weights(network: "nn.Module", initial: InitialWeights, cache: Path) -> "LoadReport":
+    """Fetch them into the folder `cache` if they are not here yet, and load them. Raises UserError."""
     from .load import load_weights
 
-    cache = root / CACHE
     try:
         with progress("bytes") as on_progress:
             source: str | Path = initial.source

@@ -8,9 +8,9 @@ Each name carries the hash of its own file's bytes. No clock time in them: publi
 """
 
 import hashlib
-import importlib.metadata
 import io
 import json
+import logging
 import struct
 import tempfile
 from pathlib import Path
@@ -23,10 +23,16 @@ from ..engine.checkpoint import load_checkpoint
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.hashes import md5_of
+from ..params import workspace_of
 from ..records import Metrics, RunRecord, TestResult
 from ..run_files import RunFiles
 from ..tracking.registry import register
+from .download import CACHE
 from .identity import record_beside
+from .initial import InitialWeights
+from .provenance import versions
+
+_log = logging.getLogger(__name__)
 
 
 def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
@@ -37,7 +43,11 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
     record, files = _finished_run(run)
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{files.model}` makes it")
-    record_beside(files.best)
+    if beside := record_beside(files.best):
+        source, cache = beside.provenance.init_source, workspace_of(files.root) / CACHE
+        init = InitialWeights(record.model, record.dataset, source, False, None, ()) if source else None
+        for note in beside.provenance.notes(record.model, init, cache):
+            _log.warning(note)
     checkpoint = load_checkpoint(files.best)
     epoch = checkpoint["meta"]["epoch"]
     meta = {
@@ -50,7 +60,7 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
         "epoch": epoch,
         "val_top1": checkpoint["meta"]["val_top1"],
         "metrics": _metrics(files, epoch).as_json(),
-        "versions": {"actionzoo": importlib.metadata.version("actionzoo"), "torch": str(torch.__version__)},
+        "versions": record.versions or versions(),
     }
     # copies: a view would bring all of its storage along
     state = {name: tensor.clone().contiguous() for name, tensor in checkpoint["state_dict"].items()}
