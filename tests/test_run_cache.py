@@ -1,4 +1,4 @@
-"""DVC's run cache on the real graph: what was built once is restored, also in experiments, and a kill repeats nothing."""
+"""DVC's run cache on the real graph: what was built is restored, also in experiments, and a kill repeats nothing."""
 
 import hashlib
 import re
@@ -15,7 +15,7 @@ from tests.test_end_to_end import SLOWFAST, Workspace, small
 pytestmark = pytest.mark.slow
 
 EPILOGUE = """
-if __name__ == "__main__":  # of the test: one line for each start; dies with DVC once, after the work and before the commit
+if __name__ == "__main__":  # a line for each start; kills DVC once, after the work and before the commit
     import os, signal
     from pathlib import Path
     from actionzoo.process.ancestors import dvc_above
@@ -62,7 +62,6 @@ class Counted(Workspace):
 def built(tmp_path_factory) -> Counted:
     workspace = Counted(tmp_path_factory.mktemp("cached") / "actionzoo")
     small(workspace.params)
-    workspace.params["recipes"] = {SLOWFAST: workspace.params["recipes"][SLOWFAST]}
     workspace.params["runtime"] |= {"workers": 1}
     workspace.save()
     workspace.commit()
