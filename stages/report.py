@@ -6,6 +6,7 @@ stage.
 
 import argparse
 
+from actionzoo.jobs.adopt import remove_links
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
 from actionzoo.report.write import write_report
@@ -18,6 +19,7 @@ def main() -> None:
         params = load_params()
         make_output_folders(params.root, params.name, params.models())
         print(write_report(params))
+        remove_links(params.root, params.workspace, params.name, params.models())
 
 
 if __name__ == "__main__":

@@ -73,6 +73,7 @@ from actionzoo.params import Params, load_params
 from actionzoo.recipe import as_dict
 from actionzoo.records import Benchmark, Metrics, Reproduction, RunRecord, TestResult
 from actionzoo.report.error_analysis import read_error_analysis
+from actionzoo.run_files import RunFiles
 from actionzoo.weights.checkpoints import read_classes as read_names
 from actionzoo.weights.formats import read_weights
 from actionzoo.weights.identity import identify, record_beside
@@ -704,11 +705,12 @@ QUARANTINE = {"val/--QUuC4vJs0_000084_000094": {"reason": "it hung", "timeout_se
 
 
 def _errors(folder: Path, data: bytes) -> None:
-    _put(folder / "row.errors/errors.json", data)
-    _put(folder / "row.classes.csv", b"class,clips,right\nyoga,2,1\n")
-    _put(folder / "row.confusion.csv", b"actual,predicted\nyoga,yoga\n")
-    _put(folder / "row.views.csv", b"views,top1,top5\n1,0.5,1.0\n")
-    read_error_analysis(folder / "row.json")
+    files = RunFiles(folder, "demo", "row")
+    _put(files.errors / "errors.json", data)
+    _put(files.plot("classes"), b"class,clips,right\nyoga,2,1\n")
+    _put(files.plot("confusion"), b"actual,predicted\nyoga,yoga\n")
+    _put(files.plot("views"), b"views,top1,top5\n1,0.5,1.0\n")
+    read_error_analysis(files)
 
 
 # data check

@@ -136,7 +136,7 @@ class Job:
         sections = ("seed", "model", "init", "clips", "augment", "optim", "schedule")
         return digest("train", *self._values(*sections), self.manifest.sha256)
 
-    def resume_key(self, num_processes: int = 1) -> str:
+    def resume_key(self, num_processes: int = 1, manifest_sha256: str | None = None) -> str:
         """Equal for trainings that can go on from each other's saved states: the recipe as used, the clips, the batch,
         and the number of processes, each of which has gone through its part of the epoch.
 
@@ -147,26 +147,31 @@ class Job:
         batch_norm = optim.pop("batch_norm")
         sections = (recipe.seed, recipe.model, recipe.init, recipe.clips, recipe.augment, optim, recipe.schedule)
         scaled = (batch.size, batch.reference, batch.lr)
-        return digest(*sections, scaled, num_processes, batch_norm, self.manifest.sha256)
+        return digest(*sections, scaled, num_processes, batch_norm, manifest_sha256 or self.manifest.sha256)
 
-    def is_training_of(self, record: RunRecord) -> bool:
-        """Whether the record is of this training, by any number of processes."""
+    def is_training_of(self, record: RunRecord, manifest_sha256: str | None = None) -> bool:
+        """Whether the record is of this training, by any number of processes.
+
+        `manifest_sha256` is that of a record of version 0.1, if its manifest was written in another way.
+        """
         if record.fingerprint == self.training_fingerprint():
             return True
         # a record of version 0.1: to be deleted with the next version
         size = self.batch().size
-        return record.batch % size == 0 and record.fingerprint == self.resume_key(record.batch // size)
+        return record.batch % size == 0 and record.fingerprint == self.resume_key(record.batch // size, manifest_sha256)
 
     def evaluation_fingerprint(self, checkpoint_md5: str, split: Split = "val") -> str:
         """Equal for evaluations that dvc.yaml takes for the same; values count as in `training_fingerprint`."""
         values = self._values("model", "clips", "augment", "test")
         return digest("evaluate", _EVALUATION, *values, self.manifest.sha256, checkpoint_md5, *self.list_hashes(split))
 
-    def old_evaluation_fingerprint(self, checkpoint_md5: str, split: Split = "val") -> str:
+    def old_evaluation_fingerprint(
+        self, checkpoint_md5: str, split: Split = "val", manifest_sha256: str | None = None
+    ) -> str:
         """As version 0.1 computed it, of the values as used. To be deleted with the next version."""
-        recipe = self.recipe
+        recipe, manifest = self.recipe, manifest_sha256 or self.manifest.sha256
         sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
-        return digest(_EVALUATION, *sections, self.manifest.sha256, checkpoint_md5, *self.list_hashes(split))
+        return digest(_EVALUATION, *sections, manifest, checkpoint_md5, *self.list_hashes(split))
 
     def _values(self, *sections: str) -> list[object]:
         """Sections of the recipe as written, and of the recipe as used."""

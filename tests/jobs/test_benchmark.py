@@ -26,7 +26,7 @@ def params():
 @pytest.fixture(scope="module")
 def made(params, tiny_data):
     said = benchmarking.benchmark(Job.of(params, SLOWFAST, tiny_data))
-    return said, tiny_data / "metrics/demo" / f"{SLOWFAST}.benchmark.json"
+    return said, tiny_data / "runs/demo" / SLOWFAST / "benchmark.json"
 
 
 def test_speed_memory_and_size_are_measured_and_say_on_what(made):
@@ -56,31 +56,20 @@ def test_a_training_step_takes_the_weights_three_times_and_more(made):
     assert values["train_memory_mb"] > 3 * weights  # gradients and momentum are as large
 
 
-def test_measured_once_it_is_not_measured_again_until_something_else_is_asked_for(made, params, tiny_data):
-    said, path = made
-    written = path.read_bytes()
-    assert benchmarking.benchmark(Job.of(params, SLOWFAST, tiny_data)) == said and path.read_bytes() == written
-    faster = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, precision="bf16"))
-    assert "in bf16" in benchmarking.benchmark(Job.of(faster, SLOWFAST, tiny_data))
-    path.write_bytes(written)
+def test_the_table_for_dvc_has_the_same_numbers_rounded(made, tiny_data):
+    values = json.loads(made[1].read_text())
+    table = json.loads((tiny_data / "metrics/demo/benchmark" / SLOWFAST / "speed.json").read_text())
+    assert table["videos_per_second"] == round(values["videos_per_second"], 2)
+    assert table["with_decoding"] == round(values["end_to_end_videos_per_second"], 2)
+    assert table["parameters"] == 34_479_288 and len(table) <= 6
 
 
 def test_without_clips_the_rest_is_measured(params, tmp_path):
     said = benchmarking.benchmark(Job.of(params, CSN, tmp_path))
-    values = json.loads((tmp_path / "metrics/demo" / f"{CSN}.benchmark.json").read_text())
+    values = json.loads((tmp_path / "runs/demo" / CSN / "benchmark.json").read_text())
     assert values["end_to_end_videos_per_second"] is None and values["end_to_end_clips"] == 0
     assert values["videos_per_second"] > 0 and "with decoding unknown" in said
     assert values["end_to_end_quartiles"] is None and values["end_to_end_seconds_per_video"] == []
-
-
-def test_a_file_of_an_older_form_is_measured_anew(made, params, tiny_data):
-    path = made[1]
-    old = json.loads(path.read_text()) | {"fingerprint": "of another form", "videos_per_second": 1e9}
-    written = path.read_bytes()
-    path.write_text(json.dumps({key: value for key, value in old.items() if "quartiles" not in key}))
-    benchmarking.benchmark(Job.of(params, SLOWFAST, tiny_data))
-    assert json.loads(path.read_text())["videos_per_second"] < 1e9
-    path.write_bytes(written)
 
 
 @pytest.mark.parametrize(("row", "text"), [(SLOWFAST, "(32+4)x10x3 frames"), (CSN, "32x10x3 frames")])

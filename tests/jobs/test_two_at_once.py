@@ -14,7 +14,7 @@ from tests.tiny_network import ROW, tiny_params
 def test_a_row_that_is_being_trained_is_not_trained_twice(tiny_project):
     unfinished = RunFiles(tiny_project, "demo", ROW).unfinished
     with (
-        locked(unfinished / ".lock"),
+        locked(RunFiles(tiny_project, "demo", ROW).lock),
         pytest.raises(UserError, match=f"{ROW} is being trained by another process, in .*; wait for it, or stop it"),
     ):
         train(Job.of(tiny_params(), ROW, tiny_project))

@@ -17,6 +17,8 @@ from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
 from actionzoo.report.results import ModelEntry, model_entries, read_report
 from actionzoo.report.tables import terminal_table, write_tables
+from actionzoo.run_files import RunFiles
+from tests.small_run import write_result
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -63,7 +65,7 @@ class Project:
             "missing": 2,
             "protocol": "10x3",
         } | values
-        self.write(f"metrics/{dataset}/{name}.json", json.dumps(values))
+        write_result(RunFiles(self.folder, dataset, name), values)
 
     def write(self, path, text):
         (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +223,7 @@ def test_where_no_row_ran_the_tables_say_so_and_speak_of_no_changed_recipe_that_
 def test_only_rows_that_ran_are_counted_among_those_with_a_changed_recipe(project):
     changed = {"overrides": ["a: 1 -> 2"]}
     project.evaluated("evaluated")
-    project.write("metrics/demo/trained.train.csv", TRAIN_CURVE)
+    project.write("plots/demo/loss/trained/loss.csv", TRAIN_CURVE)
     report = project.build(*(row(name, **changed) for name in ("evaluated", "trained", "a", "b", "c")))
     assert "2 of 5 models ran with a changed recipe (see Changed recipes); not run yet: 3." in project.read("zoo.md")
     assert "5 个模型中有 2 个使用修改过的配方运行（见下文），3 个尚未运行" in project.read("zoo.zh.md")
@@ -310,39 +312,30 @@ def test_an_address_that_is_none_of_the_web_is_no_link(project):
 def test_links_to_our_files_are_relative_and_lead_there(project):
     project.evaluated("row")
     project.write("runs/demo/row/best.pth", "weights")
-    project.build(row())
-    project.write("runs/demo/row/result.json", "{}")
-    for name in ("20260101_120000.log", "20260101_120000.log.json", "20260102_120000.log", "20260102_120000.log.json"):
-        project.write(f"runs/demo/row/{name}", "")
-    project.write("runs/demo/row/zzz.log", "no log of a training")
     project.build(row(), row("waits"))
     ours = [link for link in Page(project.read("zoo.html")).links if not link.startswith(("https:", "#"))]
-    last = "../../runs/demo/row/20260102_120000"
-    others = {"../../runs/demo/row/best.pth", "../../runs/demo/row/result.json", "../../metrics/demo/row.json"}
-    assert {f"{last}.log", f"{last}.log.json", *others} == set(ours)
+    assert set(ours) == {"../../runs/demo/row/best.pth", "../../runs/demo/row/result.json"}
     assert all((project.out / link).is_file() for link in ours)
     for name in ("zoo.md", "zoo.zh.md"):
         cells, waits = markdown_rows(project.read(name))[2:]
-        assert [cell.split("](<")[-1] for cell in cells[-3:]] == [
-            *("../../runs/demo/row/best.pth>)", f"{last}.log>)", f"{last}.log.json>)"),
-        ]
+        assert cells[-3].endswith("](<../../runs/demo/row/best.pth>)")
         assert waits[-2:] == ["", "[json](<https://example.org/row.log.json>)"]
         assert cells[0] == "[row](<zoo.html#row>)"
         assert "](<../../runs/demo/row/result.json>)" in project.read(name).split("](<zoo.html#waits>)")[1]
     files = json.loads(project.read("zoo.json"))["rows"][0]["files"]
-    assert (files["log"], files["json"]) == (f"{last}.log", f"{last}.log.json")
+    assert files == {"ckpt": "../../runs/demo/row/best.pth", "result": "../../runs/demo/row/result.json"}
 
 
-def test_a_log_that_is_not_there_is_no_link_and_never_that_of_another_training(project):
-    project.write("metrics/demo/row.train.csv", TRAIN_CURVE)
-    project.write("runs/demo/row/20260101_120000.log.json", "")
-    project.write("runs/demo/row/20260102_120000.log", "")
-    project.build(row())
-    (cells,) = markdown_rows(project.read("zoo.md"))[2:]
-    assert cells[-2:] == [
-        "[ours](<../../runs/demo/row/20260102_120000.log>)",
-        "[json](<https://example.org/row.log.json>)",
-    ]
+def test_our_logs_stand_in_no_output_because_their_names_hold_a_time(project):
+    """The page has places for them, which runs.js fills in."""
+    project.evaluated("row")
+    project.write("runs/demo/row/20260101_120000.log.json", "{}")
+    project.build(row(), row("waits"))
+    assert not any("20260101" in project.read(name) for name in ("zoo.html", "zoo.md", "zoo.zh.md", "zoo.json"))
+    page = project.read("zoo.html")
+    for kind in ("log", "json"):
+        assert page.count(f'<a hidden data-model="row" data-kind="{kind}">ours</a>') == 1
+        assert f'data-model="waits" data-kind="{kind}">ours' not in page
 
 
 def test_page_loads_nothing_but_its_own_links(project):
@@ -366,8 +359,8 @@ VAL_CURVE = """epoch,top1,top5,mean_class
 
 
 def test_curves_are_drawn_through_every_finite_value(project):
-    project.write("metrics/demo/row.train.csv", TRAIN_CURVE)
-    project.write("metrics/demo/row.val.csv", VAL_CURVE)
+    project.write("plots/demo/loss/row/loss.csv", TRAIN_CURVE)
+    project.write("plots/demo/top1/row/top1.csv", VAL_CURVE)
     project.build(row(), row("waits"))
     text = project.read("zoo.html")
     assert text.count("<svg") == 2  # loss and top1 of the row that ran
@@ -397,7 +390,7 @@ BENCHMARK = {
 
 
 def test_benchmark_stands_beside_the_published_speed_and_memory(project):
-    project.write("metrics/demo/row.benchmark.json", json.dumps(BENCHMARK))
+    project.write("runs/demo/row/benchmark.json", json.dumps(BENCHMARK))
     project.build(row())
     assert Page(project.read("zoo.html")).row("row")[9:13] == [
         *("1.6 ((32+4)x10x3 frames)", "12.35 ((32+4)x10x3 frames) H200, bf16 4.50 with decoding"),
@@ -409,7 +402,7 @@ def test_benchmark_stands_beside_the_published_speed_and_memory(project):
 
 def test_a_speed_with_decoding_above_the_networks_alone_is_called_what_it_is(project):
     impossible = BENCHMARK | {"videos_per_second": 2.93, "end_to_end_videos_per_second": 3.77}
-    project.write("metrics/demo/row.benchmark.json", json.dumps(impossible))
+    project.write("runs/demo/row/benchmark.json", json.dumps(impossible))
     report = project.build(row(), row("waits"))
     assert "3.77 with decoding machine was busy" in Page(project.read("zoo.html")).row("row")[10]
     assert "3.77 with decoding; machine was busy" in markdown_rows(project.read("zoo.md"))[2][10]
@@ -425,7 +418,7 @@ def test_quartiles_of_both_speeds_and_a_machine_that_was_busy_stand_in_the_cell(
         "end_to_end_quartiles": [4.25, 5.0],
         "machine_was_busy": True,
     }
-    project.write("metrics/demo/row.benchmark.json", json.dumps(BENCHMARK | spread))
+    project.write("runs/demo/row/benchmark.json", json.dumps(BENCHMARK | spread))
     project.build(row())
     (cells,) = markdown_rows(project.read("zoo.md"))[2:]
     assert cells[10] == (
@@ -435,11 +428,11 @@ def test_quartiles_of_both_speeds_and_a_machine_that_was_busy_stand_in_the_cell(
 
 def test_memory_of_a_cpu_is_called_what_it_is_and_one_that_was_not_had_says_why(project):
     made = BENCHMARK | {"device": "cpu (x86_64)", "precision": "fp32", "memory_of": "process"}
-    project.write("metrics/demo/row.benchmark.json", json.dumps(made))
+    project.write("runs/demo/row/benchmark.json", json.dumps(made))
     project.build(row())
     assert Page(project.read("zoo.html")).row("row")[12] == "2346 457 in evaluation of a process on a CPU"
     made |= {"train_memory_mb": None, "test_memory_mb": None, "memory_reason": "it does not fit"}
-    project.write("metrics/demo/row.benchmark.json", json.dumps(made))
+    project.write("runs/demo/row/benchmark.json", json.dumps(made))
     project.build(row())
     assert Page(project.read("zoo.html")).row("row")[12] == "it does not fit"
 
@@ -455,7 +448,7 @@ def test_memory_of_a_cpu_is_called_what_it_is_and_one_that_was_not_had_says_why(
 )
 def test_the_very_cell_says_what_was_changed(project, overrides, speed, memory):
     project.evaluated("row", "kinetics400", clips=19_404)
-    project.write("metrics/kinetics400/row.benchmark.json", json.dumps(BENCHMARK))
+    project.write("runs/kinetics400/row/benchmark.json", json.dumps(BENCHMARK))
     project.build(row(overrides=overrides), dataset="kinetics400")
     (cells,) = markdown_rows(project.read("zoo.md"))[2:]
     assert cells[6].startswith("**81.25**‡ ") and cells[8].startswith("**100.00**‡ ")
@@ -496,8 +489,8 @@ def err(project):
     scores = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.6, 0.4], [0.7, 0.3], [0.95, 0.05], [0.4, 0.6]]
     ids = [f"clip{number}" for number in range(7)]
     test = ClipScores(ids, np.array([0, 0, 0, 1, 1, 1, 1]), np.array(scores), ["<up>", "down"], VIEWS)
-    write_error_analysis(lambda: test, [], project.folder, project.folder / "metrics/demo/row.json", fingerprint="f")
-    folder = project.folder / "metrics/demo/row.errors"
+    write_error_analysis(test, [], project.folder, RunFiles(project.folder, "demo", "row"), fingerprint="f")
+    folder = project.folder / "runs/demo/row/errors"
     facts = json.loads((folder / "errors.json").read_text())
     facts["worst"][0] |= {"strip": "01.jpg", "fault": ""}
     (folder / "errors.json").write_text(json.dumps(facts))
@@ -518,8 +511,8 @@ def test_where_a_row_errs_stands_in_its_part_of_the_page(erring):
 
 
 def test_a_strip_that_is_gone_is_named_with_the_next_step(erring):
-    (erring.folder / "metrics/demo/row.errors/01.jpg").unlink()
-    with pytest.raises(UserError, match=r"01\.jpg is missing; delete .*row\.errors and run dvc repro evaluate@row"):
+    (erring.folder / "runs/demo/row/errors/01.jpg").unlink()
+    with pytest.raises(UserError, match=r"01\.jpg is missing; delete .*row/errors and run dvc repro evaluate@row"):
         erring.build(row())
 
 
@@ -527,8 +520,8 @@ def test_same_files_give_the_same_bytes_wherever_the_project_lies(project, tmp_p
     def build(folder):
         there = Project(folder)
         there.evaluated("row")
-        there.write("metrics/demo/row.train.csv", TRAIN_CURVE)
-        there.write("metrics/demo/row.val.csv", VAL_CURVE)
+        there.write("plots/demo/loss/row/loss.csv", TRAIN_CURVE)
+        there.write("plots/demo/top1/row/top1.csv", VAL_CURVE)
         err(there)
         there.write("runs/demo/row/20260101_120000.log", "a log with the time in its name")
         there.build(row(overrides=["a: 1 -> 2"]), row("waits"), clip_states={"videos_256": {"val": {"ok": 1}}})
@@ -550,24 +543,20 @@ def test_json_holds_what_the_tables_show(project):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("metrics", "reason"),
     [
-        ("{", "is damaged, it is no JSON"),
-        ("[]", "no JSON object but a list"),
-        ('{"top1": 81.25, "top5": 1.0, "clips": 16}', "top1 is 81.25, input should be less"),
-        ('{"top1": NaN, "top5": 1.0, "clips": 16}', "top1 is nan"),
-        ('{"top1": 0.5, "clips": 16}', "has no top5"),
-        ('{"top1": 0.5, "top5": 1.0}', "is damaged, it has no clips"),
-        (
-            '{"top1": 0.5, "top5": 1.0, "clips": 16, "missing": "two"}',
-            "missing is 'two', input should be",
-        ),
-        ('{"top1": 0.5, "top5": 1.0, "clips": 16, "mean_class": []}', r"mean_class is \[\]"),
+        ([], r"metrics is \[\]"),
+        ({"top1": 81.25, "top5": 1.0, "clips": 16}, "top1 is 81.25, input should be less"),
+        ({"top1": float("nan"), "top5": 1.0, "clips": 16}, "top1 is nan"),
+        ({"top1": 0.5, "clips": 16}, "has no top5"),
+        ({"top1": 0.5, "top5": 1.0}, "is damaged, it has no metrics.clips"),
+        ({"top1": 0.5, "top5": 1.0, "clips": 16, "missing": "two"}, "missing is 'two', input should be"),
+        ({"top1": 0.5, "top5": 1.0, "clips": 16, "mean_class": []}, r"mean_class is \[\]"),
     ],
 )
-def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, text, reason):
-    project.write("metrics/demo/row.json", text)
-    with pytest.raises(UserError, match=rf"metrics/demo/row\.json.*{reason}.*dvc repro evaluate@row"):
+def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, metrics, reason):
+    write_result(RunFiles(project.folder, "demo", "row"), metrics)
+    with pytest.raises(UserError, match=rf"runs/demo/row/result\.json.*{reason}.*dvc repro evaluate@row"):
         project.build(row())
 
 
@@ -584,21 +573,21 @@ def test_metrics_that_cannot_be_used_are_named_with_the_next_step(project, text,
     ],
 )
 def test_a_benchmark_that_cannot_be_used_is_named_with_the_next_step(project, change, reason):
-    project.write("metrics/demo/row.benchmark.json", json.dumps(BENCHMARK | change))
-    with pytest.raises(UserError, match=rf"row\.benchmark\.json: {reason}.*dvc repro benchmark@row"):
+    project.write("runs/demo/row/benchmark.json", json.dumps(BENCHMARK | change))
+    with pytest.raises(UserError, match=rf"row/benchmark\.json: {reason}.*dvc repro benchmark@row"):
         project.build(row())
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"top1": ' + "1" * 5000 + "}"])
 def test_json_that_no_reader_takes_is_named(project, text):
-    project.write("metrics/demo/row.json", text)
-    with pytest.raises(UserError, match=r"row\.json is damaged, it is no JSON"):
+    project.write("runs/demo/row/benchmark.json", text)
+    with pytest.raises(UserError, match=r"benchmark\.json is damaged, it is no JSON"):
         project.build(row())
 
 
 def test_curves_that_cannot_be_read_are_named_with_their_line(project):
-    project.write("metrics/demo/row.train.csv", "epoch,lr,loss,top1,top5\n1,0.1,much,0.5,1.0\n")
-    with pytest.raises(UserError, match=r"row\.train\.csv, line 2: .*'much'.*dvc repro train@row"):
+    project.write("plots/demo/loss/row/loss.csv", "epoch,lr,loss,top1,top5\n1,0.1,much,0.5,1.0\n")
+    with pytest.raises(UserError, match=r"row/loss\.csv, line 2: .*'much'.*dvc repro train@row"):
         project.build(row())
 
 

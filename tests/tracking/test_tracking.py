@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from actionzoo.files.hashes import md5_of
+from actionzoo.run_files import RunFiles
 from actionzoo.tracking import live
 from actionzoo.tracking.live import recorded_run
 from actionzoo.tracking.names import METRIC_NAMES, TEST_STEP, global_step, to_metrics
 from actionzoo.tracking.record import sync
 from actionzoo.tracking.store import connect, find_run, tracking_uri, ui_command
 from tests.ports import reserved_port
+from tests.small_run import write_result
 
 
 @pytest.fixture(scope="session")
@@ -401,9 +403,8 @@ def write_run(root, row="row", dataset="demo"):
     (folder / "recipe.json").write_text(json.dumps(record))
     (folder / "latest.pth").write_bytes(b"weights of the last epoch")
     (folder / "best.pth").write_bytes(row.encode() * (1 << 20))
-    metrics = root / "metrics" / dataset / f"{row}.json"
-    metrics.parent.mkdir(parents=True, exist_ok=True)
-    metrics.write_text(json.dumps({"top1": 0.8, "top5": 1.0, "mean_class": 0.7, "clips": 40, "protocol": "10x3"}))
+    metrics = {"top1": 0.8, "top5": 1.0, "mean_class": 0.7, "clips": 40, "protocol": "10x3"}
+    write_result(RunFiles(root, dataset, row), metrics)
     return folder
 
 
@@ -426,6 +427,7 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     }.items() <= found.data.params.items()
     assert found.data.tags["checkpoint.md5"] == md5_of(folder / "best.pth")
     files = ["20260101_120000.log.json", "20260102_120000.log.json", "best.pth", "latest.pth", "recipe.json"]
+    files.append("result.json")
     assert sorted(item.path for item in client.list_artifacts(done.run_id)) == files
 
 

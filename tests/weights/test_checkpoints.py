@@ -17,7 +17,7 @@ from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import import_weights
 from actionzoo.weights.publish import publish_run
 from actionzoo.zoo import build_model
-from tests.small_run import write_run
+from tests.small_run import write_result, write_run
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROW = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
@@ -32,8 +32,7 @@ def root(params, tmp_path_factory) -> Path:
     files, recipe = RunFiles(root, params.name, ROW), params.recipe(ROW)
     torch.manual_seed(1)
     write_run(params, files, build_model(recipe.model, len(CLASSES)), CLASSES)
-    files.metrics().parent.mkdir(parents=True)
-    files.metrics().write_text(json.dumps({"top1": 0.5, "clips": 8, "epoch": 3}))
+    write_result(files, {"top1": 0.5, "clips": 8, "epoch": 3})
     yield root
     shutil.rmtree(root)
 

@@ -22,7 +22,6 @@ from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
 from actionzoo.params import load_params
 from actionzoo.recipe import as_dict
-from actionzoo.records import Metrics, TestResult
 from actionzoo.run_files import RunFiles
 from actionzoo.tracking.registry import fetch_registered
 from actionzoo.tracking.store import tracking_uri
@@ -30,6 +29,7 @@ from actionzoo.weights.checkpoints import open_trained
 from actionzoo.weights.load import load_weights
 from actionzoo.weights.publish import publish_run, register_run
 from actionzoo.zoo import build_model
+from tests.small_run import write_result
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROW = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
@@ -54,20 +54,6 @@ def trained():
     return network()
 
 
-def write_result(files: RunFiles, checkpoint_md5: str) -> None:
-    """The evaluation of a checkpoint, without clips."""
-    metrics = Metrics.from_json(METRICS, files.metrics())
-    TestResult(
-        model=ROW,
-        dataset="demo",
-        checkpoint_md5=checkpoint_md5,
-        split="val",
-        protocol=metrics.protocol,
-        average_clips="prob",
-        metrics=metrics,
-    ).write_with_clips(files.result, [])
-
-
 @pytest.fixture
 def files(tmp_path, trained) -> RunFiles:
     """A trained and tested run's files."""
@@ -83,9 +69,7 @@ def files(tmp_path, trained) -> RunFiles:
         "files": {"best.pth": {"md5": md5_of(files.best), "size": files.best.stat().st_size}},
     }
     files.recipe.write_text(json.dumps(made))
-    files.metrics().parent.mkdir(parents=True)
-    files.metrics().write_text(json.dumps(METRICS))
-    write_result(files, md5_of(files.best))
+    write_result(files, METRICS, md5_of(files.best))
     return files
 
 
@@ -147,22 +131,22 @@ def test_an_optimizer_is_not_published(files, tmp_path, trained):
     made = json.loads(files.recipe.read_text())
     made["files"]["best.pth"]["md5"] = md5_of(files.best)
     files.recipe.write_text(json.dumps(made))
-    files.result.unlink()
+    write_result(files, METRICS, md5_of(files.best))
     assert set(load_checkpoint(publish_run(files.run)[0])) == {"meta", "state_dict"}
 
 
 def test_an_untested_run_is_not_published(files):
-    files.metrics().unlink()
-    with pytest.raises(UserError, match=rf"{ROW}\.json is not there; `dvc repro evaluate@{ROW}` makes it"):
+    files.result.unlink()
+    with pytest.raises(UserError, match=rf"result\.json is not there; `dvc repro evaluate@{ROW}` makes it"):
         publish_run(files.run)
 
 
-@pytest.mark.parametrize("stale", ["result", "metrics"])
+@pytest.mark.parametrize("stale", ["checkpoint", "epoch"])
 def test_the_test_of_another_checkpoint_is_not_published(files, stale):
-    if stale == "result":
-        write_result(files, "0" * 32)
+    if stale == "checkpoint":
+        write_result(files, METRICS, "0" * 32)
     else:
-        files.metrics().write_text(json.dumps(METRICS | {"epoch": 2}))
+        write_result(files, METRICS | {"epoch": 2}, md5_of(files.best))
     with pytest.raises(UserError, match="is of another checkpoint than"):
         publish_run(files.run)
 
@@ -219,7 +203,7 @@ def test_registered_again_the_same_run_stays_one_version_and_a_retrained_one_is_
     made = json.loads(files.recipe.read_text())
     made["files"]["best.pth"]["md5"] = md5_of(files.best)
     files.recipe.write_text(json.dumps(made))
-    write_result(files, md5_of(files.best))
+    write_result(files, METRICS, md5_of(files.best))
     assert register_run(files.run, "mine", alias="champion") == "models:/mine/2"
     assert registry().get_model_version_by_alias("mine", "champion").version in (2, "2")
 

@@ -27,6 +27,7 @@ from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
 from ..records import Benchmark
 from ..zoo import build_model, freeze
+from .adopt import adopt_benchmark, old_manifest_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -65,11 +66,13 @@ def benchmark(job: Job) -> str:
         "compile": runtime.compile,
         "max_views": runtime.max_views,
     }
-    fingerprint = _fingerprint(job, circumstances)
+    fingerprint = _fingerprint(job, circumstances, job.manifest.sha256 if job.has_manifest else "")
     busy = f"{job.model} is being measured by another process, which would disturb this one: wait for it, or stop it"
     path = job.files.benchmark
     with locked(job.root / ".scratch" / "benchmark" / job.dataset / f"{job.model}.lock", busy=busy):
-        measured = dataclasses.replace(_measure(job, device), **circumstances, fingerprint=fingerprint)
+        measured = adopt_benchmark(job, _fingerprint(job, circumstances, old_manifest_sha256(job)))
+        if measured is None:
+            measured = dataclasses.replace(_measure(job, device), **circumstances, fingerprint=fingerprint)
         measured.write(path)
         write_json(job.files.metrics("benchmark"), measured.table())
     advice = (
@@ -79,12 +82,11 @@ def benchmark(job: Job) -> str:
     return f"benchmark: {job.model}: {_summary(measured)}{advice if measured.machine_was_busy else ''} ({path})"
 
 
-def _fingerprint(job: Job, circumstances: Mapping[str, Any]) -> str:
+def _fingerprint(job: Job, circumstances: Mapping[str, Any], manifest_sha256: str) -> str:
     """Equal for measurements of the same thing on the same kind of machine."""
     recipe = job.recipe
-    manifest = job.manifest.sha256 if job.has_manifest else ""
     used = (recipe.model, recipe.init.frozen_stages, recipe.clips, recipe.augment, recipe.optim.videos_per_gpu)
-    return digest(_MEASUREMENT, *used, recipe.test, circumstances, manifest)
+    return digest(_MEASUREMENT, *used, recipe.test, circumstances, manifest_sha256)
 
 
 def _measure(job: Job, device: "torch.device") -> Benchmark:

@@ -18,6 +18,7 @@ from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
 from ..tracking.store import find_run
 from ..weights.identity import record_beside
 from ..zoo import build_model
+from .adopt import adopt_evaluation
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ def evaluate(job: Job) -> str:
         drop_cached(files.unfinished, job.root)
     if is_due(kept, job.root):
         return _publish_again(job, kept) if is_first else ""
+    if (adopted := adopt_evaluation(job, checkpoint_md5, is_first=is_first)) is not None:
+        if is_first:
+            write_json(files.metrics("evaluate"), adopted.metrics.table())
+            _analyse(job, adopted)
+        return f"evaluate: adopted from the version before; {adopted.summary()}" if is_first else ""
 
     from ..engine.checkpoint import load_checkpoint, load_trained
     from ..engine.distributed import joined

@@ -20,6 +20,7 @@ import yaml
 from ..files.atomic import atomic_write
 from ..params import Params
 from ..recipe import Split, as_dict
+from .adopt import save_links
 
 BENCHMARKED = (("init", "frozen_stages"), ("optim", "videos_per_gpu"))
 """Sections and keys that a benchmark depends on, beside the sections that it depends on as a whole."""
@@ -30,6 +31,7 @@ _HEADER = "# What the stages of this data set depend on. stages/settings.py make
 def settings(params: Params) -> str:
     """Write data/<dataset>/settings.yaml; returns the stage's closing line."""
     path, content = settings_path(params), settings_of(params)
+    save_links(params.root, params.workspace)
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     with atomic_write(path) as file:
         file.write(f"{_HEADER}\n{text}".encode())

@@ -27,6 +27,7 @@ from ..tracking.names import run_params
 from ..weights.initial import check_initial_weights, load_initial_weights
 from ..weights.provenance import Provenance, versions
 from ..zoo import build_model, freeze
+from .adopt import adopt_training
 from .resume import RunMemory, changes_since, other_unfinished, state_about, take_state
 
 if TYPE_CHECKING:
@@ -52,6 +53,8 @@ def train(job: Job, *, resume: Path | None = None) -> str:
     scratch, is_first = files.scratch(job.resume_key(num_processes)), os.environ.get("RANK", "0") == "0"
     if is_due(scratch, job.root):
         return _publish_again(files, scratch) if is_first else ""
+    if (adopted := adopt_training(job, is_first=is_first)) is not None:
+        return f"train: adopted from the version before; {adopted.summary()}" if is_first else ""
     if job.init:
         check_initial_weights(job.init, job.recipe.model)
 
