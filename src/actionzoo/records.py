@@ -258,7 +258,7 @@ class Metrics(Record):
     def table(self) -> Json:
         """For metrics/<dataset>/evaluate/."""
         accuracies: Json = {name: round(value, 4) for name, value in self.accuracies.items()}
-        return accuracies | {"clips": self.clips, "missing": self.num_gone, "protocol": self.protocol}
+        return accuracies | {"clips": self.clips, "protocol": self.protocol}
 
     def as_json(self) -> Json:
         """Each accuracy stands there twice, the second time under a name with its protocol: test/top1@10x3."""
@@ -423,7 +423,6 @@ class Benchmark(Record):
             "test_memory_mb": _rounded(self.test_memory_mb, 0),
             "train_memory_mb": _rounded(self.train_memory_mb, 0),
             "parameters": self.parameters,
-            "device": self.device,
         }
         return {name: value for name, value in values.items() if value is not None}
 

@@ -67,6 +67,9 @@ def remove_links(root: Path, workspace: Path, dataset: str, models: Iterable[str
             if stage == "evaluate":
                 for kind in ("errors", "looks"):
                     shutil.rmtree(root / _path(dataset, model, kind), ignore_errors=True)
+    saved = workspace / _SAVED
+    if not any(path.is_file() for path in saved.rglob("*")):
+        shutil.rmtree(saved, ignore_errors=True)
 
 
 def adopt_training(job: "Job", *, is_first: bool = True) -> RunRecord | None:

@@ -70,7 +70,8 @@ def benchmark(job: Job) -> str:
     busy = f"{job.model} is being measured by another process, which would disturb this one: wait for it, or stop it"
     path = job.files.benchmark
     with locked(job.root / ".scratch" / "benchmark" / job.dataset / f"{job.model}.lock", busy=busy):
-        measured = adopt_benchmark(job, _fingerprint(job, circumstances, old_manifest_sha256(job)))
+        adopted = adopt_benchmark(job, _fingerprint(job, circumstances, old_manifest_sha256(job)))
+        measured = adopted
         if measured is None:
             measured = dataclasses.replace(_measure(job, device), **circumstances, fingerprint=fingerprint)
         measured.write(path)
@@ -79,7 +80,8 @@ def benchmark(job: Job) -> str:
         f"; machine was busy: these speeds may be far off; run `dvc repro -f -s benchmark@{job.model}` when "
         "nothing else runs"
     )
-    return f"benchmark: {job.model}: {_summary(measured)}{advice if measured.machine_was_busy else ''} ({path})"
+    about = f"{_summary(measured)}{advice if measured.machine_was_busy else ''} ({path})"
+    return f"benchmark: {'adopted from the version before; ' if adopted else ''}{job.model}: {about}"
 
 
 def _fingerprint(job: Job, circumstances: Mapping[str, Any], manifest_sha256: str) -> str:
