@@ -19,6 +19,7 @@ from .records import RunRecord
 from .run_files import RunFiles
 from .weights.download import CACHE
 from .weights.initial import InitialWeights, initial_weights
+from .weights.provenance import Provenance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Job:
     def downloads(self) -> Path:
         """The folder of downloaded weights, which experiments share."""
         return workspace_of(self.root) / CACHE
+
+    def notes_on(self, provenance: Provenance, remedy: str = "") -> list[str]:
+        """A line for each difference of the model's training to what is there now that DVC does not see."""
+        source, file = (self.init.source, self.init.file_here(self.downloads)) if self.init else (None, None)
+        return provenance.notes(self.model, source, file, remedy)
 
     @property
     def data(self) -> Path:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from actionzoo.params import as_dict
+from actionzoo.recipe import as_dict
 from actionzoo.weights.identity import architecture
 from actionzoo.zoo import build_model
 

@@ -37,7 +37,7 @@ def evaluate(job: Job) -> str:
     fingerprint = job.evaluation_fingerprint(checkpoint_md5)
     kept, is_first = files.unfinished_evaluations / fingerprint[:16], os.environ.get("RANK", "0") == "0"
     if is_first:
-        for note in beside.provenance.notes(job.model, job.init, job.downloads) if beside else ():
+        for note in job.notes_on(beside.provenance) if beside else ():
             _log.warning(note)
         drop_cached(files.unfinished, job.root)
     if is_due(kept, job.root):

@@ -45,7 +45,7 @@ def _provenance(known: Mapping[str, Any]) -> Provenance:
 def changes_since(memory: RunMemory, job: Job, scratch: Path) -> list[str]:
     """A line for each difference to the training that left its states in `scratch` that DVC does not see."""
     anew = f"to train it anew, delete {scratch} and run `dvc repro -f train@{job.model}`"
-    return memory.provenance.notes(job.model, job.init, job.downloads, anew)
+    return job.notes_on(memory.provenance, anew)
 
 
 _IDENTITY = ("model", "dataset", "manifest_sha256", "recipe", "batch", "lr")

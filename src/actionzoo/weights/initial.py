@@ -9,7 +9,7 @@ from ..errors import UserError
 from ..params import Params
 from ..process.progress import progress
 from ..recipe import Model
-from .download import fetch_weights
+from .download import fetch_weights, weights_here
 from .published import PublishedFile, base_name, fetch_published, other_network, published_file
 
 if TYPE_CHECKING:
@@ -30,6 +30,12 @@ class InitialWeights:
     published: PublishedFile | None
     mirrors: Sequence[str]
     """Other addresses of a URL, tried in order."""
+
+    def file_here(self, cache: Path) -> Path | None:
+        """The file, if it is on this machine; `cache` is the folder of downloads. Nothing is downloaded."""
+        if self.published:
+            return weights_here(self.published.address, cache, is_published=True)
+        return weights_here(self.source, cache, is_published=bool(self.mirrors))
 
 
 def initial_weights(params: Params, model: str) -> InitialWeights | None:

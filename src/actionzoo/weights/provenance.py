@@ -1,14 +1,12 @@
 """What a training came from and DVC does not see: the versions of the programs, the bytes behind init.weights."""
 
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..files.hashes import sha256_of
 from ..records import RunRecord
-from .download import weights_here
-from .initial import InitialWeights
 
 
 def versions() -> dict[str, str]:
@@ -31,29 +29,22 @@ class Provenance:
     def of(cls, record: RunRecord) -> "Provenance":
         return cls(record.versions, init_source(record.recipe), record.init_sha256)
 
-    def changes(self, init: InitialWeights | None, cache: Path) -> list[str]:
-        """What is different now, as clauses. A file is compared if it is on this machine; nothing is downloaded."""
-        now = versions()
-        clauses = [
-            f"it ran with {name} {known}, and {now[name]} is installed"
-            for name, known in self.versions.items()
-            if name in now and known != now[name]
-        ]
-        if init and self.init_sha256 and init.source == self.init_source and (path := _file_here(init, cache)):
-            sha256 = sha256_of(path)
-            if sha256 != self.init_sha256:
-                clauses.append(
-                    f"it started from init.weights with sha256 {self.init_sha256[:8]}…, and {path} has {sha256[:8]}…"
-                )
-        return clauses
+    def notes(self, model: str, source: str | None, file: Path | None, remedy: str = "") -> list[str]:
+        """A line for each difference to what is there now, with the way to train anew.
 
-    def notes(self, model: str, init: InitialWeights | None, cache: Path, remedy: str = "") -> list[str]:
-        """A line for each of `changes`: what it is of, and how to train anew. `remedy` says how, if it takes more."""
+        `source` is the recipe's init.weights, and `file` the file behind it, if it is on this machine. `remedy` says
+        how to train anew where `dvc repro -f` is not enough.
+        """
         remedy = remedy or f"`dvc repro -f train@{model}` trains it anew"
-        return [
-            f"the training of {model} is of before a change that DVC does not see: {clause}; {remedy}"
-            for clause in self.changes(init, cache)
-        ]
+        return [f"DVC does not see that {clause}; {remedy}" for clause in self._changes(model, source, file)]
+
+    def _changes(self, model: str, source: str | None, file: Path | None) -> Iterator[str]:
+        now = versions()
+        for name, known in self.versions.items():
+            if name in now and known != now[name]:
+                yield f"{model} was trained with {name} {known}, and {now[name]} is installed"
+        if file and self.init_sha256 and source == self.init_source and (sha256 := sha256_of(file)) != self.init_sha256:
+            yield f"{model} started from weights with sha256 {self.init_sha256[:8]}…, and {file} has {sha256[:8]}…"
 
 
 def init_source(recipe: Mapping[str, object]) -> str | None:
@@ -61,10 +52,3 @@ def init_source(recipe: Mapping[str, object]) -> str | None:
     init = recipe.get("init")
     source = init.get("weights") if isinstance(init, dict) else None
     return source if isinstance(source, str) else None
-
-
-def _file_here(init: InitialWeights, cache: Path) -> Path | None:
-    """The file that a training would start from, if it is on this machine."""
-    if init.published:
-        return weights_here(init.published.address, cache, is_published=True)
-    return weights_here(init.source, cache, is_published=bool(init.mirrors))

@@ -27,10 +27,9 @@ from ..params import workspace_of
 from ..records import Metrics, RunRecord, TestResult
 from ..run_files import RunFiles
 from ..tracking.registry import register
-from .download import CACHE
+from .download import CACHE, weights_here
 from .identity import record_beside
-from .initial import InitialWeights
-from .provenance import versions
+from .provenance import Provenance, init_source, versions
 
 _log = logging.getLogger(__name__)
 
@@ -43,11 +42,11 @@ def publish_run(run: Path, out: Path | None = None) -> tuple[Path, Path]:
     record, files = _finished_run(run)
     if not files.best.is_file():
         raise UserError(f"{files.best} is not there; `dvc repro train@{files.model}` makes it")
-    if beside := record_beside(files.best):
-        source, cache = beside.provenance.init_source, workspace_of(files.root) / CACHE
-        init = InitialWeights(record.model, record.dataset, source, False, None, ()) if source else None
-        for note in beside.provenance.notes(record.model, init, cache):
-            _log.warning(note)
+    record_beside(files.best)
+    source = init_source(record.recipe)
+    file = weights_here(source, workspace_of(files.root) / CACHE) if source else None
+    for note in Provenance.of(record).notes(record.model, source, file):
+        _log.warning(note)
     checkpoint = load_checkpoint(files.best)
     epoch = checkpoint["meta"]["epoch"]
     meta = {
