@@ -115,14 +115,16 @@ def test_without_a_scheduler_dask_is_not_even_imported(tiny_archive, tmp_path):
 import sys
 from pathlib import Path
 sys.modules["dask"] = sys.modules["distributed"] = None  # so that an import would fail
+from actionzoo.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
 execution = Execution(scratch=Path("scratch"), jobs=2)
 video_format = VideoFormat(32, Encode(preset="ultrafast"))
-resize(Path(sys.argv[1]), Path("videos"), execution, video_format=video_format, max_bad_share=1.0)
-print(extract_frames(Path("videos"), Path("frames"), execution, max_bad_share=1.0))
+archive, videos = DataFolder.at(Path(sys.argv[1])), DataFolder.at(Path("videos"))
+resize(archive, videos, execution, video_format=video_format, max_bad_share=1.0)
+print(extract_frames(videos, DataFolder.at(Path("frames")), execution, max_bad_share=1.0))
 """
     done = subprocess.run([sys.executable, "-c", code, tiny_archive], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.startswith("frames: 12 of 14 clips"), done.stderr
@@ -320,14 +322,15 @@ def test_an_interrupted_run_cancels_its_parts(number, tiny_archive, two_workers,
     code = """
 import signal, sys
 from pathlib import Path
+from actionzoo.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
 from actionzoo.process.stage import stage
 signal.signal(signal.SIGINT, signal.default_int_handler)  # who was started in the background ignores it
 with stage("resize"):
-    resize(Path(sys.argv[1]), Path("videos"), Execution(scratch=Path("scratch"), scheduler=sys.argv[2]),
-           video_format=VideoFormat(128, Encode(preset="slow")), max_bad_share=1.0)
+    resize(DataFolder.at(Path(sys.argv[1])), DataFolder.at(Path("videos")),
+           Execution(scratch=Path("scratch"), scheduler=sys.argv[2]), video_format=VideoFormat(128, Encode(preset="slow")), max_bad_share=1.0)
 """
     stage = subprocess.Popen([sys.executable, "-c", code, tiny_archive, two_workers.address], cwd=tmp_path)
     wait_for(lambda: worker_at_work(tmp_path / "scratch/videos"))

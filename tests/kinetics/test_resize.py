@@ -329,10 +329,11 @@ def test_progress_counts_clips(mirror, whole, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
+from actionzoo.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
-resize(Path(sys.argv[1]), Path("killed"), Execution(scratch=Path("scratch"), jobs=2),
+resize(DataFolder.at(Path(sys.argv[1])), DataFolder.at(Path("killed")), Execution(scratch=Path("scratch"), jobs=2),
        video_format=VideoFormat(64, Encode(preset="ultrafast", crf=30)), max_bad_share=1.0)
 """
 
