@@ -135,8 +135,10 @@ class ArchiveWriter:
             if path.relative_to(self._archive.stored).as_posix() not in self._files:
                 (self._archive.tracked / "inventory.json").unlink(missing_ok=True)
                 path.unlink()
-        with atomic_write(self._archive.tracked / "inventory.json") as file:
-            file.write(Inventory(self._files, splits).to_bytes())
+        path, data = self._archive.tracked / "inventory.json", Inventory(self._files, splits).to_bytes()
+        if not (path.is_file() and path.read_bytes() == data):
+            with atomic_write(path) as file:
+                file.write(data)
 
     def _put(self, name: str, data: bytes, sha256: str = "", members: int | None = None) -> None:
         """Write the file unless it has these bytes. `sha256` is what the inventory has instead of the file's own."""

@@ -64,7 +64,7 @@ class Checked:
     num_recorded: int
     """Shards of an older version that had no hash; it was recorded now."""
     num_finished: int
-    """Files that could have been checked: all of them."""
+    """Archives and shards that no check before found damaged, in the sample or not."""
     damages: tuple[Damage, ...]
 
     def text(self) -> str:
@@ -102,6 +102,7 @@ def check_data(
         indices = sorted(random.Random(seed).sample(range(len(files)), sample))
         chosen = [files[index] for index in indices]
     damages: dict[Path, Damage] = {}
+    num_finished = sum(not file.is_shard or record_path(file.path).is_file() for file in files)
     num_recorded, done, total = 0, 0, sum(file.size for file in chosen)
     for file in chosen:
         error, found = _error(file)
@@ -120,7 +121,7 @@ def check_data(
     for damage in damages.values():
         if damage.error != _OTHER:
             _declare_unfinished(damage.path, data)
-    return Checked(len(chosen), num_recorded, len(files), tuple(damages.values()))
+    return Checked(len(chosen), num_recorded, num_finished, tuple(damages.values()))
 
 
 def unused_shards(data: DataFolder, workspace: Path) -> list[UnusedShard]:
