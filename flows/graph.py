@@ -1,12 +1,13 @@
-"""The DVC graph for the scheduler: which stages each stage needs, and how many GPUs it asks for."""
+"""The DVC graph for the scheduler: which stages each stage needs, its GPUs, and the order of stages in dvc.lock."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
+from actionzoo.files.atomic import atomic_write
 from actionzoo.names import NAME_RULE, is_name
 
 
@@ -23,7 +24,8 @@ class Stage:
 
 
 def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]:
-    """The root of the DVC repository around the working directory, and its stages, each after those that it needs.
+    """The root of the DVC repository around the working directory, and its stages in the order of `dvc repro`, which
+    puts each after those that it needs.
 
     With targets (names of stages, or of groups: `train` is every `train@...`), only these and the stages they need.
     Raises UserError for a target that does not exist, for a dvc.yaml that DVC cannot read, and for a recipe whose name
@@ -31,35 +33,68 @@ def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]
     """
     from dvc.exceptions import DvcException  # takes 0.2 s, and helper processes do without
     from dvc.repo import Repo
+    from dvc.repo.reproduce import plan_repro
 
     try:
         with Repo() as repo:
-            root = Path(repo.root_dir)
-            needs = {
-                stage.addressing: tuple(sorted(needed.addressing for needed in repo.index.graph.successors(stage)))
-                for stage in repo.index.graph
-            }
-            gpus = {stage.addressing: _gpus(stage.addressing, stage.meta) for stage in repo.index.graph}
-            order = [stage.addressing for stage in repo.index.stages]
+            root, graph = Path(repo.root_dir), repo.index.graph
+            known = {stage.addressing: stage for stage in repo.index.stages}
+            for name in known:  # the key of a recipe becomes a word of the stage's shell command
+                key = name.partition("@")[2]
+                if key and not is_name(key):
+                    raise UserError(
+                        f"dvc.yaml has the stage {name[:120]!r}; a key of params.yaml has {NAME_RULE}: rename it"
+                    )
+            wanted = list(known) if not targets else [name for target in targets for name in _expand(target, [*known])]
+            stages = [
+                Stage(
+                    stage.addressing,
+                    _gpus(stage.addressing, stage.meta),
+                    tuple(sorted(needed.addressing for needed in graph.successors(stage))),
+                )
+                for stage in plan_repro(graph, [known[name] for name in dict.fromkeys(wanted)])
+            ]
     except DvcException as error:
         raise UserError(without_secrets(f"DVC cannot read its graph here: {error}")) from error
+    return root, stages
 
-    for name in order:  # the key of a recipe becomes a word of the stage's shell command
-        key = name.partition("@")[2]
-        if key and not is_name(key):
-            raise UserError(f"dvc.yaml has the stage {name[:120]!r}; a key of params.yaml has {NAME_RULE}: rename it")
-    wanted = order if not targets else [name for target in targets for name in _expand(target, order)]
-    stages: dict[str, Stage] = {}
 
-    def add(name: str) -> None:
-        if name not in stages:
-            for needed in needs[name]:
-                add(needed)
-            stages[name] = Stage(name, gpus[name], needs[name])
+def locked_stages(root: Path) -> list[str]:
+    """Names of the stages in dvc.lock, in its order; empty if there is no dvc.lock. Raises UserError."""
+    from dvc.utils.serialize import YAMLFileCorruptedError, load_yaml
 
-    for name in wanted:
-        add(name)
-    return root, list(stages.values())
+    try:
+        return list(load_yaml(root / "dvc.lock").get("stages", {}))
+    except FileNotFoundError:
+        return []
+    except YAMLFileCorruptedError as error:
+        raise UserError(without_secrets(f"dvc.lock cannot be read: {error}")) from error
+
+
+def sort_lock(root: Path, before: Sequence[str], stages: Sequence[Stage]) -> None:
+    """Give dvc.lock the order that `dvc repro` would have given it.
+
+    DVC keeps the places of stages that were there `before` and appends new ones as they finish. Those that `stages`
+    built at the same time are put in the order of the graph: however it was built, the same zoo has the same dvc.lock.
+    """
+    from dvc.repo import Repo
+    from dvc.utils.serialize import dumps_yaml, parse_yaml_for_update
+
+    places = {name: place for place, name in enumerate(dict.fromkeys([*before, *(stage.name for stage in stages)]))}
+
+    def in_order(names: Iterable[str]) -> list[str]:
+        return sorted(names, key=lambda name: places.get(name, len(places)))
+
+    now, path = locked_stages(root), root / "dvc.lock"
+    if now == in_order(now):
+        return
+    with Repo(str(root), _wait_for_lock=True) as repo, repo.lock:
+        content = parse_yaml_for_update(path.read_text(encoding="utf-8"), str(path))
+        found = content["stages"]
+        for name in in_order(found):  # all anew: another flow may have added some meanwhile
+            found[name] = found.pop(name)
+        with atomic_write(path) as file:
+            file.write(dumps_yaml(content).encode())
 
 
 def _expand(target: str, names: list[str]) -> list[str]:

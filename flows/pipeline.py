@@ -42,7 +42,7 @@ from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import GRACE_SECONDS, supervised
 from flows import cluster, command, slots
 from flows.command import Stopped
-from flows.graph import Stage, read_graph
+from flows.graph import Stage, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
 from flows.server import client_settings, free_port, local_server
 
@@ -91,6 +91,7 @@ def build_zoo(
     with ExitStack() as running:
         try:
             root, stages = read_graph(targets)
+            before = locked_stages(root)
             machine = _machine(root, gpus, cpu_slots, running.enter_context(cluster.joined(dask)))
         except UserError as error:
             return Failed(message=str(error))
@@ -112,6 +113,8 @@ def build_zoo(
         except BaseException:  # a cancel or Ctrl-C: stages that wait must not start in the slots that become free
             machine.stop.set()
             raise
+        finally:
+            sort_lock(root, before, stages)
         return _conclude({name: future.state for name, future in futures.items()})
 
 

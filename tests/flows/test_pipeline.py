@@ -82,6 +82,43 @@ def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repos
 
 
 @pytest.mark.slow
+def test_the_lock_file_is_the_one_that_dvc_repro_writes(build, make_repository):
+    """Byte for byte, although stages finish in another order; also where some were built before."""
+    graph = """
+        stages:
+          resize:
+            cmd: cp in.txt resized.txt
+            deps: [in.txt]
+            outs: [resized.txt]
+          train:
+            foreach: {c: {seconds: 2}, a: {seconds: 1}, b: {seconds: 0}}
+            do:
+              cmd: sleep ${item.seconds} && cp resized.txt trained_${key}.txt
+              deps: [resized.txt]
+              outs: ["trained_${key}.txt"]
+              meta: {gpus: 1}
+          evaluate:
+            foreach: [c, a, b]
+            do:
+              cmd: cp trained_${item}.txt top1_${item}.txt
+              deps: ["trained_${item}.txt"]
+              outs: ["top1_${item}.txt"]
+        """
+
+    def lock_of(*ways) -> bytes:
+        repository = make_repository(graph, f"built {len(ways)} {'flow' in ways}")
+        for way in ways:
+            if way == "flow":
+                assert build(repository, "--cpu-slots", "3").returncode == 0
+            else:
+                subprocess.run([sys.executable, "-m", "dvc", "repro", *way], cwd=repository, check=True)
+        return (repository / "dvc.lock").read_bytes()
+
+    assert lock_of("flow") == lock_of([])
+    assert lock_of(["evaluate@b"], "flow") == lock_of(["evaluate@b"], [])
+
+
+@pytest.mark.slow
 def test_a_failed_stage_keeps_back_what_needs_it_and_nothing_else(build, make_repository):
     repository = make_repository(
         """

@@ -66,6 +66,30 @@ def params(
         print("\n".join(lines) if lines else f"{first} and {second} have equal recipes on {params.name}")
 
 
+@command(epilog="example: actionzoo built")
+def built() -> None:
+    """List the stages that dvc.lock has results of.
+
+    For DVC: `dvc pull --run-cache $(actionzoo built)`. Without names of stages, `dvc pull` warns about every model that
+    was never built, and ends with status 1.
+    """
+    from ..errors import UserError
+    from ..files.yaml_files import read_yaml
+    from ..params import load_params
+
+    params = load_params()
+    path = params.root / "dvc.lock"
+    if not path.is_file():
+        raise UserError(f"{path} is not there: no stage was built. `dvc repro` writes it; a colleague's comes with git")
+    stages = read_yaml(path, "restore it: git checkout dvc.lock").get("stages")
+    for name, entry in stages.items() if isinstance(stages, dict) else ():
+        model, outs = name.partition("@")[2], entry.get("outs") if isinstance(entry, dict) else None
+        if not isinstance(outs, list) or not (model.isdecimal() or not model or model in params.recipes):
+            continue
+        if all(isinstance(out, dict) and params.name in str(out.get("path")).split("/") for out in outs):
+            print(name)
+
+
 @command(epilog="example: actionzoo table")
 def table() -> None:
     """Print the zoo table, with the published numbers."""
