@@ -81,6 +81,14 @@ def test_the_store_lies_beside_params_yaml_where_the_dvc_repository_is_larger(ro
     assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
 
 
+def test_an_experiment_in_a_temporary_folder_records_in_the_store_of_its_workspace(root, monkeypatch):
+    temporary = root / ".dvc/tmp/exps/tmpab12"
+    temporary.mkdir(parents=True)
+    (temporary / "params.yaml").touch()
+    monkeypatch.chdir(temporary)
+    assert tracking_uri() == f"sqlite:///{root}/mlflow.db"
+
+
 def test_environment_names_another_store(root, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.org:5000")
     assert tracking_uri() == "http://example.org:5000"

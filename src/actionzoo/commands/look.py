@@ -66,6 +66,26 @@ def params(
         print("\n".join(lines) if lines else f"{first} and {second} have equal recipes on {params.name}")
 
 
+@command(epilog="example: actionzoo keep slowfast_r50_video ircsn_bnfrozen_r50")
+def keep(
+    models: Annotated[
+        list[str],
+        typer.Argument(metavar="MODEL...", parser=str, autocompletion=complete_models, help=f"{MODEL_HELP}; to keep"),
+    ],
+) -> None:
+    """Delete all other models' recipes from params.yaml.
+
+    The graph is then about these models. DVC expects that all of a graph is built: otherwise `dvc pull`, `dvc checkout`
+    and `dvc exp apply` warn about every model that is not, and end with an error. Git has the deleted recipes.
+    """
+    from ..params import load_params
+    from ..params.keep import keep_models
+
+    params = load_params()
+    kept = keep_models(params, [resolve(params, model) for model in models])
+    print(f"{kept.path}: {len(kept.recipes)} of {len(params.recipes)} models kept: {', '.join(kept.recipes)}")
+
+
 @command(epilog="example: actionzoo built")
 def built() -> None:
     """List the stages that dvc.lock has results of.

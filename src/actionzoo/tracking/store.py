@@ -23,7 +23,7 @@ from ..files.addresses import without_secrets
 from ..files.hashes import md5_of
 from ..files.links import link_or_copy
 from ..files.locks import locked
-from ..params import find_project
+from ..params import find_project, workspace_of
 from .names import Point
 
 if TYPE_CHECKING:  # mlflow takes a second to import, and a command that records nothing does without
@@ -54,13 +54,14 @@ class Store:
 
 
 def tracking_uri(root: Path | None = None) -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in the project's folder, from whichever folder the command runs.
+    """MLFLOW_TRACKING_URI, else mlflow.db in the workspace, from whichever folder the command runs.
 
-    Raises UserError outside of a project.
+    The workspace is the project's folder; experiments that DVC runs in temporary folders share it. Raises UserError
+    outside of a project.
     """
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    return f"sqlite:///{(root or find_project()).resolve() / 'mlflow.db'}"
+    return f"sqlite:///{workspace_of((root or find_project()).resolve()) / 'mlflow.db'}"
 
 
 def ui_command(root: Path | None = None, port: int = 5000) -> str:
