@@ -131,6 +131,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
 
 def prepare(folder: Path, mirror: str | None) -> None:
     """folder/archive, videos_256 and frames_256 as our stages make them, default_256 as x264 makes it by itself."""
+    from actionzoo.data_folder import DataFolder
     from actionzoo.kinetics.download import download
     from actionzoo.kinetics.execution import Execution
     from actionzoo.kinetics.frames import extract_frames
@@ -146,15 +147,17 @@ def prepare(folder: Path, mirror: str | None) -> None:
             make_mirror(Path(mirror), Mirror(train_clips=8, val_clips=3, test_clips=1, parts=2, seed=0))
     execution = Execution(scratch=folder / "scratch", jobs=os.cpu_count() or 1, clip_timeout_seconds=300)
     print(f"clips: {mirror}", flush=True)
-    download(mirror, folder / "archive", execution, splits=("train", "val"), parts="all")
+    archive = DataFolder.at(folder / "archive")
+    download(mirror, archive, execution, splits=("train", "val"), parts="all")
     x264 = Encode(crf=23, preset="medium", gop=250, bframes=3, tune="none")
     for form, encode in {"videos_256": Encode(), "default_256": x264}.items():
         video_format = VideoFormat(256, encode)
         print(
-            resize(folder / "archive", folder / form, execution, video_format=video_format, max_bad_share=1.0),
+            resize(archive, DataFolder.at(folder / form), execution, video_format=video_format, max_bad_share=1.0),
             flush=True,
         )
-    print(extract_frames(folder / "videos_256", folder / "frames_256", execution, max_bad_share=1.0), flush=True)
+    videos, frames = DataFolder.at(folder / "videos_256"), DataFolder.at(folder / "frames_256")
+    print(extract_frames(videos, frames, execution, max_bad_share=1.0), flush=True)
 
 
 def measure(side: str, folder: Path, count: int, kind: str) -> dict:

@@ -1,4 +1,5 @@
-"""Fetch the chosen data set. Reads its mirror; writes data/<dataset>/archive/: parts, annotations, replacements.
+"""Fetch the chosen data set. Reads its mirror; writes data/<dataset>/archive/inventory.json and, under the data root,
+parts, annotations and replacements.
 
 Where the source is a folder of one's own videos they stay there, and the parts are lists of them.
 """

@@ -38,6 +38,7 @@ from safetensors.torch import save
 from actionzoo.clips.quarantine import Quarantine
 from actionzoo.clips.readers import Undecodable, VideoInfo, open_clip
 from actionzoo.clips.readers import read as read_frames
+from actionzoo.data_folder import DataFolder
 from actionzoo.engine.checkpoint import load_checkpoint
 from actionzoo.engine.tensor_file import read_header, read_tensors
 from actionzoo.engine.views import read_views
@@ -503,7 +504,7 @@ def _list(folder: Path, root: Path) -> None:
     for name in ("archive", "scratch"):
         shutil.rmtree(folder / name, ignore_errors=True)
     execution = Execution(scratch=folder / "scratch")
-    list_folder(f"folder:{root}", folder / "archive", execution, splits=("train", "val"), parts="all")
+    list_folder(f"folder:{root}", DataFolder.at(folder / "archive"), execution, splits=("train", "val"), parts="all")
     read_inventory(folder / "archive")
     for split in ("train", "val"):
         listed = {clip.video_id for clip in read_annotations(folder / f"archive/annotations/{split}.csv", split)}
@@ -735,7 +736,7 @@ def _check(folder: Path, data: bytes, name: str) -> None:
     _put(folder / "demo" / name, data)
     outside = _put(folder / "part_9.tar.gz", b"not the project's")
     try:
-        check_data(folder / "demo").text()
+        check_data(DataFolder.at(folder / "demo")).text()
     finally:
         assert outside.exists(), "a file outside was removed"
 

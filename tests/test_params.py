@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import actionzoo
+from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
 from actionzoo.params import Params, find_project, load_params
 from actionzoo.params import read as params_module
@@ -428,7 +429,7 @@ def test_the_data_root_lies_in_the_project(file):
     params = load_params(file)
     assert params.workspace == params.root == file.parent
     assert params.data_root == file.parent / "data"
-    assert params.data_folder() == params.folder("data") == file.parent / "data/demo"
+    assert params.data_folder() == DataFolder.at(file.parent / "data/demo")
     assert params.data_scratch("resize") == file.parent / "data/.scratch/resize/demo"
 
 
@@ -452,4 +453,4 @@ def test_an_experiment_uses_the_data_of_the_project_that_queued_it(file, inside,
     params = load_params()
     assert params.folder("data").absolute() == experiment / "data/demo"
     assert params.workspace == file.parent
-    assert params.data_folder() == file.parent / "data/demo"
+    assert params.data_folder().stored == file.parent / "data/demo"

@@ -23,7 +23,7 @@ if __name__ == "__main__":  # a line for each start; kills DVC once, after the w
         file.write(os.environ["DVC_STAGE"] + "\\n")
     if Path({kill!r}).exists():
         Path({kill!r}).unlink()
-        os.kill(dvc_above(os.environ["DVC_STAGE"]), signal.SIGKILL)
+        os.kill(dvc_above(os.environ["DVC_STAGE"]).pid, signal.SIGKILL)
 """
 
 
@@ -72,14 +72,14 @@ def built(tmp_path_factory) -> Counted:
 
 
 def test_dvc_shows_metrics_and_plots_of_what_was_built_and_complains_of_nothing(built):
-    printed = [built.run("dvc", *words.split()) for words in ("metrics show", "metrics diff", "plots show", "exp show")]
+    printed = [built.run("dvc", *words.split()) for words in ("metrics show", "plots show", "exp show")]
     assert not any("failed to load" in text for text in printed)
     for name in ("train.json", "test.json", "speed.json"):
         assert f"{SLOWFAST}/{name}" in printed[0]
 
 
-def test_no_output_holds_a_hash_of_the_time_or_of_the_machine(built):
-    """Trained anew in another place, everything but the benchmark is the same."""
+def test_forced_stages_do_their_work_anew_and_give_the_same_bytes(built):
+    """No output of a training or an evaluation holds a time or the id of a run."""
     before = built.outputs()
     built.repro("-f", "-s", f"train@{SLOWFAST}", f"evaluate@{SLOWFAST}")
     assert built.started() == ["train", "evaluate"]
@@ -106,8 +106,8 @@ def test_logs_follow_the_training_that_dvc_restored(built):
     from actionzoo.run_files import RunFiles, logs_of
 
     files = RunFiles(built.root, "demo", SLOWFAST)
-    (log,) = set(logs_of(files.run, RunRecord.read(files.recipe).fingerprint)) - {max(files.run.glob("*.log.json"))}
-    assert log.is_file()
+    found = logs_of(files.run, RunRecord.read(files.recipe).fingerprint)
+    assert found and max(files.run.glob("*.log.json")) not in found
 
 
 def test_a_data_set_there_and_back_trains_once_for_each(built):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from .data_folder import DataFolder
 from .devices import device_type
 from .engine.schedule import scaled_lr
 from .errors import UserError
@@ -48,6 +49,8 @@ class Job:
     """What the data set changes: `schedule.epochs: 256 -> 10`."""
     runtime: Runtime
     files: RunFiles
+    data_set: DataFolder
+    """The data set's files."""
     init: InitialWeights | None
     """What a training starts from; None: random weights."""
     published: Published | None
@@ -66,6 +69,7 @@ class Job:
             files=RunFiles(
                 root or params.root, params.name, model, work_dir, workspace=workspace_of(root or params.root)
             ),
+            data_set=params.data_folder(root),
             init=initial_weights(params, model),
             published=params.published_of(model),
             published_lists=params.dataset.published_lists,
@@ -87,17 +91,21 @@ class Job:
 
     @property
     def data(self) -> Path:
-        """The folder of the prepared clips that the recipe reads, such as data/demo/videos_256."""
-        return self.root / "data" / self.dataset / f"{self.recipe.clips.form}_{self.recipe.clips.short_side}"
+        """The folder of the shards that the recipe reads, such as <data root>/demo/videos_256."""
+        return self._form.stored
+
+    @property
+    def _form(self) -> DataFolder:
+        return self.data_set / f"{self.recipe.clips.form}_{self.recipe.clips.short_side}"
 
     @property
     def has_manifest(self) -> bool:
-        return (self.data / "manifest.csv").is_file()
+        return self._form.manifest.is_file()
 
     @functools.cached_property
     def manifest(self) -> Manifest:
         """The clips, read once. Raises UserError."""
-        path = self.data / "manifest.csv"
+        path = self._form.manifest
         if not self.has_manifest:
             stage = "resize" if self.recipe.clips.form == "videos" else "frames"
             raise UserError(f"{path} is not there; `dvc repro {stage}@{self.recipe.clips.short_side}` makes it")
@@ -114,7 +122,7 @@ class Job:
         """
         given = self.published_lists.get(split)
         addresses = [address for address in (given.list, given.label_map) if address] if given else []
-        return [fetch_list(address, self.root / "data" / self.dataset / "lists", self.root) for address in addresses]
+        return [fetch_list(address, self.data_set.stored / "lists", self.root) for address in addresses]
 
     def list_hashes(self, split: Split) -> list[str]:
         """sha256 of each of `list_files`."""

@@ -23,6 +23,7 @@ DATA = """
 RESIZE = """
 import os
 from pathlib import Path
+from actionzoo.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode
@@ -30,7 +31,8 @@ address = os.environ.get("DASK_SCHEDULER_ADDRESS")
 print("scheduler:", address)
 execution = Execution(scratch=Path("scratch"), scheduler=address)
 video_format = VideoFormat(64, Encode(preset="ultrafast"))
-print(resize(Path("archive"), Path("videos"), execution, video_format=video_format, max_bad_share=1.0))
+archive, videos = DataFolder.at(Path("archive")), DataFolder.at(Path("videos"))
+print(resize(archive, videos, execution, video_format=video_format, max_bad_share=1.0))
 """
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from actionzoo.data_folder import DataFolder
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.frames import extract_frames
@@ -16,7 +17,7 @@ def make_archive(
 ) -> Path:
     """Download the mirror to `folder`/archive; returns that path. `options` are fields of Execution."""
     archive = folder / "archive"
-    download(str(mirror), archive, _execution(archive, **options), splits=splits, parts=parts)
+    download(str(mirror), DataFolder.at(archive), _execution(archive, **options), splits=splits, parts=parts)
     return archive
 
 
@@ -32,8 +33,8 @@ def make_videos(
 ) -> str:
     """Resize the archive to `out`; returns the stage's closing line. `options` are fields of Execution."""
     return resize(
-        archive,
-        out,
+        DataFolder.at(archive),
+        DataFolder.at(out),
         _execution(out, **options),
         video_format=VideoFormat(short_side, encode),
         max_bad_share=max_bad_share,
@@ -43,7 +44,13 @@ def make_videos(
 
 def make_frames(videos: Path, out: Path, *, qscale: int = 2, max_bad_share: float = 0.0, **options) -> str:
     """Extract the videos' frames to `out`; returns the stage's closing line. `options` are fields of Execution."""
-    return extract_frames(videos, out, _execution(out, **options), qscale=qscale, max_bad_share=max_bad_share)
+    return extract_frames(
+        DataFolder.at(videos),
+        DataFolder.at(out),
+        _execution(out, **options),
+        qscale=qscale,
+        max_bad_share=max_bad_share,
+    )
 
 
 def _execution(out: Path, **options) -> Execution:

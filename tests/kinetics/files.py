@@ -1,6 +1,7 @@
 """All files of a folder, hidden ones too, by their path in it."""
 
 import hashlib
+import re
 from pathlib import Path
 
 
@@ -21,3 +22,15 @@ def versions(folder: Path) -> dict[str, tuple[int, int]]:
 
 def _files(folder: Path) -> dict[str, Path]:
     return {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+
+
+def file_of(form: Path, name: str) -> Path:
+    """The file of a shard, whose name ends in a key: val/part_001.tar -> <form>/val/part_001-1a2b3c4d.tar."""
+    stem, _, ending = name.partition(".")
+    (path,) = form.glob(f"{stem}-{'[0-9a-f]' * 8}.{ending}")
+    return path
+
+
+def without_key(name: str) -> str:
+    """val/part_001-1a2b3c4d.idx.npy -> val/part_001.idx.npy"""
+    return re.sub(r"-[0-9a-f]{8}(?=\.)", "", name)

@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 
+from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
-from actionzoo.kinetics.check import check_data
+from actionzoo.kinetics.check import Checked, check_data
 from actionzoo.kinetics.transcode import Encode
 from tests.kinetics.data_stages import make_archive, make_frames, make_videos
-from tests.kinetics.files import contents, versions
+from tests.kinetics.files import contents, file_of, versions, without_key
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +34,10 @@ def make(root, mirror) -> None:
     make_frames(data / "videos_256", data / "frames_256", qscale=5, max_bad_share=1.0, scratch=scratch)
 
 
+def checked(data, **options) -> Checked:
+    return check_data(DataFolder.at(data), **options)
+
+
 def rot(path) -> None:
     """One bit flips; the size stays."""
     data = bytearray(path.read_bytes())
@@ -46,8 +51,8 @@ def shard_of(data, form):
 
 
 def test_sound_data_are_sound(data):
-    checked = check_data(data)
-    assert checked.damages == () and checked.num_files == checked.num_finished > 10
+    result = checked(data)
+    assert result.damages == () and result.num_files == result.num_finished > 10
 
 
 def test_one_flipped_bit_is_found_in_every_kind_of_file(data):
@@ -55,28 +60,28 @@ def test_one_flipped_bit_is_found_in_every_kind_of_file(data):
     video, frames = shard_of(data, "videos_256"), shard_of(data, "frames_256")
     for path in (part, video, frames):
         rot(path)
-    damages = {damage.path: damage.stage for damage in check_data(data).damages}
+    damages = {damage.path: damage.stage for damage in checked(data).damages}
     assert damages == {part: "download", video: "resize@256", frames: "frames@256"}
 
 
 def test_a_damaged_index_is_damage_of_its_shard(data):
     frames = shard_of(data, "frames_256")
     rot(frames.with_suffix(".idx.npy"))
-    assert [damage.path for damage in check_data(data).damages] == [frames]
+    assert [damage.path for damage in checked(data).damages] == [frames]
 
 
 def test_a_missing_shard_is_damage(data):
     frames = shard_of(data, "frames_256")
     frames.unlink()
-    (damage,) = check_data(data).damages
+    (damage,) = checked(data).damages
     assert (damage.path, damage.error) == (frames, "it is not there")
 
 
 def test_frames_of_a_damaged_video_shard_are_made_again_too(data):
     video = shard_of(data, "videos_256")
     rot(video)
-    frames = data / "frames_256" / video.relative_to(data / "videos_256")
-    assert {damage.path for damage in check_data(data).damages} == {video, frames}
+    frames = file_of(data / "frames_256", f"{video.parent.name}/{without_key(video.name)}")
+    assert {damage.path for damage in checked(data).damages} == {video, frames}
 
 
 def test_only_damaged_files_are_made_again_with_the_same_bytes(data, tiny_mirror, tmp_path):
@@ -85,30 +90,31 @@ def test_only_damaged_files_are_made_again_with_the_same_bytes(data, tiny_mirror
     part = next((data / "archive").glob("val/part_*"))
     for path in (video, part):
         rot(path)
-    assert check_data(data).damages
+    assert checked(data).damages
     make(tmp_path, tiny_mirror)
     assert contents(data) == before
     versions_after = versions(data)
     made = {name for name in before if versions_after[name][0] != versions_before[name][0] and name.endswith(".tar")}
-    shard = video.relative_to(data / "videos_256")
-    assert made == {f"videos_256/{shard}", f"frames_256/{shard}"}
-    assert check_data(data).damages == ()
+    frames = file_of(data / "frames_256", f"{video.parent.name}/{without_key(video.name)}")
+    assert made == {str(path.relative_to(data)) for path in (video, frames)}
+    assert checked(data).damages == ()
 
 
 def test_a_sample_is_drawn_by_its_seed(data):
     rot(shard_of(data, "videos_256"))
-    assert [check_data(data, sample=1, seed=3).num_files for _ in range(2)] == [1, 1]
-    num_files = check_data(data, sample=1000).num_files
-    assert num_files == check_data(data, sample=num_files).num_finished + 2  # the shard and its frames are unfinished
+    assert [checked(data, sample=1, seed=3).num_files for _ in range(2)] == [1, 1]
+    num_files = checked(data, sample=1000).num_files
+    assert num_files == checked(data, sample=num_files).num_finished + 2  # the shard and its frames are unfinished
 
 
 def test_shards_of_older_versions_get_their_hash(data):
     record = shard_of(data, "videos_256").with_suffix(".json")
     content = json.loads(record.read_text())
     sha256 = content.pop("sha256")
+    (data / "videos_256/shards.csv").unlink()  # which those versions did not write either
     record.write_text(json.dumps(content))
-    checked = check_data(data)
-    assert (checked.num_recorded, checked.damages) == (1, ())
+    result = checked(data)
+    assert (result.num_recorded, result.damages) == (1, ())
     assert json.loads(record.read_text())["sha256"] == sha256
 
 
@@ -116,13 +122,13 @@ def test_shards_of_older_versions_get_their_hash(data):
 def test_a_damaged_record_is_damage(data, text):
     shard = shard_of(data, "frames_256")
     shard.with_suffix(".json").write_text(text)
-    (damage,) = check_data(data).damages
+    (damage,) = checked(data).damages
     assert damage.path == shard and damage.error == "its record cannot be read"
 
 
 def test_without_data_it_says_what_makes_them(tmp_path):
     with pytest.raises(UserError, match="no finished files yet"):
-        check_data(tmp_path)
+        checked(tmp_path)
 
 
 @pytest.mark.parametrize(

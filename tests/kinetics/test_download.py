@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
 from actionzoo.kinetics.download import TERMS, download, parse_parts
 from actionzoo.kinetics.execution import Execution
@@ -44,7 +45,9 @@ def fetch(tmp_path):
     def run(source, splits=("train", "val"), parts="all", **options) -> str:
         execution = Execution(**{"scratch": tmp_path / "scratch", "jobs": 2} | options)
         patience = Patience(retries=2, backoff_seconds=0.01)
-        return download(str(source), tmp_path / "archive", execution, splits=splits, parts=parts, patience=patience)
+        return download(
+            str(source), DataFolder.at(tmp_path / "archive"), execution, splits=splits, parts=parts, patience=patience
+        )
 
     return run
 
@@ -346,10 +349,11 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(mirror, tm
     command = """
 import sys
 from pathlib import Path
+from actionzoo.data_folder import DataFolder
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.execution import Execution
 execution = Execution(scratch=Path("scratch"), jobs=2)
-download(sys.argv[1], Path("archive"), execution, splits=["train", "val"], parts="all")
+download(sys.argv[1], DataFolder.at(Path("archive")), execution, splits=["train", "val"], parts="all")
 """
     halves = tmp_path / "scratch/train_part_0.tar.gz", tmp_path / "scratch/val_part_2.tar.gz"
     with serve(mirror, SlowHandler) as url:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
 from actionzoo.kinetics.annotations import read_annotations
 from actionzoo.kinetics.archives import read_archive
@@ -109,7 +110,7 @@ INVENTORY = {
 def test_an_inventory_that_is_none_ends_in_a_sentence(tmp_path, text):
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive/inventory.json").write_text(text)
-    for read in (lambda: read_inventory(tmp_path / "archive"), lambda: check_data(tmp_path)):
+    for read in (lambda: read_inventory(tmp_path / "archive"), lambda: check_data(DataFolder.at(tmp_path))):
         with pytest.raises(UserError, match=r"inventory\.json .*; delete it, run `download` again"):
             read()
 
@@ -120,7 +121,7 @@ def test_the_check_removes_nothing_outside_of_the_archive(tmp_path):
     files = INVENTORY["files"] | {"../../mine.txt": {"size": 3, "sha256": "ab" * 32}}
     (tmp_path / "data/archive/inventory.json").write_text(json.dumps(INVENTORY | {"files": files}))
     with pytest.raises(UserError, match="no file below it"):
-        check_data(tmp_path / "data")
+        check_data(DataFolder.at(tmp_path / "data"))
     assert (tmp_path / "mine.txt").read_text() == "mine"
 
 

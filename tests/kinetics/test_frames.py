@@ -15,7 +15,7 @@ from actionzoo.kinetics.manifest import Clip, read_manifest, write_manifest
 from actionzoo.kinetics.shards import ShardWriter, read_index, read_member
 from actionzoo.kinetics.transcode import Encode
 from tests.kinetics.data_stages import make_archive, make_frames, make_videos
-from tests.kinetics.files import hashes
+from tests.kinetics.files import file_of, hashes, without_key
 from tests.kinetics.small_films import film
 
 
@@ -87,7 +87,6 @@ def test_the_manifest_differs_from_the_videos_in_offset_and_size_alone(tiny_vide
             "split",
             "label",
             "state",
-            "shard",
             "num_frames",
             "width",
             "height",
@@ -95,6 +94,7 @@ def test_the_manifest_differs_from_the_videos_in_offset_and_size_alone(tiny_vide
             "reason",
         ):
             assert getattr(video, field) == getattr(frames, field)
+        assert without_key(video.shard) == without_key(frames.shard)
 
 
 def test_a_clips_frames_are_one_stretch_of_the_shard(tiny_frames):
@@ -120,14 +120,14 @@ def test_the_number_of_jobs_changes_nothing(tiny_videos, tiny_frames):
 
 def test_a_lost_shard_is_made_again_and_the_same(tiny_videos, tiny_frames):
     before = hashes(tiny_frames)
-    (tiny_frames / "val/part_001.tar").unlink()
+    file_of(tiny_frames, "val/part_001.tar").unlink()
     extracted(tiny_videos)
     assert hashes(tiny_frames) == before
 
 
 def test_another_quality_makes_other_shards(tiny_videos, tiny_frames):
     worse = extracted(tiny_videos, "frames_64_worse", qscale=20)
-    assert (worse / "val/part_000.tar").stat().st_size < (tiny_frames / "val/part_000.tar").stat().st_size
+    assert file_of(worse, "val/part_000.tar").stat().st_size < file_of(tiny_frames, "val/part_000.tar").stat().st_size
 
 
 # a form of one's own
@@ -176,7 +176,7 @@ def test_an_index_of_another_run_is_refused(form):
     index = read_index(out / clip.shard)
     assert len(frame_spans(index, clip)) == 20
     for wrong in (index[1:], index[:-1], index + 512):
-        with pytest.raises(UserError, match=r"the index of val/part_000\.tar does not have a's 20 frames"):
+        with pytest.raises(UserError, match=r"the index of val/part_000-[0-9a-f]{8}\.tar does not have a's 20 frames"):
             frame_spans(wrong, clip)
 
 

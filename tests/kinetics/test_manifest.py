@@ -121,7 +121,7 @@ def test_a_manifest_knows_its_path_and_the_hash_of_the_bytes_that_were_parsed(tm
     write_manifest(tmp_path / "m.csv", NASTY)
     manifest = read_manifest(tmp_path / "m.csv")
     assert manifest.sha256 == sha256_of(tmp_path / "m.csv")
-    assert manifest.path == tmp_path / "m.csv" and manifest.folder == tmp_path
+    assert manifest.path == tmp_path / "m.csv"
 
 
 def test_a_manifest_is_a_sequence_of_its_clips(tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
+from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import Clip, export_lists, read_manifest, write_manifest
@@ -45,7 +46,7 @@ def clip(video_id: str, split: str = "train", **changes) -> Clip:
 
 def surveyed(folder: Path, clips: list[Clip]) -> Overview:
     write_manifest(folder / "videos_256" / "manifest.csv", clips)
-    return survey(folder, "videos_256", clips, export_lists(clips, folder / "lists"))
+    return survey(DataFolder.at(folder), "videos_256", clips, export_lists(clips, folder / "lists"))
 
 
 def of_kinetics400(**counts: int) -> list[Clip]:
@@ -209,7 +210,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def test_the_report_is_a_page_its_facts_its_lists_and_pictures(data, tmp_path):
-    write_data_report(data, "videos_256", tmp_path)
+    write_data_report(DataFolder.at(data), "videos_256", tmp_path)
     assert sorted(contents(tmp_path)) == [
         *("data.html", "data.json", "data/class_000.jpg", "data/class_001.jpg", "data/classes.jpg"),
         *("data/label_map.txt", "data/train.txt", "data/val.txt"),
@@ -221,15 +222,15 @@ def test_the_report_is_a_page_its_facts_its_lists_and_pictures(data, tmp_path):
 
 
 def test_the_same_data_give_the_same_bytes_whatever_was_there(data, tmp_path):
-    write_data_report(data, "videos_256", tmp_path / "a", jobs=1)
+    write_data_report(DataFolder.at(data), "videos_256", tmp_path / "a", jobs=1)
     (tmp_path / "b/data").mkdir(parents=True)
     (tmp_path / "b/data/class_999.jpg").write_bytes(b"of an older report")
-    write_data_report(data, "videos_256", tmp_path / "b", jobs=2)
+    write_data_report(DataFolder.at(data), "videos_256", tmp_path / "b", jobs=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_the_page_escapes_names_and_needs_nothing_from_elsewhere(data, tmp_path):
-    write_data_report(data, "videos_256", tmp_path)
+    write_data_report(DataFolder.at(data), "videos_256", tmp_path)
     page = (tmp_path / "data.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "http://" not in page and "https://" not in page and str(tmp_path) not in page
@@ -240,7 +241,7 @@ def test_the_page_escapes_names_and_needs_nothing_from_elsewhere(data, tmp_path)
 
 def test_a_picture_is_the_middle_frame_of_its_clip(data, tmp_path):
     """The films are red above and blue below, green to the left; with every frame they grow lighter."""
-    write_data_report(data, "videos_256", tmp_path, pictures=1)
+    write_data_report(DataFolder.at(data), "videos_256", tmp_path, pictures=1)
     image = cv2.cvtColor(cv2.imread(str(tmp_path / "data/class_001.jpg")), cv2.COLOR_BGR2RGB)
     assert image.shape == (146, 160, 3)
     zumba = next(clip for clip in read_manifest(data / "videos_256/manifest.csv") if clip.class_name == "zumba")
@@ -250,9 +251,9 @@ def test_a_picture_is_the_middle_frame_of_its_clip(data, tmp_path):
 
 
 def test_no_more_clips_are_shown_than_asked_for_and_none_if_none(data, tmp_path):
-    write_data_report(data, "videos_256", tmp_path, pictures=2)
+    write_data_report(DataFolder.at(data), "videos_256", tmp_path, pictures=2)
     assert cv2.imread(str(tmp_path / "data/class_000.jpg")).shape == (146, 320, 3)
-    write_data_report(data, "videos_256", tmp_path, pictures=0)
+    write_data_report(DataFolder.at(data), "videos_256", tmp_path, pictures=0)
     assert not list(tmp_path.glob("data/*.jpg")) and 'href="data/class' not in (tmp_path / "data.html").read_text()
 
 
@@ -261,13 +262,13 @@ def test_a_clip_that_does_not_decode_is_named_on_the_page(tmp_path):
     with ShardWriter(folder / "train/part_000.tar") as shard:
         offset, size = shard.add("a.mp4", b"no video" * 99)
     write_manifest(folder / "manifest.csv", [clip("a_000000_000010", offset=offset, size=size)])
-    write_data_report(tmp_path / "zoo", "videos_256", tmp_path / "out")
+    write_data_report(DataFolder.at(tmp_path / "zoo"), "videos_256", tmp_path / "out")
     assert re.search('class="none">a_000000_000010: ', (tmp_path / "out/data.html").read_text())
 
 
 def test_a_form_that_is_not_there_names_the_stage_that_makes_it(tmp_path):
     with pytest.raises(UserError, match="the stages `resize` and `frames` make it"):
-        write_data_report(tmp_path, "videos_256", tmp_path / "out")
+        write_data_report(DataFolder.at(tmp_path), "videos_256", tmp_path / "out")
 
 
 def command(folder: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from actionzoo.clips.readers import VideoReader, read
+from actionzoo.data_folder import DataFolder
 from actionzoo.engine.distributed import World
 from actionzoo.errors import UserError
 from actionzoo.job import Job
@@ -68,7 +69,9 @@ def root(params, tmp_path_factory) -> Path:
             path.write_bytes(moving(number, num_frames=(30, 50, 70, 90)[number], **size))
     data = root / "data" / "demo"
     execution = Execution(scratch=root / "scratch", jobs=2)
-    list_folder(f"folder://{root}/films", data / "archive", execution, splits=("train", "val"), parts="all")
+    list_folder(
+        f"folder://{root}/films", DataFolder.at(data / "archive"), execution, splits=("train", "val"), parts="all"
+    )
     for short_side in (256, 320):
         encode = params.prepare.encode
         make_videos(data / "archive", data / f"videos_{short_side}", short_side, encode=encode, max_bad_share=0)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import UserError
 from ..kinetics.manifest import Clip, StoredClip
+from ..kinetics.shard_list import check_shards
 from ..recipe import Augment, Clips, TestSpec
 from .dataset import Key, Sample, TrainClips, ViewClips
 from .inputs import Footage, View
@@ -245,8 +246,10 @@ def train_loader(
 ) -> TrainLoader:
     """One random, augmented clip of each training video, crops of augment.crop_size.
 
-    `clips` are all usable ones, of every process; they lie in `folder`. Raises UserError if they are too few.
+    `clips` are all usable ones, of every process; they lie in `folder`. Raises UserError if they are too few, or if
+    their shards are not there.
     """
+    check_shards(folder, clips)
     is_resized_later = loading.device.type == "cuda"
     dataset = TrainClips(folder, clips, spec, augment, seed=seed, is_resized_later=is_resized_later)
     order = EpochBatches(
@@ -261,8 +264,9 @@ def view_loader(
     """All views of each clip, nothing random: this process's share of `clips`, which lie in `folder`.
 
     With `groups` these alone, whatever the rank: group n is the clips from number n * batch_size on, `batch_size` of
-    them.
+    them. Raises UserError if their shards are not there.
     """
+    check_shards(folder, clips)
     dataset = ViewClips(folder, clips, spec)
     if groups is not None:
         return Loader(dataset, ClipGroups(len(clips), batch_size=loading.batch_size, groups=groups), loading)

@@ -53,7 +53,7 @@ def read(reader: FrameReader, frames: np.ndarray) -> np.ndarray:
 
 
 def open_clip(folder: Path, clip: StoredClip) -> FrameReader:
-    """A reader of the clip's frames. `folder` holds the prepared data, videos or frames by its name.
+    """A reader of the clip's frames. `folder` holds the shards, videos or frames by its name.
 
     A clip lies in a shard, or loose: then `clip.shard` is the path of a video or of a folder of frames. A loose video
     must have the bytes that it had when it was imported. Raises Undecodable and MachineFault, as the reader does; both

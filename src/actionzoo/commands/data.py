@@ -39,10 +39,12 @@ def report(
     from ..report.data_page import write_data_report
 
     params = load_params()
-    data, out = params.folder("data"), out or params.folder("report")
-    form = form or next((form for form in FORMS if (data / form / "manifest.csv").is_file()), None)
+    data, out = params.data_folder(), out or params.folder("report")
+    form = form or next((form for form in FORMS if (data / form).manifest.is_file()), None)
     if form is None:
-        raise UserError(f"{data} has none of {', '.join(FORMS)} yet; run `dvc repro resize@256`, or another of them")
+        raise UserError(
+            f"{data.tracked} has none of {', '.join(FORMS)} yet; run `dvc repro resize@256`, or another of them"
+        )
     with progress("clips") as on_progress:
         overview = write_data_report(
             data, form, out, pictures=pictures, jobs=params.runtime.num_jobs, on_progress=on_progress
@@ -56,18 +58,29 @@ def check(
         int | None, typer.Option(metavar="N", parser=whole(1), help="check N files drawn at random (default: all)")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", parser=whole(0), help="draw the same sample again")] = None,
+    delete_unused: Annotated[
+        bool, typer.Option("--delete-unused", help="delete the shards that no manifest here names; asks nothing")
+    ] = False,
 ) -> None:
     """Verify archives and shards by their hashes.
 
-    A file that fails is made again by its stage, and no other.
+    A file that fails is made again by its stage, and no other. Shards that no manifest of this workspace names are
+    listed with their sizes.
     """
-    from ..kinetics.check import check_data
+    from ..kinetics.check import check_data, delete_shards, unused_shards, unused_text
     from ..params import load_params
     from ..process.progress import progress
 
+    params = load_params()
+    data = params.data_folder()
     with progress("bytes") as on_progress:
-        checked = check_data(load_params().folder("data"), sample=sample, seed=seed, on_progress=on_progress)
+        checked = check_data(data, sample=sample, seed=seed, on_progress=on_progress)
+    unused = unused_shards(data, params.workspace)
+    if delete_unused:
+        delete_shards(unused)
     print(checked.text())
+    if unused:
+        print(unused_text(unused, deleted=delete_unused))
     if checked.damages:
         sys.exit(1)
 
@@ -125,15 +138,20 @@ def import_mmaction(
 
 @command(epilog="example: actionzoo data states videos_256")
 def states(form: FormName) -> None:
-    """Count the clips of a prepared form by split and state."""
+    """Count the clips of a prepared form by split and state, and its shards by ffmpeg's version."""
     from ..kinetics.manifest import count_states, read_manifest
+    from ..kinetics.overview import ffmpeg_text
+    from ..kinetics.shard_list import SHARDS, ffmpeg_versions, read_shards
 
-    counts = count_states(read_manifest(_manifest(form)))
+    manifest = _manifest(form)
+    counts = count_states(read_manifest(manifest))
     names = list(next(iter(counts.values()), {}))
     print(f"{'split':8}" + "".join(f"{name:>10}" for name in names) + f"{'listed':>10}")
     for split, by_state in counts.items():
         listed = sum(count for name, count in by_state.items() if name != "unlisted")
         print(f"{split:8}" + "".join(f"{by_state[name]:>10,}" for name in names) + f"{listed:>10,}")
+    if versions := ffmpeg_versions(read_shards(manifest.with_name(SHARDS))):
+        print(ffmpeg_text(versions))
 
 
 @command(epilog="example: actionzoo data lists videos_256 lists/")
@@ -153,4 +171,4 @@ def lists(
 def _manifest(form: Form) -> Path:
     from ..params import load_params
 
-    return load_params().folder("data") / form / "manifest.csv"
+    return (load_params().data_folder() / form).manifest

@@ -1,6 +1,7 @@
 """The data stages with the settings of params.yaml: download, resize, extract frames. No torch."""
 
 import contextlib
+import os
 from pathlib import Path
 
 from ..errors import UserError
@@ -19,7 +20,7 @@ from ..recipe import as_dict
 
 
 def download(params: Params) -> str:
-    """Fetch the chosen data set into data/<dataset>/archive, or list the videos of a folder there.
+    """Fetch the chosen data set into <data root>/<dataset>/archive, or list the videos of a folder there.
 
     Returns the stage's closing line. Raises UserError.
     """
@@ -28,19 +29,20 @@ def download(params: Params) -> str:
         fetch = list_folder if source.startswith(FOLDER) else download_mirror
         return fetch(
             source,
-            params.folder("data") / "archive",
-            Execution(scratch=_scratch(params, "download"), jobs=jobs, on_progress=on_progress),
+            params.data_folder() / "archive",
+            Execution(scratch=_download_scratch(params), jobs=jobs, on_progress=on_progress),
             splits=params.dataset.splits,
             parts=params.dataset.parts,
         )
 
 
-def resize(params: Params, short_side: int, scheduler: str | None = None) -> str:
-    """Re-encode data/<dataset>/archive at `short_side` pixels into data/<dataset>/videos_<short_side>.
+def resize(params: Params, short_side: int, scheduler: str | None = None, *, force: bool = False) -> str:
+    """Re-encode <data root>/<dataset>/archive at `short_side` pixels into videos_<short_side>.
 
-    `scheduler` is the address of a Dask scheduler; None: as params.yaml says. Returns the stage's closing line.
+    `scheduler` is the address of a Dask scheduler; None: as params.yaml says. `force` makes finished shards anew, too.
+    Returns the stage's closing line.
     """
-    data = params.folder("data")
+    data = params.data_folder()
     with progress("clips") as on_progress:
         return resize_parts(
             data / "archive",
@@ -49,15 +51,17 @@ def resize(params: Params, short_side: int, scheduler: str | None = None) -> str
             video_format=VideoFormat(short_side, params.prepare.encode),
             max_bad_share=params.dataset.max_bad_share,
             min_frames=params.prepare.min_frames,
+            force=force,
         )
 
 
-def frames(params: Params, short_side: int, scheduler: str | None = None) -> str:
-    """Extract JPEG frames of data/<dataset>/videos_<short_side> into data/<dataset>/frames_<short_side>.
+def frames(params: Params, short_side: int, scheduler: str | None = None, *, force: bool = False) -> str:
+    """Extract JPEG frames of <data root>/<dataset>/videos_<short_side> into frames_<short_side>.
 
-    `scheduler` is the address of a Dask scheduler; None: as params.yaml says. Returns the stage's closing line.
+    `scheduler` is the address of a Dask scheduler; None: as params.yaml says. `force` makes finished shards anew, too.
+    Returns the stage's closing line.
     """
-    data = params.folder("data")
+    data = params.data_folder()
     with progress("clips") as on_progress:
         return extract_frames(
             data / f"videos_{short_side}",
@@ -65,12 +69,13 @@ def frames(params: Params, short_side: int, scheduler: str | None = None) -> str
             _execution(params, "frames", scheduler, on_progress),
             qscale=params.prepare.jpeg.qscale,
             max_bad_share=params.dataset.max_bad_share,
+            force=force,
         )
 
 
 def _execution(params: Params, stage: str, scheduler: str | None, on_progress: Progress) -> Execution:
     return Execution(
-        scratch=_scratch(params, stage),
+        scratch=params.data_scratch(stage),
         jobs=params.runtime.num_jobs,
         clip_timeout_seconds=params.runtime.clip_timeout_seconds,
         scheduler=scheduler or params.runtime.scheduler_address,
@@ -78,8 +83,19 @@ def _execution(params: Params, stage: str, scheduler: str | None, on_progress: P
     )
 
 
-def _scratch(params: Params, stage: str) -> Path:
-    return params.root / ".scratch" / stage / params.name
+def _download_scratch(params: Params) -> Path:
+    """The stage's folder for partial files and records of fetched ones.
+
+    Versions that had no data root kept it as <project>/.scratch/download/<dataset>: it is moved once, with its records,
+    so that nothing is fetched again.
+    """
+    scratch, before = params.data_scratch("download"), params.workspace / ".scratch" / "download" / params.name
+    is_of_this_root = params.data_root.absolute() == (params.workspace / "data").absolute()
+    if is_of_this_root and before.is_dir() and not scratch.exists():
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another run was faster
+            os.rename(before, scratch)
+    return scratch
 
 
 def _source(params: Params) -> contextlib.AbstractContextManager[str]:
@@ -90,7 +106,7 @@ def _source(params: Params) -> contextlib.AbstractContextManager[str]:
             raise UserError(
                 f"{params.path}: datasets.{params.name}.synthetic is missing; source synthetic: needs sizes"
             )
-        root = _scratch(params, "mirror")
+        root = params.workspace / ".scratch" / "mirror" / params.name
         with progress("clips") as on_progress:
             make_mirror(
                 root, Mirror(**as_dict(dataset.synthetic)), jobs=params.runtime.num_jobs, on_progress=on_progress

@@ -16,13 +16,14 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.csv_cells import safe_cell, safe_id
 from ..files.hashes import sha256_of_open
 from ..files.json_files import read_json_list, write_json
 from ..process.progress import Progress
-from .archives import LISTED
+from .archives import LISTED, content_sha256
 from .inventory import ArchivedFile, FetchedSplit, Inventory
 
 
@@ -62,7 +63,7 @@ PartName = tuple[str, int]
 class ArchiveWriter:
     """Writes the files of archive/, and those only whose bytes change."""
 
-    def __init__(self, archive: Path, scratch: Path, jobs: int, on_progress: Progress | None) -> None:
+    def __init__(self, archive: DataFolder, scratch: Path, jobs: int, on_progress: Progress | None) -> None:
         self.unreadable: list[FolderVideo] = []
         """Videos that could not be read, each with its error."""
         self.num_read = 0
@@ -130,17 +131,20 @@ class ArchiveWriter:
 
     def finish(self, splits: Mapping[str, FetchedSplit]) -> None:
         """Remove the lists and annotations that were not written again, and write the inventory."""
-        for path in [*self._archive.glob("*/part_*.csv"), *self._archive.glob("annotations/*.csv")]:
-            if path.relative_to(self._archive).as_posix() not in self._files:
-                (self._archive / "inventory.json").unlink(missing_ok=True)
+        for path in [*self._archive.stored.glob("*/part_*.csv"), *self._archive.stored.glob("annotations/*.csv")]:
+            if path.relative_to(self._archive.stored).as_posix() not in self._files:
+                (self._archive.tracked / "inventory.json").unlink(missing_ok=True)
                 path.unlink()
-        self._put("inventory.json", Inventory(self._files, splits).to_bytes())
+        path, data = self._archive.tracked / "inventory.json", Inventory(self._files, splits).to_bytes()
+        if not (path.is_file() and path.read_bytes() == data):
+            with atomic_write(path) as file:
+                file.write(data)
 
     def _put(self, name: str, data: bytes, sha256: str = "", members: int | None = None) -> None:
         """Write the file unless it has these bytes. `sha256` is what the inventory has instead of the file's own."""
-        path = self._archive / name
+        path = self._archive.stored / name
         if not (path.is_file() and path.read_bytes() == data):
-            (self._archive / "inventory.json").unlink(missing_ok=True)  # neither the old state nor the new one
+            (self._archive.tracked / "inventory.json").unlink(missing_ok=True)  # neither the old state nor the new one
             with atomic_write(path) as file:
                 file.write(data)
         sha256 = sha256 or hashlib.sha256(data).hexdigest()
@@ -153,15 +157,16 @@ class ArchiveWriter:
         # real paths are absolute: they begin with / and need no escape as cells. They need not be UTF-8
         rows = ((safe_id(member.video.video_id), member.sha256, member.video.real) for member in members)
         data = _csv(LISTED, rows, errors="surrogateescape")
-        self._put(name, data, sha256=_content_sha256(members), members=len(members))
+        sha256 = content_sha256((member.video.video_id, member.sha256) for member in members)
+        self._put(name, data, sha256=sha256, members=len(members))
 
     def _known(self) -> Iterator[tuple[tuple[str, tuple[int, int, int]], str]]:
         """((path, version), sha256) of the videos that were read before.
 
         Without its list a part's hashes are not used: after a list was removed, its videos are read again.
         """
-        for path in self._archive.glob("*/part_*.csv"):
-            for entry in read_json_list(self._record(path.relative_to(self._archive).as_posix())):
+        for path in self._archive.stored.glob("*/part_*.csv"):
+            for entry in read_json_list(self._record(path.relative_to(self._archive.stored).as_posix())):
                 match entry:
                     case [str(real), int(size), int(modified), int(changed), str(sha256)]:
                         yield (real, (size, modified, changed)), sha256
@@ -181,12 +186,6 @@ def _digest(video: FolderVideo) -> tuple[str, str]:
     if (status.st_size, status.st_mtime_ns, status.st_ctime_ns) != video.version:
         raise UserError(f"{video.real} changed while it was read; run again when nothing writes to the folder")
     return sha256, ""
-
-
-def _content_sha256(members: Iterable[Member]) -> str:
-    """One hash of everything that a list names, wherever that lies."""
-    lines = (f"{member.sha256} {member.video.video_id}\n" for member in members)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _csv(header: Sequence[str], rows: Iterable[Sequence[str]], errors: str = "strict") -> bytes:

@@ -11,12 +11,13 @@ import hashlib
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, Protocol, cast
 
 from ..errors import UserError, machine_fault
 from ..files.csv_cells import plain_cell
+from ..files.hashes import sha256_of
 
 
 class _Readable(Protocol):
@@ -50,18 +51,74 @@ LISTED = ("video_id", "sha256", "path")
 """Columns of a list of videos. A line without a sha256 is a video that no annotation lists; it is not read."""
 
 
-def read_archive(path: str | Path) -> Iterator[tuple[str, bytes]]:
+class _Expected(Protocol):
+    """What is known of an archive: ArchivedFile."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class OtherArchive(BrokenArchive):
+    """An archive that is absent, or is not the one that the inventory names."""
+
+    def __init__(self, path: Path, error: str) -> None:
+        UserError.__init__(
+            self,
+            f"{path} is not the file that inventory.json names: {error}; delete it if it is there, and fetch it with "
+            "`dvc repro -f download`",
+        )
+        self.error = error
+
+
+def check_file(path: Path, expected: _Expected) -> None:
+    """Raises OtherArchive unless the file has the expected size and sha256."""
+    _check_bytes(path, expected)
+    if expected.sha256 and (found := sha256_of(path)) != expected.sha256:
+        raise _other_sha256(path, found, expected)
+
+
+def _check_bytes(path: Path, expected: _Expected) -> None:
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise OtherArchive(path, "it is not there") from None
+    if size != expected.size:
+        raise OtherArchive(path, f"it has {size} bytes instead of {expected.size}")
+
+
+def _other_sha256(path: Path, found: str, expected: _Expected) -> OtherArchive:
+    return OtherArchive(path, f"its sha256 is {found[:8]}… instead of {expected.sha256[:8]}…")
+
+
+def read_archive(path: str | Path, expected: _Expected | None = None) -> Iterator[tuple[str, bytes]]:
     """(name, contents) of every file in a tar archive, in its order; the name without folders and ending.
 
     The compression follows from the first bytes, since some servers send a plain tar as .tar.gz. Hidden files (`._x` of
     macOS), folders, links, devices and names that point outside are skipped. Raises BrokenArchive, perhaps only after
     the last file: the archive is whole if the iteration ends without it. Raises MachineFault for errors of the disk.
+
+    With `expected`, raises OtherArchive for a file of another size before the first name, for one of another sha256
+    after the last: the bytes are hashed as they are read. The sha256 expected of a list is that of `content_sha256`.
     """
-    if Path(path).suffix == ".csv":
-        yield from _listed_videos(Path(path))
+    path = Path(path)
+    if path.suffix == ".csv":
+        if expected and (found := _content_of(path)) != expected.sha256:
+            raise _other_sha256(path, found, expected)
+        yield from _listed_videos(path)
         return
-    with open(path, "rb") as file:
-        yield from _members(Path(path), file)
+    if expected is None:
+        with open(path, "rb") as file:
+            yield from _members(path, file)
+        return
+    _check_bytes(path, expected)
+    with open(path, "rb") as raw:
+        hashing = _Hashing(raw)
+        yield from _members(path, hashing)
+    if (found := hashing.sha256.hexdigest()) != expected.sha256:
+        raise _other_sha256(path, found, expected)
 
 
 def check_archive(path: str | Path) -> tuple[int, str]:
@@ -70,6 +127,19 @@ def check_archive(path: str | Path) -> tuple[int, str]:
         file = _Hashing(raw)
         num_files = len([name for name, _ in _members(Path(path), file, with_contents=False)])
     return num_files, file.sha256.hexdigest()
+
+
+def content_sha256(members: Iterable[tuple[str, str]]) -> str:
+    """One hash of everything that a list names, wherever that lies; `members` are (video_id, sha256)."""
+    lines = (f"{sha256} {video_id}\n" for video_id, sha256 in members)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _content_of(path: Path) -> str:
+    try:
+        return content_sha256((plain_cell(video_id), sha256) for video_id, sha256, _ in _list_rows(path))
+    except FileNotFoundError:
+        raise OtherArchive(path, "it is not there") from None
 
 
 def _listed_videos(path: Path) -> Iterator[tuple[str, bytes]]:

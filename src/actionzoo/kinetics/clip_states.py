@@ -2,13 +2,15 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import PurePosixPath
 
 from .annotations import Annotation, class_key
 from .inventory import FetchedSplit, Inventory
 from .manifest import Clip
 from .part_records import PartClip, PartRecord
+from .shards import without_key
 
 Listed = Mapping[str, Mapping[str, Annotation]]
 """Split -> video_id -> annotation."""
@@ -23,8 +25,13 @@ class Replacements:
 
     shard: str
     """Relative to the form's folder."""
-    clips: Mapping[str, PartClip]
-    """By video_id."""
+    record: PartRecord | None
+    """None if no replacement was needed, or the mirror has no archive of replacements."""
+
+    @functools.cached_property
+    def clips(self) -> Mapping[str, PartClip]:
+        """By video_id."""
+        return {clip.video_id: clip for clip in self.record.clips} if self.record else {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +87,13 @@ def resolve_states(split: ArchivedSplit, names: list[str], min_frames: int) -> I
             label=-1,
             class_name="",
             state="unlisted",
-            reason=f"in {Path(shard).stem}, and in no line of {split.name}.csv",
+            reason=f"in {_part(shard)}, and in no line of {split.name}.csv",
         )
+
+
+def _part(shard: str) -> str:
+    """train/part_007-1a2b3c4d.tar -> part_007"""
+    return PurePosixPath(without_key(shard)).stem
 
 
 def _resolve_state(
@@ -93,7 +105,7 @@ def _resolve_state(
 ) -> Clip:
     """A missing clip with the state, span and reason that follow from its copies in the parts and its replacement."""
     best = next(((shard, copy) for shard, copy in copies if not copy.error), None)
-    reasons = [f"also in {Path(shard).stem}" for shard, _ in copies[1:]] if best else []
+    reasons = [f"also in {_part(shard)}" for shard, _ in copies[1:]] if best else []
     state = "ok"
     if best and best[1].damage:
         reasons.append(f"decodes with faults: {best[1].damage}")

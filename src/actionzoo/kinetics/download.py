@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from ..data_folder import DataFolder
 from ..errors import MachineFault, UserError
 from ..files.addresses import without_secrets
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
@@ -45,7 +46,7 @@ REPLACEMENTS = "replacement_for_corrupted_k400.tgz"
 
 def download(
     source: str,
-    archive: Path,
+    archive: DataFolder,
     execution: Execution,
     *,
     splits: Sequence[str],
@@ -59,7 +60,7 @@ def download(
     UserError; if some files cannot be fetched, after all others were.
     """
     numbers, scratch = parse_parts(parts), execution.scratch
-    check_same_file_system(scratch, archive)
+    check_same_file_system(scratch, archive.stored)
     waiting = f"another run of `download` is at work in {scratch}; waiting for it to end"
     with locked(scratch / ".lock", waiting=waiting):
         try:
@@ -72,7 +73,7 @@ def download(
 
 def _download(
     source: str,
-    archive: Path,
+    archive: DataFolder,
     execution: Execution,
     splits: Sequence[str],
     numbers: set[int] | None,
@@ -100,7 +101,7 @@ def _download(
                 tally = _Tally(sum(seen[name].size for name in todo), execution.on_progress)
                 fetches = {
                     name: pool.submit(
-                        _fetch, mirror, name, archive, scratch, records, functools.partial(tally.report, name)
+                        _fetch, mirror, name, archive.stored, scratch, records, functools.partial(tally.report, name)
                     )
                     for name in todo
                 }
@@ -123,11 +124,13 @@ def _download(
         {name: records.public(name) for name in seen},
         {split: FetchedSplit(tuple(sorted(chosen[split])), len(listed[split])) for split in splits},
     )
-    with atomic_write(archive / "inventory.json") as file:
+    with atomic_write(archive.tracked / "inventory.json") as file:
         file.write(inventory.to_bytes())
     size = sum(file.size for file in inventory.files.values())
     without = "" if REPLACEMENTS in seen else "; the mirror has no archive of replacements"
-    return f"download: {len(seen)} files, {size / 1e9:.2f} GB, {len(todo)} of them fetched now{without} ({archive})"
+    return (
+        f"download: {len(seen)} files, {size / 1e9:.2f} GB, {len(todo)} of them fetched now{without} ({archive.stored})"
+    )
 
 
 def parse_parts(text: str) -> set[int] | None:
@@ -195,19 +198,22 @@ def _check(path: Path) -> ArchivedFile:
 
 
 class _Records:
-    """What is known of finished files: a small file each in scratch, and the inventory of the last finished run."""
+    """What is known of finished files: a small file each in scratch; and, if it is there, the last run's inventory.
 
-    def __init__(self, archive: Path, scratch: Path) -> None:
+    DVC deletes the inventory before it runs the stage: the files in scratch are enough.
+    """
+
+    def __init__(self, archive: DataFolder, scratch: Path) -> None:
         self._archive, self._folder = archive, scratch / "records"
         self._inventory: Mapping[str, ArchivedFile]
         try:
-            self._inventory = read_inventory(archive).files
+            self._inventory = read_inventory(archive.tracked).files
         except UserError:
             self._inventory = {}
 
     def hold(self, name: str, remote: Remote) -> bool:
         """Whether the file in its place is this version."""
-        record, path = self._get(name), self._archive / name
+        record, path = self._get(name), self._archive.stored / name
         if record is None or not path.is_file() or path.stat().st_size != record.size:
             return False
         # some servers do not report the size
@@ -223,7 +229,7 @@ class _Records:
         for name, record in self._inventory.items():
             if not self._path(name).exists():
                 self.keep(name, record)
-        (self._archive / "inventory.json").unlink(missing_ok=True)
+        (self._archive.tracked / "inventory.json").unlink(missing_ok=True)
         self._inventory = {}
 
     def keep(self, name: str, record: ArchivedFile) -> None:

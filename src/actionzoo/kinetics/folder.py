@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
+from ..data_folder import DataFolder
 from ..errors import UserError
 from .archive_writer import ArchiveWriter, FolderVideo, Member, PartName
 from .archives import MAX_VIDEO_BYTES
@@ -31,7 +32,7 @@ VIDEOS_PER_PART = 500
 
 def list_folder(
     source: str,
-    archive: Path,
+    archive: DataFolder,
     execution: Execution,
     *,
     splits: Sequence[str],
@@ -71,7 +72,7 @@ def list_folder(
         writer.write_annotations(split, videos)
     writer.write_sources(found.videos)
     writer.finish({split: FetchedSplit(tuple(sorted(chosen[split])), len(shares[split])) for split in splits})
-    return "\n".join([*_lines(left_out), _summary(found, members, left_out, writer.num_read, archive)])
+    return "\n".join([*_lines(left_out), _summary(found, members, left_out, writer.num_read, archive.stored)])
 
 
 @dataclasses.dataclass(frozen=True)

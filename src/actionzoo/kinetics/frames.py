@@ -1,8 +1,10 @@
 """Short-side videos in, JPEGs out: videos_<short side>/ -> frames_<short side>/.
 
-    val/part_007.tar        members <video_id>/img_00001.jpg, ..., in the order of the videos' shard
-    val/part_007.idx.npy    every frame's offset and size
-    manifest.csv            the videos' lines, with offset and size from a clip's first frame to the end of its last
+    val/part_007-9c0d1e2f.tar        members <video_id>/img_00001.jpg, ..., in the order of the videos' shard
+    val/part_007-9c0d1e2f.idx.npy    every frame's offset and size
+    manifest.csv                     the videos' lines, with offset and size from a clip's first frame to the end of its
+                                     last
+    classes.txt, shards.csv          as beside the videos' manifest
 
 A clip's frames are contiguous: one read gets a clip, and with `frame_spans` one read gets a frame. Finished parts are
 not touched again; a part is made anew if its videos were. With a Dask scheduler its workers make the parts.
@@ -18,41 +20,44 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
 from ..process.progress import Progress
 from .execution import Execution
 from .ffmpeg_process import BadVideo
 from .manifest import Clip, StoredClip, read_manifest, write_manifest
-from .part_records import PartClip, PartRecord, key_of, make_key, read_record, write_record
+from .part_records import PartClip, PartRecord, forget_record, key_of, make_key, read_record, take_over, write_record
 from .parts import in_order, publish, scratch_folder
 from .resize import summary
-from .shards import ShardWriter, Spans, read_member
+from .shard_list import SHARDS, check_shards, note_other_versions, write_shards
+from .shards import ShardWriter, Spans, keyed, read_member, without_key
 from .transcode import Jpegs, ffmpeg_version, to_jpegs
 
 
 def extract_frames(
-    videos: Path,
-    out: Path,
+    videos: DataFolder,
+    out: DataFolder,
     execution: Execution,
     *,
     qscale: int = 2,
     max_bad_share: float,
+    force: bool = False,
 ) -> str:
     """Make the shards and the manifest; returns a line that says what is there now.
 
-    `qscale` is ffmpeg's JPEG quality, from 2 (best) to 31. A clip becomes corrupt if its frames cannot be decoded or
-    are not as many as the videos' manifest says. Raises UserError, after everything was made, if that happened to more
-    than `max_bad_share` of the usable clips.
+    `qscale` is ffmpeg's JPEG quality, from 2 (best) to 31. `force` makes finished shards anew, too. A clip becomes
+    corrupt if its frames cannot be decoded or are not as many as the videos' manifest says. Raises UserError, after
+    everything was made, if that happened to more than `max_bad_share` of the usable clips.
     """
-    clips = read_manifest(videos / "manifest.csv")
-    check_same_file_system(execution.scratch, out)
+    clips = read_manifest(videos.manifest)
+    check_same_file_system(execution.scratch, out.stored)
     lock = execution.scratch / f".{out.name}.lock"
     scratch = execution.scratch / out.name
     usable = sorted((clip.stored() for clip in clips if clip.is_usable), key=lambda clip: (clip.shard, clip.offset))
-    builder = _ShardBuilder(videos, out, qscale, dataclasses.replace(execution, scratch=scratch))
+    builder = _ShardBuilder(videos.stored, out.stored, qscale, dataclasses.replace(execution, scratch=scratch))
     shards = [
-        _Shard(shard, make_key(qscale, key_of(videos / shard), [clip.video_id for clip in of]), of)
+        _Shard(shard, make_key(qscale, key_of(videos.stored / shard), [clip.video_id for clip in of]), of)
         for shard, of in ((shard, list(of)) for shard, of in itertools.groupby(usable, key=lambda clip: clip.shard))
     ]
     records: dict[str, PartRecord] = {}
@@ -60,12 +65,16 @@ def extract_frames(
     with scratch_folder(scratch, lock):
         todo = []
         for shard in shards:
-            if record := builder.finished(shard):
+            if force:
+                forget_record(out.stored / shard.name)
+            if record := builder.finished(shard, with_old=not force):
                 records[shard.name] = record
             else:
                 todo.append(shard)
+        note_other_versions(out.name, records.values(), ffmpeg_version())
         if todo:
-            (out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
+            check_shards(videos.stored, (clip for shard in todo for clip in shard.clips))
+            out.manifest.unlink(missing_ok=True)  # it might point into shards that are about to change
         made: Generator[tuple[str, PartRecord | UserError], None, None]
         scheduler = execution.scheduler
         made = builder.make_with_workers(todo, scheduler) if scheduler else builder.make(todo)
@@ -77,17 +86,20 @@ def extract_frames(
                     records[name] = result
     if failed:
         raise UserError("\n".join(failed))
-    copies = {(shard, clip.video_id): clip for shard, record in records.items() for clip in record.clips}
-    lines = [_line(clip, copies[clip.shard, clip.video_id]) if clip.is_usable else clip for clip in clips]
-    write_manifest(out / "manifest.csv", lines, clips.class_list)
+    copies = {
+        (shard.videos, copy.video_id): (shard.name, copy) for shard in shards for copy in records[shard.name].clips
+    }
+    lines = [_line(clip, *copies[clip.shard, clip.video_id]) if clip.is_usable else clip for clip in clips]
+    write_manifest(out.manifest, lines, clips.classes)
+    write_shards(out.tracked / SHARDS, records)
     lost = [clip for before, clip in zip(clips, lines, strict=True) if before.is_usable and not clip.is_usable]
     if len(lost) > max_bad_share * len(usable):
         shown = "".join(f"\n  {clip.video_id}: {clip.reason}" for clip in lost[:20])
         raise UserError(
-            f"{len(lost)} of {len(usable)} clips of {videos} gave no frames; max_bad_share allows {max_bad_share:.1%}. "
-            f"Delete their shards and run `resize` again. The first of them:{shown}"
+            f"{len(lost)} of {len(usable)} clips of {videos.stored} gave no frames; max_bad_share allows "
+            f"{max_bad_share:.1%}. Delete their shards and run `resize` again. The first of them:{shown}"
         )
-    return f"frames: {summary(lines, {clip.shard for clip in lines if clip.shard})} ({out / 'manifest.csv'})"
+    return f"frames: {summary(lines, {clip.shard for clip in lines if clip.shard})} ({out.manifest})"
 
 
 def frame_spans(index: Spans, clip: StoredClip) -> Spans:
@@ -107,10 +119,15 @@ def frame_spans(index: Spans, clip: StoredClip) -> Spans:
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    name: str
-    """Relative to the form's folder."""
+    videos: str
+    """The shard that is read, relative to the videos' folder."""
     key: str
     clips: list[StoredClip]
+
+    @property
+    def name(self) -> str:
+        """The shard that is made, relative to the form's folder."""
+        return keyed(without_key(self.videos), self.key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +139,10 @@ class _ShardBuilder:
     qscale: int
     execution: Execution
 
-    def finished(self, shard: _Shard) -> PartRecord | None:
+    def finished(self, shard: _Shard, with_old: bool = True) -> PartRecord | None:
+        """The record of a shard that need not be made; `with_old`: also of one that an older version made."""
+        if with_old:
+            take_over(self.out / without_key(shard.name), self.out / shard.name, shard.key)
         return read_record(self.out / shard.name, shard.key, self.execution.clip_timeout_seconds)
 
     def make_shard(self, shard: _Shard, *, scratch: Path, jobs: int, on_progress: Progress) -> PartRecord:
@@ -206,7 +226,7 @@ class _ShardBuilder:
             self.execution.on_progress("extract frames, clips", done, total)
 
 
-def _line(clip: Clip, copy: PartClip) -> Clip:
+def _line(clip: Clip, shard: str, copy: PartClip) -> Clip:
     """The clip's line in the manifest of frames, from its line in the manifest of videos."""
     if copy.error:
         return Clip(
@@ -220,4 +240,4 @@ def _line(clip: Clip, copy: PartClip) -> Clip:
         )
     damage = f"frames decode with faults: {copy.damage}" if copy.damage else ""
     reason = "; ".join(text for text in (clip.reason, damage) if text)
-    return dataclasses.replace(clip, offset=copy.offset, size=copy.size, reason=reason)
+    return dataclasses.replace(clip, shard=shard, offset=copy.offset, size=copy.size, reason=reason)

@@ -5,7 +5,7 @@
                                           with img_00001.jpg to img_00300.jpg in it
 
 Nothing is copied or encoded. The manifest's column `shard` names the video, or the folder of frames. classes.txt beside
-the manifest names all classes: a list of clips of some classes still has the labels of all.
+the manifest names all classes: a list of clips of some classes still has the labels of all. shards.csv lists no shard.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from ..errors import UserError, machine_fault
 from ..files.hashes import sha256_of
 from ..files.text import read_text
 from ..process.progress import Progress
-from .manifest import CLASSES, SPLITS, Clip, read_classes, read_manifest, write_manifest
+from .manifest import CLASSES, SPLITS, Clip, label_map, read_classes, read_manifest, write_manifest
+from .shard_list import SHARDS, write_shards
 
 MAX_FRAMES = 1_000_000
 """Limit for one clip: eleven hours at 25 per second."""
@@ -109,7 +110,10 @@ def import_mmaction(
         )
     lines = _read_list(list_file, has_frames=kind == "frames")
     others = [clip for clip in before or () if clip.split != split]
-    names = _all_classes(form, classes, before.class_list if before and (others or not classes) else None)
+    kept = before.class_list if before and (others or not classes) else None
+    if kept and list(kept) == [str(label) for label in range(len(kept))]:  # written by an import without class list
+        kept = None
+    names = _all_classes(form, classes, kept)
     if names:
         others = _named(others, names, form, classes)
     _check_labels(lines, list_file, names, classes or form / CLASSES, {clip.label for clip in others})
@@ -127,7 +131,9 @@ def import_mmaction(
             f"{len(bad)} of the {len(clips)} clips of {list_file} cannot be used, which is more than "
             f"{max_bad_share:.1%}; {_first(bad)}"
         )
-    write_manifest(form / "manifest.csv", [*others, *clips], names)
+    found_clips = [*others, *clips]
+    write_manifest(form / "manifest.csv", found_clips, names or label_map(found_clips))
+    write_shards(form / SHARDS, {})
     left_out = f", {len(bad)} that cannot be used" if bad else ""
     return f"import-mmaction: {len(clips) - len(bad)} clips of {split}{left_out} ({form / 'manifest.csv'})"
 

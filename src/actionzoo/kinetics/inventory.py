@@ -1,6 +1,7 @@
 """archive/inventory.json: which files of the mirror are here, and which parts they are.
 
-The stage `download` writes it last: while it is there, the folder is complete.
+The stage `download` writes it last. DVC tracks it in place of the files, which lie under the data root: a clone that
+has it may still lack them.
 """
 
 import dataclasses

@@ -11,7 +11,8 @@ It is the truth for loaders, counts and reports. A line's state says what became
 
 Clips that are ok, replaced or short lie in a shard. Over a split's listed lines the states add up to its annotation.
 
-Where the clips are of some of the classes only, classes.txt beside it has the names of all, label by label.
+classes.txt beside it has the names of all classes, label by label: the clips may be of some of them only. shards.csv
+lists the shards (shard_list.py).
 """
 
 import csv
@@ -51,7 +52,8 @@ class Clip:
     class_name: str
     state: str
     shard: str = ""
-    """Relative to the manifest's folder, e.g. val/part_007.tar."""
+    """Relative to the form's folder under the data root, e.g. val/part_007-1a2b3c4d.tar; of an imported clip the path
+    of the video, or of the folder of frames."""
     offset: int | None = None
     """Bytes from the shard's start to the clip's first byte; frames: of its first frame."""
     size: int | None = None
@@ -123,12 +125,7 @@ class Manifest(Sequence[Clip]):
     sha256: str
     """Hash of the bytes that were parsed, as 64 hex digits."""
     class_list: tuple[str, ...] | None
-    """Names of all classes by label, from classes.txt beside the manifest; None if there is no such file."""
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the prepared data; shards are named relative to it."""
-        return self.path.parent
+    """Names of all classes by label, from classes.txt beside the manifest; None if that is not there, or is empty."""
 
     @functools.cached_property
     def classes(self) -> list[str]:
@@ -207,7 +204,7 @@ def read_manifest(path: str | Path) -> Manifest:
         clips,
         path,
         hashlib.sha256(data).hexdigest(),
-        tuple(read_classes(class_list)) if class_list.is_file() else None,
+        tuple(read_classes(class_list)) if class_list.is_file() and class_list.stat().st_size else None,
     )
 
 

@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.hashes import sha256_of
 from .annotations import read_annotations
 from .inventory import read_inventory
 from .labels import kinetics400, map_labels
 from .manifest import SPLITS, STATES, Clip, count_states, label_map
+from .shard_list import SHARDS, ffmpeg_versions, read_shards
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,8 @@ class Overview:
     """manifest.csv and the exported lists -> sha256."""
     lists: list[str]
     """Exported files, relative to the report."""
+    ffmpeg: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Version of ffmpeg -> shards that it made; empty for imported clips."""
 
     @property
     def matches(self) -> list[Comparison]:
@@ -157,8 +161,8 @@ class Overview:
         return list(_warnings(self))
 
 
-def survey(data: Path, form: str, clips: Sequence[Clip], lists: Iterable[Path]) -> Overview:
-    """The overview of data/<dataset>/<form>; `clips` is its manifest, `lists` are the exported files.
+def survey(data: DataFolder, form: str, clips: Sequence[Clip], lists: Iterable[Path]) -> Overview:
+    """The overview of `form` of the data set in `data`; `clips` is its manifest, `lists` are the exported files.
 
     Raises UserError if labels and names do not fit, or an annotation cannot be read.
     """
@@ -171,7 +175,7 @@ def survey(data: Path, form: str, clips: Sequence[Clip], lists: Iterable[Path]) 
     by_bytes = _by(clips, lambda clip: clip.sha256 if clip.is_usable else "")
     pairs = [(first, second) for n, first in enumerate(SPLITS) for second in SPLITS[n + 1 :]]
     pairs = [(first, second) for first, second in pairs if {first, second} <= states.keys()]
-    manifest = data / form / "manifest.csv"
+    manifest = (data / form).manifest
     return Overview(
         dataset=data.name,
         form=form,
@@ -186,6 +190,7 @@ def survey(data: Path, form: str, clips: Sequence[Clip], lists: Iterable[Path]) 
         leaked_bytes={f"{first}, {second}": _groups(by_bytes, first, second) for first, second in pairs},
         hashes={path.name: sha256_of(path) for path in (manifest, *lists)},
         lists=[path.name for path in lists],
+        ffmpeg=ffmpeg_versions(read_shards(manifest.with_name(SHARDS))),
     )
 
 
@@ -226,6 +231,7 @@ def as_json(overview: Overview) -> str:
         "leaks": groups(overview.leaks),
         "leaked_bytes": groups(overview.leaked_bytes),
         "sha256": overview.hashes,
+        "ffmpeg": overview.ffmpeg,
         "reasons": [{"state": state, "reason": reason, "clips": count} for state, reason, count in overview.reasons],
         "classes": [
             {"label": label if label < len(overview.classes) else -1, "class_name": names[label], "states": states}
@@ -252,8 +258,17 @@ def summary(overview: Overview) -> str:
         for comparison in overview.comparisons:
             lines.append(f"{comparison.copy.name} ({comparison.copy.counts}): {difference(comparison)}")
     lines += [f"warning: {warning}" for warning in overview.warnings]
+    if overview.ffmpeg:
+        lines.append(ffmpeg_text(overview.ffmpeg))
     lines += [f"{sha256}  {name}" for name, sha256 in overview.hashes.items()]
     return "\n".join(lines)
+
+
+def ffmpeg_text(versions: Mapping[str, int]) -> str:
+    """ffmpeg: 7.0.2 made 295 shards, 6.1.1 made 6 shards"""
+    return "ffmpeg: " + ", ".join(
+        f"{version} made {count:,} {'shard' if count == 1 else 'shards'}" for version, count in versions.items()
+    )
 
 
 def difference(comparison: Comparison) -> str:
@@ -263,9 +278,9 @@ def difference(comparison: Comparison) -> str:
     return ", ".join(f"{split} {f'{off:+,}' if off else 'the same'}" for split, off in comparison.off.items())
 
 
-def _split(data: Path, name: str, clips: list[Clip], states: dict[str, int]) -> Split:
+def _split(data: DataFolder, name: str, clips: list[Clip], states: dict[str, int]) -> Split:
     listed, usable = [clip for clip in clips if clip.is_listed], [clip for clip in clips if clip.is_usable]
-    annotation = data / "archive" / "annotations" / f"{name}.csv"
+    annotation = data.stored / "archive" / "annotations" / f"{name}.csv"
     annotated = {clip.video_id for clip in read_annotations(annotation, name)} if annotation.is_file() else None
     here = {clip.video_id for clip in listed}
     return Split(
@@ -277,7 +292,7 @@ def _split(data: Path, name: str, clips: list[Clip], states: dict[str, int]) -> 
         num_frames=sum(clip.num_frames or 0 for clip in usable),
         hours=round(sum(clip.num_frames / clip.fps for clip in usable if clip.num_frames and clip.fps) / 3600, 3),
         size_bytes=sum(clip.size or 0 for clip in usable),
-        parts=_parts(data / "archive", name),
+        parts=_parts(data.tracked / "archive", name),
         annotated=None if annotated is None else len(annotated),
         not_in_manifest=[] if annotated is None else sorted(annotated - here),
         not_in_annotation=[] if annotated is None else sorted(here - annotated),

@@ -1,24 +1,28 @@
 """The record beside a shard: what the shard was made from and what is in it.
 
-    val/part_007.tar, val/part_007.idx.npy, val/part_007.json
+    val/part_007-1a2b3c4d.tar, val/part_007-1a2b3c4d.idx.npy, val/part_007-1a2b3c4d.json
 
-The record is written last. A shard with a record of the same key is finished; a shard without one is made anew.
+The record is written last. A shard with a record of the same key is finished; a shard without one is made anew. The
+names end in the first 8 hex digits of the key, so that shards of different settings lie side by side.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import MACHINE_ERRNOS, UserError, speaks_of_machine
+from ..files.atomic import sync_folder
 from ..files.hashes import sha256_of
 from ..files.json_files import read_json, write_json
 from .ffmpeg_process import TIMED_OUT
-from .shards import index_path
+from .shards import index_path, remedy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -176,6 +180,29 @@ def read_record(shard: Path, key: str, clip_timeout_seconds: float) -> PartRecor
     return None if is_hasty or is_doubtful else record
 
 
+def take_over(old: Path, shard: Path, key: str) -> None:
+    """Rename the shard `old`, whose name is without a key as older versions wrote it, to `shard`; its index and its
+    record, too. Does nothing unless its record has this key. Killed in between, the next call does the rest."""
+    if record_path(shard).exists() or (record := load_record(old)) is None or record.key != key:
+        return
+    if not (record.sha256 and record.index_sha256):
+        record = _hashed(old, record)
+    for path_of in (index_path, Path, record_path):  # the record last: until then the next call finds it
+        with contextlib.suppress(FileNotFoundError):
+            os.replace(path_of(old), path_of(shard))
+    sync_folder(shard.parent)
+
+
+def _hashed(shard: Path, record: PartRecord) -> PartRecord:
+    """The record, kept with the hashes that versions before did not write."""
+    try:
+        record = dataclasses.replace(record, sha256=sha256_of(shard), index_sha256=sha256_of(index_path(shard)))
+    except FileNotFoundError:
+        return record
+    save_record(shard, record)
+    return record
+
+
 def write_record(
     made: Path,
     key: str,
@@ -206,7 +233,7 @@ def key_of(shard: Path) -> str:
     """The key that a shard was made with. Raises UserError if the shard is not finished."""
     key = read_json(record_path(shard)).get("key")
     if not isinstance(key, str):
-        raise UserError(f"{shard} is not finished, yet the manifest names it; run the stage `resize`")
+        raise UserError(f"{shard} is not finished, yet the manifest names it; {remedy(shard.parents[1])}")
     return key
 
 
@@ -216,7 +243,7 @@ def forget_record(shard: Path) -> None:
 
 
 def record_path(shard: Path) -> Path:
-    """val/part_007.tar -> val/part_007.json"""
+    """val/part_007-1a2b3c4d.tar -> val/part_007-1a2b3c4d.json"""
     return shard.with_suffix(".json")
 
 

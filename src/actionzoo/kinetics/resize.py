@@ -1,12 +1,14 @@
 """Archives in, short-side videos out: archive/ -> videos_<short side>/.
 
-    val/part_007.tar, .idx.npy, .json       the part's listed clips, in the archive's order; index; record
-    train/replacement.tar, .idx.npy, .json  clips of the archive of replacements that were needed
-    manifest.csv                            the state of every clip of the annotation
+    val/part_007-1a2b3c4d.tar, .idx.npy, .json       the part's listed clips, in the archive's order; index; record
+    train/replacement-5e6f7a8b.tar, .idx.npy, .json  clips of the archive of replacements that were needed
+    manifest.csv, classes.txt                        the state of every clip of the annotation; the class names
+    shards.csv                                       the shards with their sizes and hashes (shard_list.py)
 
-The encoding is the check: a clip that decodes to no frame is corrupt. Finished parts are not touched again. After a
-kill at any moment the next run continues with the unfinished part and ends with the same bytes. Shards of parts that
-are no longer asked for stay, unused, since they took hours to make.
+DVC tracks the last three; the others lie under the data root. The encoding is the check: a clip that decodes to no
+frame is corrupt. Finished parts are not touched again. After a kill at any moment the next run continues with the
+unfinished part and ends with the same bytes. Shards of other settings, and of parts that are no longer asked for, stay:
+other experiments may use them, and they took hours to make.
 
 With a Dask scheduler its workers make the parts, with the same bytes; the few replacements are made here.
 """
@@ -21,20 +23,22 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
 from ..process.progress import Progress
 from .annotations import class_names, read_annotations
-from .archives import BrokenArchive, read_archive
+from .archives import BrokenArchive, check_file, read_archive
 from .clip_states import ArchivedSplit, Listed, Records, Replacements, resolve_states, wanted_replacements
 from .download import REPLACEMENTS
 from .execution import Execution
 from .ffmpeg_process import BadVideo
-from .inventory import Inventory, read_inventory
+from .inventory import ArchivedFile, Inventory, read_inventory
 from .manifest import SPLITS, Clip, count_states, write_manifest
-from .part_records import PartClip, PartRecord, forget_record, make_key, read_record, write_record
+from .part_records import PartClip, PartRecord, forget_record, make_key, read_record, take_over, write_record
 from .parts import in_order, publish, scratch_folder
-from .shards import ShardWriter
+from .shard_list import SHARDS, note_other_versions, write_shards
+from .shards import ShardWriter, keyed
 from .transcode import FIXED, Encoded, EncodeSettings, ffmpeg_version, transcode
 
 
@@ -53,26 +57,28 @@ class VideoFormat:
 
 
 def resize(
-    archive: Path,
-    out: Path,
+    archive: DataFolder,
+    out: DataFolder,
     execution: Execution,
     *,
     video_format: VideoFormat,
     max_bad_share: float,
     min_frames: int = 1,
+    force: bool = False,
 ) -> str:
     """Make the shards and the manifest; returns a line that says what is there now.
 
-    A clip with fewer than `min_frames` frames is short. Raises UserError if an archive is broken, or if in some split
-    the share of missing and corrupt clips among the listed ones is above `max_bad_share`; everything that could be made
-    is made and kept first. Missing clips of a split do not count if only some of its parts were fetched.
+    A clip with fewer than `min_frames` frames is short. `force` makes finished shards anew, too. Raises UserError if an
+    archive is broken or is not the one that the inventory names, or if in some split the share of missing and corrupt
+    clips among the listed ones is above `max_bad_share`; everything that could be made is made and kept first. Missing
+    clips of a split do not count if only some of its parts were fetched.
     """
-    inventory = read_inventory(archive)
-    listed, names = _read_listed(archive, inventory)
-    check_same_file_system(execution.scratch, out)
+    inventory = read_inventory(archive.tracked)
+    listed, names = _read_listed(archive.stored, inventory)
+    check_same_file_system(execution.scratch, out.stored)
     lock = execution.scratch / f".{out.name}.lock"
     scratch = execution.scratch / out.name
-    builder = _ShardBuilder(archive, out, video_format, dataclasses.replace(execution, scratch=scratch))
+    builder = _ShardBuilder(archive.stored, out, video_format, dataclasses.replace(execution, scratch=scratch), force)
     with scratch_folder(scratch, lock):
         records, broken = builder.make_parts(_parts(archive, inventory), listed)
         if broken:
@@ -84,10 +90,13 @@ def resize(
         for split in listed
     ]
     clips = [clip for split in splits for clip in resolve_states(split, names, min_frames)]
-    write_manifest(out / "manifest.csv", clips)
-    _check_bad_share(clips, inventory, max_bad_share, out)
+    write_manifest(out.manifest, clips, names)
+    made = dict(itertools.chain.from_iterable(of.items() for of in records.values()))
+    made |= {of.shard: of.record for of in replacements.values() if of.record}
+    write_shards(out.tracked / SHARDS, made)
+    _check_bad_share(clips, inventory, max_bad_share, out.tracked)
     shards = {clip.shard for clip in clips if clip.shard}
-    return f"resize: {summary(clips, shards)} ({out / 'manifest.csv'})"
+    return f"resize: {summary(clips, shards)} ({out.manifest})"
 
 
 def summary(clips: list[Clip], shards: Iterable[str]) -> str:
@@ -105,12 +114,16 @@ class _Part:
     split: str
     number: int
     source: Path
-    sha256: str
-    num_members: int
+    file: ArchivedFile
+    """What the inventory says of the source."""
 
     @property
-    def shard(self) -> str:
-        """Relative to the form's folder."""
+    def num_members(self) -> int:
+        return self.file.members or 0
+
+    @property
+    def name(self) -> str:
+        """Of its shard, relative to the form's folder and without the key."""
         return f"{self.split}/part_{self.number:03d}.tar"
 
 
@@ -120,7 +133,7 @@ _Source = str | BrokenArchive | None
 """Where an outcome comes from: a clip by its id; at the end of a part None, or what is wrong with its archive."""
 
 
-def _parts(archive: Path, inventory: Inventory) -> list[_Part]:
+def _parts(archive: DataFolder, inventory: Inventory) -> list[_Part]:
     parts = []
     for split in SPLITS:
         for number in inventory.splits[split].parts if split in inventory.splits else ():
@@ -128,15 +141,18 @@ def _parts(archive: Path, inventory: Inventory) -> list[_Part]:
             file = inventory.files[name]
             if not file.sha256:
                 raise UserError(
-                    f"{archive / 'inventory.json'} has no sha256 of {name}; delete it, run `download` again"
+                    f"{archive.tracked / 'inventory.json'} has no sha256 of {name}; delete it, run `download` again"
                 )
-            parts.append(_Part(split, number, archive / name, file.sha256, file.members or 0))
+            parts.append(_Part(split, number, archive.stored / name, file))
     return parts
 
 
 def _read_listed(archive: Path, inventory: Inventory) -> tuple[Listed, list[str]]:
     """Split -> video_id -> annotation; and the class names by label, numbered over the annotations of all splits."""
     there = [split for split in SPLITS if f"annotations/{split}.csv" in inventory.files]
+    for split in there:
+        name = f"annotations/{split}.csv"
+        check_file(archive / name, inventory.files[name])
     read = {split: read_annotations(archive / f"annotations/{split}.csv", split) for split in there}
     listed = {split: {clip.video_id: clip for clip in read[split]} for split in there if split in inventory.splits}
     return listed, class_names(itertools.chain.from_iterable(read.values()))
@@ -147,22 +163,26 @@ class _ShardBuilder:
     """Makes the shards of a run; what they have in common. Pickled for the workers of a cluster."""
 
     archive: Path
-    out: Path
+    out: DataFolder
     video_format: VideoFormat
     execution: Execution
+    force: bool = False
 
     def make_parts(self, parts: list[_Part], listed: Listed) -> tuple[Mapping[str, Records], list[str]]:
         """Split -> shard -> record, for all parts; and the error messages of those that could not be made."""
         made: dict[str, PartRecord | str] = {}
         todo = []
         for part in parts:
-            record = self._finished(part.shard, self._key(part.sha256), listed[part.split])
+            if self.force:
+                forget_record(self.out.stored / self._shard(part))
+            record = self._finished(part.name, self._key(part.file.sha256), listed[part.split])
             if record:
-                made[part.shard] = record
+                made[part.name] = record
             else:
                 todo.append(part)
+        note_other_versions(self.out.name, (of for of in made.values() if isinstance(of, PartRecord)), ffmpeg_version())
         if todo:
-            (self.out / "manifest.csv").unlink(missing_ok=True)  # it would point into shards that are about to change
+            self.out.manifest.unlink(missing_ok=True)  # it might point into shards that are about to change
         scheduler = self.execution.scheduler
         results = self._make_with_workers(todo, scheduler) if scheduler else self._make(todo, listed)
         with contextlib.closing(results):
@@ -171,11 +191,11 @@ class _ShardBuilder:
         records: dict[str, Records] = {split: {} for split in listed}
         broken = []
         for part in parts:
-            result = made[part.shard]
+            result = made[part.name]
             if isinstance(result, str):
                 broken.append(result)
             else:
-                records[part.split][part.shard] = result
+                records[part.split][self._shard(part)] = result
         return records, broken
 
     def make_part(self, part: _Part, *, scratch: Path, jobs: int, on_progress: Progress) -> PartRecord | str:
@@ -183,15 +203,15 @@ class _ShardBuilder:
         annotations = read_annotations(self.archive / f"annotations/{part.split}.csv", part.split)
         listed = {part.split: {clip.video_id: clip for clip in annotations}}
         # a worker may have finished the part and have been lost before it could report that
-        if record := self._finished(part.shard, self._key(part.sha256), listed[part.split]):
+        if record := self._finished(part.name, self._key(part.file.sha256), listed[part.split]):
             return record
         execution = dataclasses.replace(self.execution, scratch=scratch, jobs=jobs, on_progress=on_progress)
         here = dataclasses.replace(self, execution=execution)
-        return dict(here._make([part], listed))[part.shard]
+        return dict(here._make([part], listed))[part.name]
 
     def _make(self, todo: list[_Part], listed: Listed) -> Generator[tuple[str, PartRecord | str], None, None]:
-        """(shard, its record or what is wrong with the archive), part by part; the next part's clips keep all cores
-        busy."""
+        """(the part's name, its record or what is wrong with the archive), part by part; the next part's clips keep
+        all cores busy."""
         total, done = sum(part.num_members for part in todo), itertools.count(1)
         with concurrent.futures.ThreadPoolExecutor(self.execution.jobs) as pool:
             try:
@@ -200,11 +220,11 @@ class _ShardBuilder:
                     outcomes = ((source, outcome) for (_, source), outcome in group)
                     counted = self._count(outcomes, done, total)
                     try:
-                        record = self._write(part.shard, self._key(part.sha256), counted)
+                        record = self._write(self._shard(part), self._key(part.file.sha256), counted)
                     except BrokenArchive as error:
-                        yield part.shard, str(error)
+                        yield part.name, str(error)
                     else:
-                        yield part.shard, record
+                        yield part.name, record
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -217,17 +237,18 @@ class _ShardBuilder:
 
         archive = self.archive.absolute()
         execution = dataclasses.replace(self.execution, on_progress=None)
-        there = _ShardBuilder(archive, self.out.absolute(), self.video_format, execution)
+        out = DataFolder(self.out.tracked.absolute(), self.out.stored.absolute())
+        there = _ShardBuilder(archive, out, self.video_format, execution)
         sent = {
-            part.shard: dataclasses.replace(part, source=archive / part.source.relative_to(self.archive))
+            part.name: dataclasses.replace(part, source=archive / part.source.relative_to(self.archive))
             for part in todo
         }
-        sizes, total, done = {part.shard: part.num_members for part in todo}, sum(part.num_members for part in todo), 0
+        sizes, total, done = {part.name: part.num_members for part in todo}, sum(part.num_members for part in todo), 0
         with contextlib.closing(made_by_workers(scheduler, there.make_part, sent, self.execution.scratch)) as results:
-            for shard, result in results:
-                done += sizes[shard]
+            for name, result in results:
+                done += sizes[name]
                 self._report(done, total)
-                yield shard, str(result) if isinstance(result, UserError) else result
+                yield name, str(result) if isinstance(result, UserError) else result
 
     def make_replacements(self, inventory: Inventory, wanted: Mapping[str, set[str]]) -> dict[str, Replacements]:
         """Split -> those of the wanted clips that the archive of replacements has."""
@@ -235,22 +256,22 @@ class _ShardBuilder:
         for split, video_ids in wanted.items():
             shard, record = f"{split}/replacement.tar", None
             if video_ids and REPLACEMENTS in inventory.files:
-                key = self._key(inventory.files[REPLACEMENTS].sha256, sorted(video_ids))
-                record = self._finished(shard, key, video_ids)
+                archive = inventory.files[REPLACEMENTS]
+                key = self._key(archive.sha256, sorted(video_ids))
+                name, shard = shard, keyed(shard, key)
+                if self.force:
+                    forget_record(self.out.stored / shard)
+                record = self._finished(name, key, video_ids)
                 if record is None:
-                    (self.out / "manifest.csv").unlink(missing_ok=True)
-                    record = self._replace(self.archive / REPLACEMENTS, shard, key, video_ids)
-            else:
-                forget_record(self.out / shard)
-                for path in (self.out / split).glob("replacement.*"):
-                    path.unlink()
-            found[split] = Replacements(shard, {clip.video_id: clip for clip in record.clips} if record else {})
+                    self.out.manifest.unlink(missing_ok=True)
+                    record = self._replace(archive, shard, key, video_ids)
+            found[split] = Replacements(shard, record)
         return found
 
-    def _replace(self, source: Path, shard: str, key: str, video_ids: set[str]) -> PartRecord:
+    def _replace(self, archive: ArchivedFile, shard: str, key: str, video_ids: set[str]) -> PartRecord:
         tasks: Iterator[tuple[_Source, Callable[[], _Outcome]]] = (
             (video_id, functools.partial(self._work, data))
-            for video_id, data in read_archive(source)
+            for video_id, data in read_archive(self.archive / REPLACEMENTS, archive)
             if video_id in video_ids
         )
         with concurrent.futures.ThreadPoolExecutor(self.execution.jobs) as pool:
@@ -263,7 +284,7 @@ class _ShardBuilder:
         for part in todo:
             end: BrokenArchive | None = None
             try:
-                for video_id, data in read_archive(part.source):
+                for video_id, data in read_archive(part.source, part.file):
                     work = functools.partial(self._work, data) if video_id in listed[part.split] else None
                     yield (part, video_id), work
             except BrokenArchive as error:
@@ -323,15 +344,21 @@ class _ShardBuilder:
                     )
         seconds, version = self.execution.clip_timeout_seconds, ffmpeg_version()
         record = write_record(made, key, seconds, clips, ffmpeg=version, unlisted=unlisted)
-        publish(made, self.out / shard)
+        publish(made, self.out.stored / shard)
         return record
+
+    def _shard(self, part: _Part) -> str:
+        return keyed(part.name, self._key(part.file.sha256))
 
     def _key(self, *source: object) -> str:
         return make_key(self.video_format.settings(), FIXED, *source)
 
-    def _finished(self, shard: str, key: str, listed: Iterable[str]) -> PartRecord | None:
-        """The shard's record, if it holds exactly the clips that are listed now."""
-        record = read_record(self.out / shard, key, self.execution.clip_timeout_seconds)
+    def _finished(self, name: str, key: str, listed: Iterable[str]) -> PartRecord | None:
+        """The record of the shard, if it holds exactly the clips that are listed now. `name` is without the key."""
+        shard = self.out.stored / keyed(name, key)
+        if not self.force:
+            take_over(self.out.stored / name, shard, key)
+        record = read_record(shard, key, self.execution.clip_timeout_seconds)
         if (
             record is None
             or record.unlisted is None

@@ -1,13 +1,15 @@
 """Shards: plain tar files with an index beside them, so that one pread gets any member.
 
-    val/part_007.tar        members in a fixed order, uncompressed, readable by any tar tool
-    val/part_007.idx.npy    int64 (num_members, 2): byte offset of each member's data, and its size
+    val/part_007-1a2b3c4d.tar        members in a fixed order, uncompressed, readable by any tar tool
+    val/part_007-1a2b3c4d.idx.npy    int64 (num_members, 2): byte offset of each member's data, and its size
 
-Equal members in equal order give equal bytes: a shard holds no clock, user or machine.
+The name ends in the first 8 hex digits of the key (part_records.py): a part that is encoded with other settings is
+another file. Equal members in equal order give equal bytes: a shard holds no clock, user or machine.
 """
 
 import io
 import os
+import re
 import tarfile
 import tokenize
 from collections.abc import Iterable
@@ -27,7 +29,7 @@ Spans = npt.NDArray[np.int64]
 class ShardWriter:
     """Writes a shard. A context manager: shard and index take their names when the block ends without an exception.
 
-        with ShardWriter(Path("val/part_007.tar")) as shard:
+        with ShardWriter(Path("part_007.tar")) as shard:
             offset, size = shard.add("abc.mp4", data)
 
     Until then the bytes are in `scratch` (same file system), or hidden beside `path`.
@@ -72,11 +74,21 @@ def read_member(path: str | Path, offset: int, size: int) -> bytes:
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
-        raise UserError(f"{path} is not there, yet the manifest names it; run the stage that made it") from None
+        raise UserError(f"{path} is not there, yet the manifest names it; {remedy(Path(path).parents[1])}") from None
     try:
         return pread(descriptor, path, offset, size)
     finally:
         os.close(descriptor)
+
+
+def remedy(form: Path) -> str:
+    """What to do if shards are not in `form`, a folder <data root>/<data set>/videos_256: a clause."""
+    kind, _, short_side = form.name.partition("_")
+    stage = f"{'frames' if kind == 'frames' else 'resize'}@{short_side}"
+    return (
+        "set the environment variable ACTIONZOO_DATA or data.root in params.yaml to a data root that has it, or run "
+        f"`dvc repro -f {stage}`, which makes what is missing and keeps the rest"
+    )
 
 
 def pread(descriptor: int, path: str | Path, offset: int, size: int) -> bytes:
@@ -102,8 +114,22 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int | np.integer) and int(value) >= 0
 
 
+def keyed(shard: str, key: str) -> str:
+    """("val/part_007.tar", "1a2b3c4d5e...") -> "val/part_007-1a2b3c4d.tar"""
+    return f"{shard.removesuffix('.tar')}-{key[:8]}.tar"
+
+
+def without_key(shard: str) -> str:
+    """val/part_007-1a2b3c4d.tar -> val/part_007.tar, which is also the name that older versions gave it."""
+    return re.sub(r"-[0-9a-f]{8}(?=\.tar$)", "", shard)
+
+
+FILE_NAME = re.compile(r"((?:part_[0-9]{3,}|replacement)(?:-[0-9a-f]{8})?)\.(?:tar|idx\.npy|json)")
+"""Name of a shard, its index or its record; group 1 is what the three have in common."""
+
+
 def index_path(shard: str | Path) -> Path:
-    """val/part_007.tar -> val/part_007.idx.npy"""
+    """val/part_007-1a2b3c4d.tar -> val/part_007-1a2b3c4d.idx.npy"""
     return Path(shard).with_suffix(".idx.npy")
 
 

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
+from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.yaml_files import read_yaml
 from ..names import containing, did_you_mean
@@ -93,9 +94,10 @@ class Params:
         """
         return (self.root if root is None else root) / kind / self.name
 
-    def data_folder(self, root: Path | None = None) -> Path:
-        """The data set's archives and shards: <data root>/<data set>, with archive/, videos_256/ and so on in it."""
-        return self.data_root_of(self.root if root is None else root) / self.name
+    def data_folder(self, root: Path | None = None) -> DataFolder:
+        """The data set's files in both places: root/data/<data set> and <data root>/<data set>."""
+        root = self.root if root is None else root
+        return DataFolder(self.folder("data", root), self.data_root_of(root) / self.name)
 
     def data_scratch(self, stage: str) -> Path:
         """Unfinished work, locks and records of a data stage: <data root>/.scratch/<stage>/<data set>."""
@@ -200,8 +202,8 @@ def find_project(start: Path | None = None) -> Path:
 def load_params(path: str | Path | None = None) -> Params:
     """The values of params.yaml, and of published.yaml beside it; by default those of `find_project`.
 
-    The environment variable ACTIONZOO_SOURCE replaces the chosen data set's source, ACTIONZOO_DATA data.root. Raises UserError that lists every
-    fault: file, key, value, and a near miss where there is one.
+    The environment variable ACTIONZOO_SOURCE replaces the chosen data set's source, ACTIONZOO_DATA data.root. Raises
+    UserError that lists every fault: file, key, value, and a near miss where there is one.
     """
     path = find_project() / "params.yaml" if path is None else Path(path)
     raw = read_yaml(path, "run from the project's folder, where params.yaml lies")

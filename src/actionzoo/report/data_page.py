@@ -14,9 +14,11 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from ..data_folder import DataFolder
 from ..files.atomic import atomic_write
 from ..kinetics.manifest import STATES, export_lists, read_manifest
-from ..kinetics.overview import SHOWN, Overview, as_json, difference, survey
+from ..kinetics.overview import SHOWN, Overview, as_json, difference, ffmpeg_text, survey
+from ..kinetics.shard_list import check_shards
 from ..process.progress import Progress
 from .class_pictures import (
     THUMBNAIL_HEIGHT,
@@ -30,14 +32,14 @@ from .html import page_templates
 
 
 def write_data_report(
-    data: Path, form: str, out: Path, *, pictures: int = 12, jobs: int = 1, on_progress: Progress | None = None
+    data: DataFolder, form: str, out: Path, *, pictures: int = 12, jobs: int = 1, on_progress: Progress | None = None
 ) -> Overview:
-    """Survey data/<dataset>/<form>, write the page and its files below `out`, and return the survey.
+    """Survey `form` of the data set in `data`, write the page and its files below `out`, and return the survey.
 
     `pictures` is the number of clips shown per class, 0 for none; `jobs` threads decode them. Raises UserError if the
     form does not exist.
     """
-    clips = read_manifest(data / form / "manifest.csv")
+    clips = read_manifest((data / form).manifest)
     fresh, files = out / ".data.partial", out / "data"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
@@ -45,8 +47,9 @@ def write_data_report(
         overview = survey(data, form, clips, export_lists(clips, fresh))
         sheets = []
         if pictures:
+            check_shards((data / form).stored, (clip.stored() for clip in clips if clip.is_usable))
             chosen = choose_clips(clips, len(overview.class_states), pictures)
-            sheets = draw_sheets(chosen, data / form, fresh, jobs=jobs, on_progress=on_progress)
+            sheets = draw_sheets(chosen, (data / form).stored, fresh, jobs=jobs, on_progress=on_progress)
         shutil.rmtree(files, ignore_errors=True)
         os.replace(fresh, files)
     finally:
@@ -70,6 +73,7 @@ def _html(overview: Overview, sheets: Sequence[Sheet]) -> str:
         names=[*overview.classes, "(no label)"],
         states=STATES,
         difference=difference,
+        ffmpeg_text=ffmpeg_text,
         groups=groups,
         shown=SHOWN,
         sheets={sheet.label: sheet for sheet in sheets},
