@@ -1,6 +1,6 @@
 """What `dvc status` costs on a data set of Kinetics-400's size: seconds, and the bytes that DVC hashes.
 
-    python benchmarks/dvc_status.py                             # 301 parts, 300,000 clips, four forms: two minutes
+    python benchmarks/dvc_status.py                             # 301 parts, 300,000 clips, four forms: a minute
     python benchmarks/dvc_status.py --parts 12 --clips 1200
 
 It makes a project in a temporary folder as the data stages leave it: inventory, manifests, class lists and shards.csv
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def measure(folder: Path, parts: int, clips: int) -> Figures:
-    """Make the project in `folder`, which must not exist, and run `dvc status` twice. Raises SystemExit if DVC fails."""
+    """Make the project in `folder`, which must not exist; run `dvc status` twice. Raises SystemExit if DVC fails."""
     make_project(folder, parts, clips)
     stages = ["download"] + [f"{stage}@{side}" for stage in ("resize", "frames") for side in (256, 320)]
     if "\n  settings:" in (folder / "dvc.yaml").read_text():

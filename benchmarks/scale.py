@@ -6,8 +6,8 @@
 It makes a mirror in the public layout and, by the functions that the stages use, the shards, indexes and records that
 stages leave behind; every clip is a real video of two frames, and no two are alike. Then the real commands run on that:
 the download reads and verifies every archive, `resize` and `frames` find each part finished and write the manifests,
-DVC hashes the manifests. Of trainings there are placeholders, taken in as `dvc commit` does, so that `dvc status` looks at
-the whole graph. Printed for each step: seconds by the clock and of all cores, the largest process's peak of resident
+DVC hashes the manifests. Of trainings there are placeholders, taken in as `dvc commit` does, so that `dvc status` looks
+at the whole graph. Printed for each step: seconds by the clock and of all cores, the largest process's peak of resident
 memory (the kernel's own figure), and the most that all its processes held together (proportional set size, sampled ten
 times a second).
 """
