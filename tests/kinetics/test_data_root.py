@@ -1,5 +1,6 @@
 """Shards lie under a data root that settings, experiments and clones share: none is made twice, none overwritten."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from actionzoo.errors import UserError
+from actionzoo.files.locks import locked
 from actionzoo.jobs import prepare
 from actionzoo.kinetics.check import check_data, delete_shards, unused_shards, unused_text
 from actionzoo.kinetics.manifest import read_manifest
@@ -305,7 +307,12 @@ def test_shards_that_no_manifest_names_are_listed_and_deleted_when_asked(project
     assert {without_key(shard.path.name) for shard in unused} == {"part_000.tar", "part_001.tar"}
     assert "--delete-unused" in unused_text(unused, deleted=False)
     assert re.search(r"deleted: .*part_001-\w{8}\.tar  [\d.]+ MB", unused_text(unused, deleted=True))
-    delete_shards(unused)
+    with (
+        locked(params.data_scratch("resize") / ".videos_256.lock"),
+        pytest.raises(UserError, match="at work on videos"),
+    ):
+        delete_shards(unused, params.data_scratch)
+    delete_shards(unused, params.data_scratch)
     after = hashes(project / "data/own")
     assert after.pop("videos_256/val/notes.tar")
     assert after == before
@@ -321,8 +328,6 @@ def test_a_shard_that_was_made_anew_by_others_is_not_declared_unfinished(project
     shard = file_of(project / "data/own/videos_256", "val/part_000.tar")
     data = shard.read_bytes() + bytes(512)
     shard.write_bytes(data)
-    import hashlib
-
     record = load_record(shard)
     changed = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     save_record(shard, type(record)(**{field: getattr(record, field) for field in record.__slots__} | changed))

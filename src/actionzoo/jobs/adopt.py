@@ -114,6 +114,14 @@ def adopt_training(job: "Job", *, is_first: bool = True) -> RunRecord | None:
     return record
 
 
+def adopt_states(job: "Job", num_processes: int) -> None:
+    """Move the saved states that the same training left in that version to where this version looks for them."""
+    before = job.files.scratch(job.resume_key(num_processes, old_manifest_sha256(job)))
+    now = job.files.scratch(job.resume_key(num_processes))
+    if before.is_dir() and not now.exists():
+        before.rename(now)
+
+
 def adopt_evaluation(job: "Job", checkpoint_md5: str, *, is_first: bool = True) -> TestResult | None:
     """Publish result.json and view logits of that version for the same checkpoint and clips; None if there are none."""
     from ..engine.views import fingerprint_of
