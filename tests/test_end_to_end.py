@@ -38,7 +38,7 @@ class Workspace:
     def __init__(self, root: Path, **environment: str):
         self.root = root
         root.mkdir(parents=True)
-        for name in ("stages", "flows", "released", ".dvc"):
+        for name in ("stages", "flows", "reproduction", ".dvc"):
             keep = shutil.ignore_patterns("__pycache__", "tmp", "cache", "dvc.lock", "results", "metrics", "report")
             shutil.copytree(PROJECT / name, root / name, ignore=keep)
         for name in ("dvc.yaml", ".dvcignore", ".gitignore", "prefect.yaml"):
@@ -124,8 +124,10 @@ def test_a_second_dvc_repro_runs_nothing_and_the_status_is_clean(demo):
 
 
 def test_published_weights_are_tested_by_a_graph_of_their_own(demo):
-    demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
-    made = yaml.safe_load((demo.root / "released/metrics/demo" / f"{SLOWFAST}.json").read_text())["ckpt"]
+    demo.run("dvc", "--cd", "reproduction", "repro", f"evaluate@{SLOWFAST}")
+    made = yaml.safe_load((demo.root / "reproduction/results/demo" / SLOWFAST / "reproduction.json").read_text())[
+        "ckpt"
+    ]
     result = yaml.safe_load((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
     clips = list(result["clips"].values())
     assert made["verdict"] == "different data" and made["clips"] == len(clips) and made["published_top1"] == 73.95
@@ -134,9 +136,9 @@ def test_published_weights_are_tested_by_a_graph_of_their_own(demo):
     assert made["top1_low"] < made["top1"] < made["top1_high"]
     assert made["file"] == demo.released.name and made["sha256"][:8] == demo.released.stem[-8:]
 
-    assert "didn't change" in demo.run("dvc", "--cd", "released", "repro", f"evaluate@{SLOWFAST}")
-    demo.run("dvc", "--cd", "released", "repro", "-s", "report")
-    table = (demo.root / "released/report/demo/released.md").read_text()
+    assert "didn't change" in demo.run("dvc", "--cd", "reproduction", "repro", f"evaluate@{SLOWFAST}")
+    demo.run("dvc", "--cd", "reproduction", "repro", "-s", "report")
+    table = (demo.root / "reproduction/report/demo/reproduction.md").read_text()
     assert "demo is not Kinetics-400" in table and table.count("not run yet") == 1
     assert "up to date" in demo.run("dvc", "status")  # that graph is not this one
 

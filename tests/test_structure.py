@@ -120,7 +120,7 @@ def test_dvc_stages_are_the_scripts_in_stages():
         assert stage.get("do", stage)["cmd"].startswith(f"python stages/{name}.py")
 
 
-SCRIPTS = [path for folder in ("stages", "released") for path in sorted((PROJECT / folder).glob("*.py"))]
+SCRIPTS = [path for folder in ("stages", "reproduction") for path in sorted((PROJECT / folder).glob("*.py"))]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")

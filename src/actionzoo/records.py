@@ -3,7 +3,8 @@
     runs/<dataset>/<model>/recipe.json        RunRecord    a training: what shaped it, and what came of it
     runs/<dataset>/<model>/result.json        TestResult   an evaluation; after its metadata, the clips' scores
     runs/<dataset>/<model>/benchmark.json     Benchmark    speed, memory and size on one machine
-    released/metrics/<dataset>/<model>.json   Reproduction published weights: measured beside published
+    reproduction/results/<dataset>/<model>/reproduction.json
+                                                     Reproduction published weights: measured beside published
 
 The `table` of each of the first three is the short form that `dvc metrics show` prints, in metrics/<dataset>/.
 
@@ -460,9 +461,9 @@ class ReproducedFile:
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
 class Reproduction(Record):
-    """released/metrics/<dataset>/<model>.json."""
+    """reproduction/results/<dataset>/<model>/reproduction.json."""
 
-    remedy: ClassVar[str] = "delete it and run `dvc --cd released repro evaluate@{model}`"
+    remedy: ClassVar[str] = "delete it and run `dvc --cd reproduction repro evaluate@{model}`"
 
     files: dict[str, ReproducedFile]
     """Kind of the published file, ckpt or infer_ckpt -> what was measured."""
@@ -476,6 +477,19 @@ class Reproduction(Record):
 
     def as_json(self) -> Json:
         return {kind: file.as_json() for kind, file in self.files.items()}
+
+    def table(self) -> Json:
+        """A few numbers of each file, for `dvc metrics`."""
+        return {
+            kind: {
+                "top1": file.metrics.accuracies["top1"],
+                "top5": file.metrics.accuracies["top5"],
+                "published_top1": file.published_top1 / 100,
+                "protocol": file.metrics.protocol,
+                "verdict": file.verdict,
+            }
+            for kind, file in self.files.items()
+        }
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ runs/<dataset>/<model>/     best.pth latest.pth recipe.json      written by trai
                             <time>.log <time>.log.json           logs of every training, no outputs of a stage
 metrics/<dataset>/<stage>/<model>/                               a small table for `dvc metrics` and `dvc exp show`
 plots/<dataset>/<kind>/<model>/                                  a table for `dvc plots`
+reproduction/                                                    the same of published weights: ReproductionFiles
 """
 
 import dataclasses
@@ -106,6 +107,11 @@ class RunFiles:
         return self._scratch("evaluate")
 
     @property
+    def unfinished_reproductions(self) -> Path:
+        """Folder of finished evaluations of published weights that DVC may not have yet."""
+        return self._scratch("reproduce")
+
+    @property
     def lock(self) -> Path:
         """Held by the training that writes to `run`."""
         return self.base / ".scratch" / "train" / self.dataset / self.model / ".lock"
@@ -114,6 +120,46 @@ class RunFiles:
         if self.work_dir:
             return self.work_dir / ".scratch"
         return (self.workspace or self.root) / ".scratch" / stage / self.dataset / self.model
+
+
+@dataclasses.dataclass(frozen=True)
+class ReproductionFiles:
+    """Where the files of a model's published weights lie, in the graph of its own that evaluates them."""
+
+    root: Path
+    dataset: str
+    model: str
+
+    @property
+    def project(self) -> Path:
+        """The folder of that graph, which has a DVC cache of its own."""
+        return self.root / "reproduction"
+
+    @property
+    def results(self) -> Path:
+        return self.project / "results" / self.dataset / self.model
+
+    @property
+    def record(self) -> Path:
+        """records.Reproduction."""
+        return self.results / "reproduction.json"
+
+    def result(self, kind: str) -> Path:
+        """records.TestResult of a published file; kind is ckpt or infer_ckpt."""
+        return self.results / f"{kind}.json"
+
+    def views(self, kind: str) -> Path:
+        return self.results / f"{kind}.views.safetensors"
+
+    @property
+    def metrics(self) -> Path:
+        """The table of a few numbers that DVC shows."""
+        return self.project / "metrics" / self.dataset / self.model / "reproduction.json"
+
+    @property
+    def report(self) -> Path:
+        """Folder of the table of all models."""
+        return self.project / "report" / self.dataset
 
 
 def make_output_folders(root: Path, dataset: str, models: Iterable[str]) -> None:

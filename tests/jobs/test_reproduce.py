@@ -82,14 +82,14 @@ def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny
         )
         said = reproduce(here, row, root)
     assert "different data" in said
-    made = json.loads((root / f"released/results/demo/{row}/ckpt.json").read_text())
+    made = json.loads((root / f"reproduction/results/demo/{row}/ckpt.json").read_text())
     assert list(made["clips"]) == [clip.video_id for clip in kept]
     found = made["published_list"]
     assert found["sha256"] == hashlib.sha256((site / "list.txt").read_bytes()).hexdigest()
     assert [sentence.split(":")[0] for sentence in found["missing"]] == [gone.video_id]
     assert [sentence.split(":")[0] for sentence in found["other_frames"]] == [kept[0].video_id]
     assert found["other_label"] == []
-    metrics = json.loads((root / f"released/metrics/demo/{row}.json").read_text())["ckpt"]
+    metrics = json.loads((root / f"reproduction/results/demo/{row}/reproduction.json").read_text())["ckpt"]
     assert metrics["published_list_sha256"] == found["sha256"]
     assert (metrics["clips"], metrics["listed"], metrics["missing"], metrics["other_frames"]) == (
         len(kept),
@@ -102,6 +102,6 @@ def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny
 def test_a_model_of_ones_own_leaves_the_outputs_of_its_stage(params, tmp_path):
     name = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
     mine = dataclasses.replace(params, recipes=params.recipes | {"mine": params.recipes[name]})
-    assert reproduce(mine, "mine", tmp_path).startswith("released: nothing was published for mine (")
-    assert json.loads((tmp_path / "released/metrics/demo/mine.json").read_text()) == {}
-    assert (tmp_path / "released/results/demo/mine").is_dir()
+    assert reproduce(mine, "mine", tmp_path).startswith("reproduce: nothing was published for mine (")
+    assert json.loads((tmp_path / "reproduction/results/demo/mine/reproduction.json").read_text()) == {}
+    assert (tmp_path / "reproduction/results/demo/mine").is_dir()

@@ -22,20 +22,20 @@ def test_the_table_names_every_published_file_and_what_is_not_run(kinetics, tmp_
     line = write_reproduction_page(kinetics, tmp_path)
     files = sum(len(entry.released) for entry in kinetics.published.values())
     assert f"0 of {files} published files evaluated" in line
-    table = (tmp_path / "released/report/kinetics400/released.md").read_text()
+    table = (tmp_path / "reproduction/report/kinetics400/reproduction.md").read_text()
     assert table.count("not run yet") == files and all(f"`{row}`" in table for row in kinetics.models())
     first = table
     write_reproduction_page(kinetics, tmp_path)
-    assert (tmp_path / "released/report/kinetics400/released.md").read_text() == first
+    assert (tmp_path / "reproduction/report/kinetics400/reproduction.md").read_text() == first
 
 
 def test_published_numbers_keep_their_text(kinetics, tmp_path):
     write_reproduction_page(kinetics, tmp_path)
-    out = tmp_path / "released/report/kinetics400"
-    for name in ("released.md", "released.html"):
+    out = tmp_path / "reproduction/report/kinetics400"
+    for name in ("reproduction.md", "reproduction.html"):
         text = (out / name).read_text()
         assert "77.90" in text and "93.20" in text and "93.0" in text and "92.80" not in text
-    files = json.loads((out / "released.json").read_text())["files"]
+    files = json.loads((out / "reproduction.json").read_text())["files"]
     (r101,) = [line for line in files if line["model"] == "slowfast_r101_8x8x1_256e_kinetics400_rgb"]
     assert (r101["published_top1"], r101["published_top1_text"]) == (77.9, "77.90")
 
@@ -51,13 +51,15 @@ def test_a_measured_file_stands_beside_its_published_numbers(kinetics, tmp_path)
         file="a.pth",
         sha256="ab",
     )
-    Reproduction(files={"ckpt": measured}).write(tmp_path / f"released/metrics/kinetics400/{MODEL}.json")
+    Reproduction(files={"ckpt": measured}).write(
+        tmp_path / f"reproduction/results/kinetics400/{MODEL}/reproduction.json"
+    )
     write_reproduction_page(kinetics, tmp_path)
-    out = tmp_path / "released/report/kinetics400"
+    out = tmp_path / "reproduction/report/kinetics400"
     texts = ("82.76 (82.23–83.28)", "95.68 (95.39–95.96)", "19,796 of 19,796, 10x3 views", "reproduced (+0.00 points)")
-    for name in ("released.md", "released.html"):
+    for name in ("reproduction.md", "reproduction.html"):
         page = unescape((out / name).read_text())
         assert all(text in page for text in texts)
-    files = json.loads((out / "released.json").read_text())["files"]
+    files = json.loads((out / "reproduction.json").read_text())["files"]
     (line,) = [line for line in files if "verdict" in line]
     assert (line["model"], line["kind"], line["top1"], line["verdict"]) == (MODEL, "ckpt", 0.8276, "reproduced")

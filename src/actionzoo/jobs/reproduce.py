@@ -1,10 +1,11 @@
 """Reproduce: published weights, evaluated on the clips at hand; measured beside published, with a verdict.
 
-weights/<file>                                   as fetched, its hash checked
-released/results/<dataset>/<model>/<kind>.json   scores of every clip; kind is ckpt or infer_ckpt. Beside it,
-                                                 <kind>.views.safetensors
-released/metrics/<dataset>/<model>.json          records.Reproduction
-released/report/<dataset>/released.*             the table of all models, as .md, .html and .json
+weights/<file>                                        as fetched, its hash checked
+reproduction/results/<dataset>/<model>/               reproduction.json: records.Reproduction; for each published file
+                                                      (ckpt, infer_ckpt) <kind>.json, the scores of every clip, and
+                                                      <kind>.views.safetensors
+reproduction/metrics/<dataset>/<model>/               a small table for `dvc metrics`
+reproduction/report/<dataset>/reproduction.*          the table of all models, as .md, .html and .json
 """
 
 import dataclasses
@@ -14,30 +15,34 @@ from pathlib import Path
 from ..accuracy import judge
 from ..errors import UserError
 from ..files.hashes import md5_of
+from ..files.json_files import write_json
+from ..files.kept import drop_cached, is_due, keep, publish_again
+from ..files.links import link_or_copy
 from ..job import Job
 from ..params import Params, digest
 from ..process.progress import progress
 from ..records import ReproducedFile, Reproduction, TestResult
+from ..run_files import ReproductionFiles
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
-from ..weights.download import CACHE
 from ..weights.published import PublishedFile, fetch_published, published_files
+from .adopt import old_manifest, old_manifest_sha256
 
 
 def reproduce(params: Params, model: str, root: Path | None = None) -> str:
-    """Evaluate what was published for `model` on all views of val; returns the last line to print.
-
-    A file that was evaluated by the same protocol on the same clips is not evaluated again. Raises UserError.
-    """
+    """Evaluate what was published for `model` on all views of val; returns the last line to print. Raises UserError."""
     root = root or params.root
-    job, files = Job.of(params, model, root), published_files(params, model)
-    record = Reproduction(files={kind: _reproduce_file(params, job, file) for kind, file in files.items()})
-    path = root / "released" / "metrics" / job.dataset / f"{model}.json"
-    record.write(path)
-    if not files:
-        (root / "released" / "results" / job.dataset / model).mkdir(parents=True, exist_ok=True)  # an out of the stage
-        return f"released: nothing was published for {model} ({path})"
+    job, published = Job.of(params, model, root), published_files(params, model)
+    files = ReproductionFiles(root, job.dataset, model)
+    for other in params.recipes:  # `dvc metrics` says "failed to load" of a folder that is absent
+        dataclasses.replace(files, model=other).metrics.parent.mkdir(parents=True, exist_ok=True)
+    drop_cached(job.files.unfinished_reproductions, files.project)
+    record = Reproduction(files={kind: _reproduce_file(params, job, files, file) for kind, file in published.items()})
+    record.write(files.record)
+    write_json(files.metrics, record.table())
+    if not published:
+        return f"reproduce: nothing was published for {model} ({files.record})"
     verdicts = []
     for kind, file in record.files.items():
         low, high = (100 * bound for bound in file.metrics.interval())
@@ -45,18 +50,24 @@ def reproduce(params: Params, model: str, root: Path | None = None) -> str:
         verdicts.append(
             f"{kind} top-1 {top1:.2f} ({low:.2f}-{high:.2f}), published {file.published_top1}: {file.verdict}"
         )
-    return f"released: {model}: {'; '.join(verdicts)} ({path})"
+    return f"reproduce: {model}: {'; '.join(verdicts)} ({files.record})"
 
 
-def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> ReproducedFile:
+def _reproduce_file(params: Params, job: Job, files: ReproductionFiles, published: PublishedFile) -> ReproducedFile:
     with progress("bytes") as on_progress:
-        file = fetch_published(published, job.root / CACHE, on_progress=on_progress)
+        file = fetch_published(published, job.downloads, on_progress=on_progress)
     checkpoint_md5 = md5_of(file)
     job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, model=published.model))
-    path = job.root / "released" / "results" / job.dataset / job.model / f"{published.kind}.json"
-    fingerprint, result = job.evaluation_fingerprint(checkpoint_md5), TestResult.read_if_there(path)
-    if result is None or result.fingerprint not in (fingerprint, *_fingerprints_of_before(job, checkpoint_md5)):
-        result = _measure(params, job, published, file, fingerprint, path)
+    fingerprint, path = job.evaluation_fingerprint(checkpoint_md5), files.result(published.kind)
+    kept = job.files.unfinished_reproductions / fingerprint[:16]
+    if is_due(kept, files.project):
+        publish_again(kept, files.project)
+        result = TestResult.read(path)
+    else:
+        result = _adopted(job, files, published, checkpoint_md5) or _measure(
+            params, job, published, file, fingerprint, path
+        )
+        keep(kept, files.project, [path, files.views(published.kind)])
     if result.metrics.top1 is None:
         raise UserError(f"the clips of val have no labels in {job.manifest.path}, so no accuracy can be reproduced")
     verdict, why = judge(job.dataset, job.overrides, result.metrics, published.top1)
@@ -104,18 +115,37 @@ def _measure(
     return outcome.result
 
 
-def _fingerprints_of_before(job: Job, checkpoint_md5: str) -> tuple[str, str]:
-    """As older versions had it, the first of the manifest's text: what they evaluated need not be evaluated again."""
-    recipe, text = job.recipe, job.manifest.path.read_text(encoding="utf-8")
+def _adopted(job: Job, files: ReproductionFiles, published: PublishedFile, checkpoint_md5: str) -> TestResult | None:
+    """The evaluation that the version before left in released/, put in its place; None if there is none.
+
+    To be deleted with the next version.
+    """
+    path = job.root / "released" / "results" / job.dataset / job.model / f"{published.kind}.json"
+    views = path.with_name(f"{published.kind}.views.safetensors")
+    try:
+        result = TestResult.read_if_there(path)
+    except UserError:
+        return None
+    if result is None or not views.is_file():
+        return None
+    recipe, text = job.recipe, old_manifest(job).decode()
     sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
-    of_text = digest(3, *sections, text, checkpoint_md5, *job.list_hashes("val"))
-    return of_text, job.old_evaluation_fingerprint(checkpoint_md5)
+    known = (
+        digest(3, *sections, text, checkpoint_md5, *job.list_hashes("val")),
+        job.old_evaluation_fingerprint(checkpoint_md5, manifest_sha256=old_manifest_sha256(job)),
+    )
+    if result.fingerprint not in known:
+        return None
+    for old, new in ((path, files.result(published.kind)), (views, files.views(published.kind))):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        link_or_copy(old, new)
+    return result
 
 
 def _record(job: Job, published: PublishedFile, result: TestResult, path: Path) -> None:
     """In an experiment of its own: nothing was trained."""
     with recorded_run(
-        experiment=f"{job.dataset}-released",
+        experiment=f"{job.dataset}-reproduction",
         name=f"{job.model} {published.kind}",
         phase="evaluate",
         params={

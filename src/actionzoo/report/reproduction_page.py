@@ -1,4 +1,4 @@
-"""The table of published weights, measured here beside published: released/report/<dataset>/released.{md,html,json}."""
+"""The table of published weights, measured here beside published: reproduction/report/."""
 
 import dataclasses
 from pathlib import Path
@@ -9,6 +9,7 @@ from ..files.atomic import atomic_write
 from ..files.json_files import write_json
 from ..params import Params
 from ..records import ReproducedFile, Reproduction
+from ..run_files import ReproductionFiles
 from ..weights.published import PublishedFile, published_files
 from .html import is_web, page_templates
 
@@ -68,28 +69,27 @@ class Row:
 
 
 def write_reproduction_page(params: Params, root: Path | None = None) -> str:
-    """Write the table of all models as released.md, .html and .json; return the closing line.
+    """Write the table of all models as reproduction.md, .html and .json; return the closing line.
 
     Files that were not evaluated yet stay visible as such. Raises UserError for damaged metrics.
     """
     root = root or params.root
     rows = []
     for model in params.recipes:
-        path = root / "released" / "metrics" / params.name / f"{model}.json"
-        reproduction = Reproduction.read_if_there(path)
+        reproduction = Reproduction.read_if_there(ReproductionFiles(root, params.name, model).record)
         measured = {} if reproduction is None else reproduction.files
         rows += [Row(published, measured.get(kind)) for kind, published in published_files(params, model).items()]
     warning = "" if params.name == KINETICS400 else f"{params.name} is not Kinetics-400: nothing here is comparable."
-    out = root / "released" / "report" / params.name
-    write_json(out / "released.json", {"dataset": params.name, "files": [row.as_json() for row in rows]})
+    out = ReproductionFiles(root, params.name, "").report
+    write_json(out / "reproduction.json", {"dataset": params.name, "files": [row.as_json() for row in rows]})
     for name, text in {
-        "released.md": _markdown(params.name, rows, warning),
-        "released.html": _html(params.name, rows, warning),
+        "reproduction.md": _markdown(params.name, rows, warning),
+        "reproduction.html": _html(params.name, rows, warning),
     }.items():
         with atomic_write(out / name) as file:
             file.write(text.encode())
     evaluated = sum(row.measured is not None for row in rows)
-    return f"released: {evaluated} of {len(rows)} published files evaluated; open {out / 'released.html'}"
+    return f"reproduce: {evaluated} of {len(rows)} published files evaluated; open {out / 'reproduction.html'}"
 
 
 def _markdown(dataset: str, rows: list[Row], warning: str) -> str:
@@ -103,5 +103,5 @@ def _markdown(dataset: str, rows: list[Row], warning: str) -> str:
 
 
 def _html(dataset: str, rows: list[Row], warning: str) -> str:
-    page = page_templates().get_template("released.html.j2")
+    page = page_templates().get_template("reproduction.html.j2")
     return page.render(dataset=dataset, columns=COLUMNS, rows=rows, warning=warning, reading=_READING, is_web=is_web)

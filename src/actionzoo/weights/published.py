@@ -1,6 +1,6 @@
 """The files that were published for a model: addresses, accuracies, and the network that each was trained as.
 
-Used by `actionzoo weights`, predict, evaluate, init.weights, and the graph in released/.
+Used by `actionzoo weights`, predict, evaluate, init.weights, and the graph in reproduction/.
 """
 
 import dataclasses

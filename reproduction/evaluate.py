@@ -1,4 +1,4 @@
-"""Evaluate one model's published weights. Fetches them; writes released/metrics/<dataset>/<model>.json and results/."""
+"""Evaluate one model's published weights. Fetches them; writes reproduction/results/<dataset>/<model>/."""
 
 import argparse
 
@@ -10,7 +10,7 @@ from actionzoo.process.stage import stage
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
-        epilog="example: python released/evaluate.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb",
+        epilog="example: python reproduction/evaluate.py slowfast_r50_video_4x16x1_256e_kinetics400_rgb",
     )
     parser.add_argument("model", help="a key of params.yaml's recipes")
     return parser.parse_args()
@@ -18,7 +18,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    with stage("released"):
+    with stage("reproduce"):
         print(reproduce(load_params(), args.model))
 
 

@@ -1,4 +1,4 @@
-"""Make the table of published weights. Reads released/metrics/<dataset>/; writes released/report/<dataset>/."""
+"""Make the table of published weights. Reads reproduction/results/<dataset>/; writes reproduction/report/<dataset>/."""
 
 import argparse
 
@@ -8,8 +8,8 @@ from actionzoo.report.reproduction_page import write_reproduction_page
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, epilog="example: python released/report.py").parse_args()
-    with stage("released"):
+    argparse.ArgumentParser(description=__doc__, epilog="example: python reproduction/report.py").parse_args()
+    with stage("reproduce"):
         print(write_reproduction_page(load_params()))
 
 
