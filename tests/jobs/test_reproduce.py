@@ -1,8 +1,10 @@
 """Measured beside published: what may be compared, and what comes of it."""
 
 import dataclasses
+import functools
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,17 @@ import torch
 
 from actionzoo.engine.checkpoint import save_checkpoint
 from actionzoo.errors import UserError
+from actionzoo.job import Job
+from actionzoo.jobs.adopt import old_manifest_sha256
 from actionzoo.jobs.reproduce import reproduce
 from actionzoo.kinetics.labels import kinetics400, map_labels
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import load_params
 from actionzoo.params.settings import PublishedLists
+from actionzoo.records import TestResult
+from actionzoo.run_files import ReproductionFiles
 from actionzoo.zoo import build_model
+from tests.kinetics.files import contents
 from tests.tiny_network import tiny_params, val_clips
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -82,6 +89,7 @@ def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny
         )
         said = reproduce(here, row, root)
     assert "different data" in said
+    assert json.loads((root / f"reproduction/metrics/demo/{row}/reproduction.json").read_text())["ckpt"]["top1"] >= 0
     made = json.loads((root / f"reproduction/results/demo/{row}/ckpt.json").read_text())
     assert list(made["clips"]) == [clip.video_id for clip in kept]
     found = made["published_list"]
@@ -97,6 +105,56 @@ def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny
         1,
         1,
     )
+
+
+@pytest.fixture
+def measured(params, tiny_project, monkeypatch):
+    """A model whose published file was evaluated: what reproduces it again, and its files. To measure fails."""
+    row = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
+    file = tiny_project / "file.pth"
+    save_checkpoint(file, {"state_dict": build_model(params.recipes[row].model, 400).state_dict()})
+    published = {row: dataclasses.replace(params.published[row], ckpt=str(file))}
+    here = dataclasses.replace(tiny_params(), published=params.published | published)
+    said = reproduce(here, row, tiny_project)
+
+    def fail(*_):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("actionzoo.jobs.reproduce._measure", fail)
+    files = ReproductionFiles(tiny_project, "demo", row)
+    return functools.partial(reproduce, here, row, tiny_project), files, said
+
+
+def test_an_evaluation_that_dvc_has_not_taken_yet_is_published_again(measured):
+    again, files, said = measured
+    before = contents(files.results)
+    shutil.rmtree(files.results)  # as DVC does before it starts the stage again
+    assert again() == said and contents(files.results) == before
+
+
+def test_an_evaluation_that_dvc_has_is_done_again_if_it_is_forced(measured):
+    again, files, _ = measured
+    for path in files.results.iterdir():
+        md5 = hashlib.md5(path.read_bytes()).hexdigest()
+        cached = files.project / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, cached)
+    with pytest.raises(AssertionError, match="measured again"):
+        again()
+
+
+def test_the_evaluation_that_the_version_before_left_is_taken_over(measured):
+    again, files, said = measured
+    old = files.root / "released/results/demo" / files.model
+    shutil.copytree(files.results, old)
+    shutil.rmtree(files.results)
+    shutil.rmtree(files.root / ".scratch")
+    job = Job.of(again.args[0], files.model, files.root)
+    text = (old / "ckpt.json").read_text()
+    result = TestResult.read(old / "ckpt.json")
+    known = job.old_evaluation_fingerprint(result.checkpoint_md5, manifest_sha256=old_manifest_sha256(job))
+    (old / "ckpt.json").write_text(text.replace(result.fingerprint, known))
+    assert again() == said
 
 
 def test_a_model_of_ones_own_leaves_the_outputs_of_its_stage(params, tmp_path):
