@@ -138,6 +138,36 @@ def test_what_an_older_version_made_is_taken_over(project, work):
     assert not scratch.exists()
 
 
+@pytest.mark.parametrize("scratch", ["data/.scratch/download/own", ".scratch/download/own"])
+def test_data_that_moved_to_another_root_are_found_there(project, tmp_path, work, monkeypatch, scratch):
+    """Moved by hand, as out of data/ or from behind a link; what is known of the archives stayed in the project."""
+    before = tracked(project)
+    (tmp_path / "disk").mkdir()
+    shutil.move(project / "data/own", tmp_path / "disk/own")
+    if scratch.startswith("."):
+        (project / scratch).parent.mkdir(parents=True)
+        (project / "data/.scratch/download/own").rename(project / scratch)
+    monkeypatch.setenv("ACTIONZOO_DATA", str(tmp_path / "disk"))
+    build(of(project))
+    assert work.since() == (0, 0, 0)
+    assert tracked(project) == before
+
+
+def test_a_link_behind_which_dvc_tracks_nothing_is_refused_before_the_work(project, tmp_path, work):
+    shutil.move(project / "data", tmp_path / "disk")
+    (project / "data").symlink_to(tmp_path / "disk")
+    for stage in (
+        prepare.download,
+        lambda params: prepare.resize(params, 256),
+        lambda params: prepare.frames(params, 256),
+    ):
+        with pytest.raises(
+            UserError, match=r"data is a symbolic link to .*/disk, and DVC .* set data\.root in .*params"
+        ):
+            stage(of(project))
+    assert work.since() == (0, 0, 0)
+
+
 def test_killed_while_it_takes_over_a_stage_finishes_that_next_time(project, work, monkeypatch):
     shard = file_of(project / "data/own/videos_256", "val/part_001.tar")
     for path in (shard, shard.with_suffix(".json")):  # the index has its new name already
