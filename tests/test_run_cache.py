@@ -136,24 +136,25 @@ def test_a_queued_experiment_with_a_recipe_that_was_trained_trains_nothing(built
 
 @pytest.mark.parametrize("stage", ["train", "evaluate"])
 def test_work_that_was_finished_when_dvc_was_killed_is_published_again(built, stage):
-    before = yaml.safe_load((built.root / "dvc.lock").read_text())["stages"]
+    name = f"{stage}@{SLOWFAST}"
+    before = yaml.safe_load((built.root / "dvc.lock").read_text())["stages"][name]
     built.params["recipes"][SLOWFAST]["optim" if stage == "train" else "test"] |= (
         {"weight_decay": 0.0002} if stage == "train" else {"average_clips": "score"}
     )
     built.save()
     built.kill.touch()
     killed = subprocess.run(
-        [sys.executable, "-m", "dvc", "repro", f"{stage}@{SLOWFAST}"], cwd=built.root, env=built.environment,
+        [sys.executable, "-m", "dvc", "repro", name], cwd=built.root, env=built.environment,
         text=True, capture_output=True, check=False)  # fmt: skip
     assert killed.returncode == -9 and built.started() == [stage]
-    assert yaml.safe_load((built.root / "dvc.lock").read_text())["stages"] == before
+    assert yaml.safe_load((built.root / "dvc.lock").read_text())["stages"][name] == before
     finished = built.outputs()
-    ran, printed = built.repro(f"{stage}@{SLOWFAST}")
-    assert ran == [f"{stage}@{SLOWFAST}"] and "its files were published again" in printed
+    ran, printed = built.repro(name)
+    assert ran == [name] and "its files were published again" in printed
     assert not re.search(r"^Epoch \[", printed, re.MULTILINE)
     assert built.outputs() == finished
     built.started()
     built.repro(f"evaluate@{SLOWFAST}")
-    _, printed = built.repro("-f", "-s", f"{stage}@{SLOWFAST}")
+    _, printed = built.repro("-f", "-s", name)
     assert "published again" not in printed  # a forced stage does its work
     built.started()
