@@ -147,11 +147,13 @@ def adopt_benchmark(job: "Job", fingerprint: str) -> Benchmark | None:
 
 
 def old_manifest_sha256(job: "Job") -> str:
-    """The hash of the manifest as that version wrote it, whose names of shards had no key; empty without a manifest."""
-    if not job.has_manifest:
-        return ""
-    data = re.sub(rb"-[0-9a-f]{8}(?=\.tar,)", b"", job.manifest.path.read_bytes())
-    return hashlib.sha256(data).hexdigest()
+    """The hash of the manifest as that version wrote it; empty without a manifest."""
+    return hashlib.sha256(old_manifest(job)).hexdigest() if job.has_manifest else ""
+
+
+def old_manifest(job: "Job") -> bytes:
+    """The manifest as that version wrote it: its names of shards had no key."""
+    return re.sub(rb"-[0-9a-f]{8}(?=\.tar,)", b"", job.manifest.path.read_bytes())
 
 
 class _Before:
