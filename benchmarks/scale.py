@@ -6,8 +6,8 @@
 It makes a mirror in the public layout and, by the functions that the stages use, the shards, indexes and records that
 stages leave behind; every clip is a real video of two frames, and no two are alike. Then the real commands run on that:
 the download reads and verifies every archive, `resize` and `frames` find each part finished and write the manifests,
-DVC hashes all of it. Of trainings there are placeholders, taken in as `dvc commit` does, so that `dvc status` looks at
-the whole graph. Printed for each step: seconds by the clock and of all cores, the largest process's peak of resident
+DVC hashes the manifests. Of trainings there are placeholders, taken in as `dvc commit` does, so that `dvc status` looks
+at the whole graph. Printed for each step: seconds by the clock and of all cores, the largest process's peak of resident
 memory (the kernel's own figure), and the most that all its processes held together (proportional set size, sampled ten
 times a second).
 """
@@ -108,7 +108,7 @@ def measure(
 
 def run(command: tuple[str, ...], folder: Path) -> tuple[dict[str, float], str]:
     """Run a command in the workspace to its end: its figures, and what it printed. Raises if it fails."""
-    environment = {name: value for name, value in os.environ.items() if name != "ACTIONZOO_SOURCE"} | {
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ACTIONZOO_")} | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "DVC_SITE_CACHE_DIR": str(folder / ".dvc-site"),
     }
@@ -192,7 +192,7 @@ def make_data(folder: Path, clips_per_part: int) -> None:
     """The mirror, and every part of every form as if the stages had made it."""
     from actionzoo.kinetics.part_records import PartClip, make_key, write_record
     from actionzoo.kinetics.resize import VideoFormat
-    from actionzoo.kinetics.shards import ShardWriter
+    from actionzoo.kinetics.shards import ShardWriter, keyed
     from actionzoo.kinetics.transcode import FIXED, ffmpeg_version
     from actionzoo.params import load_params
 
@@ -201,30 +201,30 @@ def make_data(folder: Path, clips_per_part: int) -> None:
     video, jpegs = _film()
     known = {"num_frames": len(jpegs), "width": 32, "height": 32, "fps": 25.0, "damage": ""}
     for split, number, clips in _parts(clips_per_part):
-        shard = Path(split) / f"part_{number:03d}.tar"
+        name = f"{split}/part_{number:03d}.tar"
         sources = {video_id: _own(video, video_id) for video_id in clips}
         sha256 = _write_part(folder / "mirror/400" / split / f"part_{number}.tar.gz", sources)
         hashes = {video_id: hashlib.sha256(source).hexdigest() for video_id, source in sources.items()}
         for short_side in (256, 320):
             settings = VideoFormat(short_side, encode).settings()
-            path = folder / f"data/scale/videos_{short_side}" / shard
+            key = make_key(settings, FIXED, sha256)
+            path = folder / f"data/scale/videos_{short_side}" / keyed(name, key)
             with ShardWriter(path) as writer:
                 copies = []
                 for video_id, source in sources.items():
                     offset, size = writer.add(f"{video_id}.mp4", source)
                     clip = PartClip(video_id=video_id, sha256=hashes[video_id], offset=offset, size=size, **known)
                     copies.append(clip)
-            key = make_key(settings, FIXED, sha256)
             write_record(path, key, timeout_seconds, copies, ffmpeg=ffmpeg_version(), unlisted=[])
 
-            path = folder / f"data/scale/frames_{short_side}" / shard
+            key = make_key(params.prepare.jpeg.qscale, key, list(sources))
+            path = folder / f"data/scale/frames_{short_side}" / keyed(name, key)
             with ShardWriter(path) as writer:
                 copies = []
                 for video_id in sources:
                     spans = [writer.add(f"{video_id}/img_{i:05d}.jpg", jpeg) for i, jpeg in enumerate(jpegs, start=1)]
                     offset, size = spans[0][0], sum(spans[-1]) - spans[0][0]
                     copies.append(PartClip(video_id=video_id, offset=offset, size=size))
-            key = make_key(params.prepare.jpeg.qscale, key, list(sources))
             write_record(path, key, timeout_seconds, copies, ffmpeg=ffmpeg_version())
     _write_lists(folder / "mirror/400", clips_per_part)
 

@@ -348,6 +348,8 @@ def test_a_training_starts_from_the_weights_that_its_recipe_names(demo, tmp_path
         ran, printed = demo.repro(f"train@{CSN}")
     assert f"train@{CSN}" in ran and "backbone weights" in printed
     assert f"matched    {len(state)} of" in printed and "head       fresh, for 4 classes" in printed
+    record = json.loads((demo.root / "runs/demo" / CSN / "recipe.json").read_text())
+    assert record["init_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
     # a row's name means its published checkpoint
     init["weights"], demo.published[CSN]["ckpt"] = CSN, str(path)

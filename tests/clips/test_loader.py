@@ -354,3 +354,31 @@ def test_every_clip_is_evaluated_by_one_process(num_clips, world_size):
     orders = [EveryClip(num_clips, batch_size=2, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sorted(clip for order in orders for batch in order for _, clip in batch) == list(range(num_clips))
     assert all(len(order) == len(list(order)) for order in orders)
+
+
+@pytest.mark.parametrize("form", ["videos_80", "frames_80"])
+def test_shards_that_are_not_there_are_told_once_before_any_clip_is_read(data, tmp_path, form):
+    """As in a colleague's clone, which has the manifest alone: no clip is taken for a damaged one."""
+    folder = tmp_path / "root/demo" / form
+    shutil.copytree(data / form, folder)
+    clips = clips_of(folder, "val")
+    shards = sorted({clip.shard for clip in clips})
+    (folder / shards[1]).unlink()
+    stage = f"{'resize' if form.startswith('videos') else 'frames'}@80"
+    remedies = rf"ACTIONZOO_DATA or data\.root .* or run `dvc repro -f {stage}`, which makes what is missing"
+    with pytest.raises(
+        UserError, match=rf"{shards[1]} is not there, in the data root {tmp_path / 'root'} .*{remedies}"
+    ):
+        view_loader(folder, clips, SPEC, loading=LOADING)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match=rf"{shards[0]} and 1 more of 2 shards are not there"):
+        train_loader(folder, clips, CLIPS, AUGMENT, seed=0, loading=LOADING)
+
+
+def test_a_shard_that_is_too_short_is_told_before_any_clip_is_read(data, tmp_path):
+    folder = tmp_path / "videos_80"
+    shutil.copytree(data / "videos_80", folder)
+    clips = clips_of(folder, "val")
+    os.truncate(folder / clips[0].shard, 1000)
+    with pytest.raises(UserError, match=rf"{clips[0].shard} is shorter than the manifest says"):
+        view_loader(folder, clips, SPEC, loading=LOADING)

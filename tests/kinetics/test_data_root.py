@@ -1,5 +1,6 @@
 """Shards lie under a data root that settings, experiments and clones share: none is made twice, none overwritten."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from actionzoo.errors import UserError
+from actionzoo.files.locks import locked
 from actionzoo.jobs import prepare
 from actionzoo.kinetics.check import check_data, delete_shards, unused_shards, unused_text
 from actionzoo.kinetics.manifest import read_manifest
@@ -134,6 +136,36 @@ def test_what_an_older_version_made_is_taken_over(project, work):
         name: sha256 for name, sha256 in new.items() if ".lock" not in name
     }
     assert not scratch.exists()
+
+
+@pytest.mark.parametrize("scratch", ["data/.scratch/download/own", ".scratch/download/own"])
+def test_data_that_moved_to_another_root_are_found_there(project, tmp_path, work, monkeypatch, scratch):
+    """Moved by hand, as out of data/ or from behind a link; what is known of the archives stayed in the project."""
+    before = tracked(project)
+    (tmp_path / "disk").mkdir()
+    shutil.move(project / "data/own", tmp_path / "disk/own")
+    if scratch.startswith("."):
+        (project / scratch).parent.mkdir(parents=True)
+        (project / "data/.scratch/download/own").rename(project / scratch)
+    monkeypatch.setenv("ACTIONZOO_DATA", str(tmp_path / "disk"))
+    build(of(project))
+    assert work.since() == (0, 0, 0)
+    assert tracked(project) == before
+
+
+def test_a_link_behind_which_dvc_tracks_nothing_is_refused_before_the_work(project, tmp_path, work):
+    shutil.move(project / "data", tmp_path / "disk")
+    (project / "data").symlink_to(tmp_path / "disk")
+    for stage in (
+        prepare.download,
+        lambda params: prepare.resize(params, 256),
+        lambda params: prepare.frames(params, 256),
+    ):
+        with pytest.raises(
+            UserError, match=r"data is a symbolic link to .*/disk, and DVC .* set data\.root in .*params"
+        ):
+            stage(of(project))
+    assert work.since() == (0, 0, 0)
 
 
 def test_killed_while_it_takes_over_a_stage_finishes_that_next_time(project, work, monkeypatch):
@@ -305,7 +337,12 @@ def test_shards_that_no_manifest_names_are_listed_and_deleted_when_asked(project
     assert {without_key(shard.path.name) for shard in unused} == {"part_000.tar", "part_001.tar"}
     assert "--delete-unused" in unused_text(unused, deleted=False)
     assert re.search(r"deleted: .*part_001-\w{8}\.tar  [\d.]+ MB", unused_text(unused, deleted=True))
-    delete_shards(unused)
+    with (
+        locked(params.data_scratch("resize") / ".videos_256.lock"),
+        pytest.raises(UserError, match="at work on videos"),
+    ):
+        delete_shards(unused, params.data_scratch)
+    delete_shards(unused, params.data_scratch)
     after = hashes(project / "data/own")
     assert after.pop("videos_256/val/notes.tar")
     assert after == before
@@ -321,8 +358,6 @@ def test_a_shard_that_was_made_anew_by_others_is_not_declared_unfinished(project
     shard = file_of(project / "data/own/videos_256", "val/part_000.tar")
     data = shard.read_bytes() + bytes(512)
     shard.write_bytes(data)
-    import hashlib
-
     record = load_record(shard)
     changed = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     save_record(shard, type(record)(**{field: getattr(record, field) for field in record.__slots__} | changed))

@@ -21,6 +21,7 @@ from actionzoo.errors import MachineFault, UserError
 from actionzoo.kinetics.import_mmaction import MMActionSplit, import_mmaction
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import export_lists, label_map, read_manifest, write_manifest
+from actionzoo.kinetics.shard_list import read_shards
 from actionzoo.kinetics.transcode import to_jpegs
 from actionzoo.recipe import TestSpec
 from tests.clips.counted_films import film, number_of
@@ -63,6 +64,8 @@ def test_clips_of_a_list_are_found_counted_and_loaded(folder, tmp_path, kind):
         form, MMActionSplit("val", folder / f"{kind}.txt", folder / kind, folder / "classes.txt"), inspect=look
     )
     assert line == f"import-mmaction: 3 clips of val ({form / 'manifest.csv'})"
+    assert sorted(path.name for path in form.iterdir()) == ["classes.txt", "manifest.csv", "shards.csv"]
+    assert read_shards(form / "shards.csv") == []
     clips = read_manifest(form / "manifest.csv")
     assert {clip.video_id: (clip.num_frames, clip.class_name) for clip in clips} == {
         path.removesuffix(".mp4"): (num_frames, path.partition("/")[0]) for path, num_frames in VIDEOS.items()

@@ -13,11 +13,13 @@ import pytest
 from actionzoo.errors import UserError
 from actionzoo.params import load_params
 from actionzoo.recipe import Note, Published
+from actionzoo.records import RunRecord
 from actionzoo.report.error_analysis import ClipScores, write_error_analysis
 from actionzoo.report.page import write_page
 from actionzoo.report.results import ModelEntry, model_entries, read_report
 from actionzoo.report.tables import terminal_table, write_tables
 from actionzoo.run_files import RunFiles
+from actionzoo.weights.provenance import versions as installed
 from tests.small_run import write_result
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -682,3 +684,16 @@ def test_remarks_are_chinese_in_the_chinese_table(project):
     for line in lines:
         said = line.split(": ", 1)[1]
         assert any("一" <= sign <= "鿿" for sign in said) and " the " not in said and "numbers" not in said, line
+
+
+def test_a_model_that_other_versions_trained_is_named_below_the_table(project):
+    for name, versions in (("old", {"actionzoo": "0.0.9", "torch": "1.0"}), ("new", installed()), ("older", {})):
+        record = RunRecord(model=name, dataset="demo", recipe={}, files={}, versions=versions)
+        record.write(RunFiles(project.folder, "demo", name).recipe)
+    project.build(row("old"), row("new"), row("older"), row("absent"))
+    now = f"actionzoo {installed()['actionzoo']}, torch {installed()['torch']}"
+    english = f"with other versions than this report was made with ({now}): old with actionzoo 0.0.9, torch 1.0. DVC"
+    for name, text in (("zoo.md", english), ("zoo.html", english), ("zoo.zh.md", "old（actionzoo 0.0.9, torch 1.0）")):
+        assert text in project.read(name)
+    project.build(row("new"))
+    assert "other versions" not in project.read("zoo.md")

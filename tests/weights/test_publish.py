@@ -1,5 +1,6 @@
 """Weights out: a run's two files for others."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from actionzoo.errors import UserError
 from actionzoo.files.hashes import md5_of
 from actionzoo.params import load_params
 from actionzoo.recipe import as_dict
+from actionzoo.records import RunRecord
 from actionzoo.run_files import RunFiles
 from actionzoo.tracking.registry import fetch_registered
 from actionzoo.tracking.store import tracking_uri
@@ -106,6 +108,15 @@ def test_the_pth_says_what_it_is_and_was_made_of(files):
     assert meta["classes"] == CLASSES and meta["manifest_sha256"] == "ab" * 32
     assert METRICS.items() <= meta["metrics"].items()
     assert meta["recipe"]["model"]["depth"] == 50 and set(meta["versions"]) == {"actionzoo", "torch"}
+
+
+def test_publishing_what_another_version_trained_says_so_and_the_files_name_that_version(files, caplog):
+    record = RunRecord.read(files.recipe)
+    dataclasses.replace(record, versions={"actionzoo": "0.0.9"}).write(files.recipe)
+    pth, _ = publish_run(files.run)
+    assert load_checkpoint(pth)["meta"]["versions"] == {"actionzoo": "0.0.9"}
+    (said,) = [message for message in caplog.messages if "DVC does not see" in message]
+    assert f"{ROW} was trained with actionzoo 0.0.9" in said and f"`dvc repro -f train@{ROW}`" in said
 
 
 def test_the_safetensors_say_the_same_in_texts(files):

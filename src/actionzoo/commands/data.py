@@ -77,7 +77,7 @@ def check(
         checked = check_data(data, sample=sample, seed=seed, on_progress=on_progress)
     unused = unused_shards(data, params.workspace)
     if delete_unused:
-        delete_shards(unused)
+        delete_shards(unused, params.data_scratch)
     print(checked.text())
     if unused:
         print(unused_text(unused, deleted=delete_unused))

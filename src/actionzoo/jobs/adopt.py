@@ -114,6 +114,14 @@ def adopt_training(job: "Job", *, is_first: bool = True) -> RunRecord | None:
     return record
 
 
+def adopt_states(job: "Job", num_processes: int) -> None:
+    """Move the saved states that the same training left in that version to where this version looks for them."""
+    before = job.files.scratch(job.resume_key(num_processes, old_manifest_sha256(job)))
+    now = job.files.scratch(job.resume_key(num_processes))
+    if before.is_dir() and not now.exists():
+        before.rename(now)
+
+
 def adopt_evaluation(job: "Job", checkpoint_md5: str, *, is_first: bool = True) -> TestResult | None:
     """Publish result.json and view logits of that version for the same checkpoint and clips; None if there are none."""
     from ..engine.views import fingerprint_of
@@ -139,11 +147,13 @@ def adopt_benchmark(job: "Job", fingerprint: str) -> Benchmark | None:
 
 
 def old_manifest_sha256(job: "Job") -> str:
-    """The hash of the manifest as that version wrote it, whose names of shards had no key; empty without a manifest."""
-    if not job.has_manifest:
-        return ""
-    data = re.sub(rb"-[0-9a-f]{8}(?=\.tar,)", b"", job.manifest.path.read_bytes())
-    return hashlib.sha256(data).hexdigest()
+    """The hash of the manifest as that version wrote it; empty without a manifest."""
+    return hashlib.sha256(old_manifest(job)).hexdigest() if job.has_manifest else ""
+
+
+def old_manifest(job: "Job") -> bytes:
+    """The manifest as that version wrote it: its names of shards had no key."""
+    return re.sub(rb"-[0-9a-f]{8}(?=\.tar,)", b"", job.manifest.path.read_bytes())
 
 
 class _Before:

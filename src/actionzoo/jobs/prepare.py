@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 from pathlib import Path
 
 from ..errors import UserError
@@ -24,6 +25,7 @@ def download(params: Params) -> str:
 
     Returns the stage's closing line. Raises UserError.
     """
+    _check_links(params, "archive")
     with _source(params) as source, progress("bytes") as on_progress:
         jobs = min(8, 2 * params.runtime.num_jobs)  # two connections per CPU, and no more than a mirror bears
         fetch = list_folder if source.startswith(FOLDER) else download_mirror
@@ -43,6 +45,7 @@ def resize(params: Params, short_side: int, scheduler: str | None = None, *, for
     Returns the stage's closing line.
     """
     data = params.data_folder()
+    _check_links(params, f"videos_{short_side}")
     with progress("clips") as on_progress:
         return resize_parts(
             data / "archive",
@@ -62,6 +65,7 @@ def frames(params: Params, short_side: int, scheduler: str | None = None, *, for
     Returns the stage's closing line.
     """
     data = params.data_folder()
+    _check_links(params, f"frames_{short_side}")
     with progress("clips") as on_progress:
         return extract_frames(
             data / f"videos_{short_side}",
@@ -86,16 +90,37 @@ def _execution(params: Params, stage: str, scheduler: str | None, on_progress: P
 def _download_scratch(params: Params) -> Path:
     """The stage's folder for partial files and records of fetched ones.
 
-    Versions that had no data root kept it as <project>/.scratch/download/<dataset>: it is moved once, with its records,
-    so that nothing is fetched again.
+    Records of the same data set are taken over once, so that nothing is fetched again: those that versions without a
+    data root kept in <project>/.scratch, and those of data/ if data.root now is another folder, to which the archives
+    were moved. A record says nothing about an archive that is not there, or has another size.
     """
-    scratch, before = params.data_scratch("download"), params.workspace / ".scratch" / "download" / params.name
-    is_of_this_root = params.data_root.absolute() == (params.workspace / "data").absolute()
-    if is_of_this_root and before.is_dir() and not scratch.exists():
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileNotFoundError):  # another run was faster
-            os.rename(before, scratch)
+    scratch, older = params.data_scratch("download"), params.workspace / ".scratch" / "download" / params.name
+    default = params.workspace / "data" / ".scratch" / "download" / params.name
+    if scratch.exists():
+        return scratch
+    scratch.parent.mkdir(parents=True, exist_ok=True)
+    if older.is_dir():
+        shutil.move(older, scratch)
+    elif default.is_dir():
+        partial = scratch.with_name(f".{scratch.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in ("records", "videos"):
+            if (default / name).is_dir():
+                shutil.copytree(default / name, partial / name)
+        if partial.is_dir():
+            os.rename(partial, scratch)
     return scratch
+
+
+def _check_links(params: Params, *names: str) -> None:
+    """Raises UserError if an out would lie behind a symbolic link: DVC would refuse it once the work is done."""
+    folder = params.folder("data")
+    for path in (folder.parent, folder, *(folder / name for name in names)):
+        if path.is_symlink():
+            raise UserError(
+                f"{path} is a symbolic link to {os.readlink(path)}, and DVC tracks no file behind one; remove it, "
+                f"and set data.root in {params.path} to the folder that holds {params.name}/"
+            )
 
 
 def _source(params: Params) -> contextlib.AbstractContextManager[str]:

@@ -21,8 +21,8 @@ from ..records import ReproducedFile, Reproduction, TestResult
 from ..tracking.live import recorded_run
 from ..tracking.names import TEST_STEP, to_metrics
 from ..weights.checkpoints import open_checkpoint
-from ..weights.download import CACHE
 from ..weights.published import PublishedFile, fetch_published, published_files
+from .adopt import old_manifest, old_manifest_sha256
 
 
 def reproduce(params: Params, model: str, root: Path | None = None) -> str:
@@ -50,7 +50,7 @@ def reproduce(params: Params, model: str, root: Path | None = None) -> str:
 
 def _reproduce_file(params: Params, job: Job, published: PublishedFile) -> ReproducedFile:
     with progress("bytes") as on_progress:
-        file = fetch_published(published, job.root / CACHE, on_progress=on_progress)
+        file = fetch_published(published, job.downloads, on_progress=on_progress)
     checkpoint_md5 = md5_of(file)
     job = dataclasses.replace(job, recipe=dataclasses.replace(job.recipe, model=published.model))
     path = job.root / "released" / "results" / job.dataset / job.model / f"{published.kind}.json"
@@ -106,10 +106,10 @@ def _measure(
 
 def _fingerprints_of_before(job: Job, checkpoint_md5: str) -> tuple[str, str]:
     """As older versions had it, the first of the manifest's text: what they evaluated need not be evaluated again."""
-    recipe, text = job.recipe, job.manifest.path.read_text(encoding="utf-8")
+    recipe, text = job.recipe, old_manifest(job).decode()
     sections = (recipe.model, recipe.clips, recipe.augment, recipe.test)
     of_text = digest(3, *sections, text, checkpoint_md5, *job.list_hashes("val"))
-    return of_text, job.old_evaluation_fingerprint(checkpoint_md5)
+    return of_text, job.old_evaluation_fingerprint(checkpoint_md5, manifest_sha256=old_manifest_sha256(job))
 
 
 def _record(job: Job, published: PublishedFile, result: TestResult, path: Path) -> None:

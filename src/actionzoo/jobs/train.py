@@ -27,7 +27,7 @@ from ..tracking.names import run_params
 from ..weights.initial import check_initial_weights, load_initial_weights
 from ..weights.provenance import Provenance, versions
 from ..zoo import build_model, freeze
-from .adopt import adopt_training
+from .adopt import adopt_states, adopt_training
 from .resume import RunMemory, changes_since, other_unfinished, state_about, take_state
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def train(job: Job, *, resume: Path | None = None) -> str:
         if world.is_first:
             held.enter_context(_locked(files, scratch))
             drop_cached(files.unfinished, job.root)
+            adopt_states(job, num_processes)
             scratch.mkdir(parents=True, exist_ok=True)
             if resume:
                 take_state(resume, scratch, record)

@@ -13,13 +13,15 @@ DVC takes the stage for up to date, because it does not see the shards: `dvc rep
 """
 
 import dataclasses
+import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.hashes import sha256_of
+from ..files.locks import locked
 from ..process.progress import Progress
 from .inventory import read_inventory
 from .manifest import SPLITS
@@ -150,11 +152,19 @@ def unused_shards(data: DataFolder, workspace: Path) -> list[UnusedShard]:
     return unused
 
 
-def delete_shards(shards: Iterable[UnusedShard]) -> None:
-    """Delete the shards, each with its index and its record."""
-    for shard in shards:
-        for path in shard.files:
-            path.unlink(missing_ok=True)
+def delete_shards(shards: Iterable[UnusedShard], scratch: Callable[[str], Path]) -> None:
+    """Delete the shards, each with its index and its record.
+
+    `scratch` gives the scratch folder of a stage. Raises UserError, before any shard of the form is deleted, if the
+    stage that makes them is at work: its new shards are in no manifest yet.
+    """
+    for form, of in itertools.groupby(shards, key=lambda shard: shard.path.parts[-3]):
+        stage = "frames" if form.startswith("frames") else "resize"
+        busy = f"the stage `{stage}` is at work on {form}; delete unused shards when it has ended"
+        with locked(scratch(stage) / f".{form}.lock", busy=busy):
+            for shard in of:
+                for path in shard.files:
+                    path.unlink(missing_ok=True)
 
 
 def unused_text(unused: Sequence[UnusedShard], *, deleted: bool) -> str:

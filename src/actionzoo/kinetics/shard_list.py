@@ -126,7 +126,7 @@ def check_shards(form: Path, clips: Iterable[StoredClip]) -> None:
         else:
             if size < end:
                 short.append(shard)
-    if faulty := missing or short:
+    if faulty := sorted(missing or short):
         which = f"{faulty[0]} and {len(faulty) - 1} more of {len(ends)} shards" if len(faulty) > 1 else faulty[0]
         is_are = ("are" if len(faulty) > 1 else "is") + (" not there" if missing else " shorter than the manifest says")
         raise UserError(f"{which} {is_are}, in the data root {form.parents[1]} ({form}); {remedy(form)}")

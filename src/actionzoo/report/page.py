@@ -17,7 +17,7 @@ from .error_analysis import ErrorAnalysis
 from .html import is_web, page_templates
 from .results import MARKS, CurvePoint, ModelResults, ZooReport
 from .table_texts import TEXTS
-from .tables import clip_lines, our_cells, percent, published_cells, warnings, why_not_comparable
+from .tables import clip_lines, notes_of, our_cells, percent, published_cells, warnings, why_not_comparable
 
 
 def write_page(report: ZooReport, out: Path) -> None:
@@ -33,7 +33,7 @@ def write_page(report: ZooReport, out: Path) -> None:
         used_marks=[mark for mark in MARKS if mark in _used_marks(report)],
         badge=lambda mark: _badge(report, mark),
         marks={mark: text.format(dataset=report.dataset) for mark, text in texts.marks.items()},
-        notes=texts.notes,
+        notes=notes_of(report, "en"),
         remarks=_remarks(report),
         why_not_comparable=why_not_comparable,
         charts=_training_charts,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..accuracy import KINETICS400, PUBLISHED_CLIPS, Comparison, Reason, comparable_top1, compare
 from ..errors import UserError
-from ..records import Benchmark, Metrics, TestResult
+from ..records import Benchmark, Metrics, RunRecord, TestResult
 from ..run_files import RunFiles
 from .error_analysis import ErrorAnalysis, read_error_analysis
 
@@ -83,6 +83,8 @@ class ModelResults:
     among them: their names hold a clock time (run_links)."""
     errors: ErrorAnalysis | None = None
     """None if the evaluation left no error analysis."""
+    trained_with: Mapping[str, str] = field(default_factory=dict)
+    """actionzoo and torch -> version; empty if the training does not say."""
 
     @property
     def has_run(self) -> bool:
@@ -265,7 +267,17 @@ def _results(entry: ModelEntry, root: Path, dataset: str, out: Path) -> ModelRes
         curves=_read_curve(loss, "train", entry.name) + _read_curve(top1, "val", entry.name),
         files={kind: _address(path, out) for kind, path in files.items() if path.is_file()},
         errors=None if metrics is None else read_error_analysis(run),
+        trained_with=_versions(run),
     )
+
+
+def _versions(run: RunFiles) -> Mapping[str, str]:
+    """Those of the training; none without a sound run record, which costs only a note."""
+    try:
+        record = RunRecord.read_if_there(run.recipe)
+    except UserError:
+        return {}
+    return record.versions if record else {}
 
 
 def _read_curve(path: Path, split: Literal["train", "val"], model: str) -> list[CurvePoint]:

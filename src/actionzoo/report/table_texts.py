@@ -30,6 +30,8 @@ class Texts:
     marks: Mapping[Reason, str]
     notes_title: str
     notes: tuple[str, ...]
+    other_versions: str
+    trained_with: str
     files_title: str
     files: Mapping[str, str]
     """Kind of a file -> its link's text."""
@@ -99,6 +101,11 @@ TEXTS: Mapping[Language, Texts] = {
             f"The published validation set has {PUBLISHED_CLIPS:,} videos. Our links lead to the best checkpoint; in "
             "zoo.html also to the logs of its training as text and as JSON.",
         ),
+        other_versions=(
+            "Trained with other versions than this report was made with ({now}): {models}. DVC does not see that; "
+            "dvc repro -f train@MODEL trains anew."
+        ),
+        trained_with="{model} with {versions}",
         files_title="Files",
         files={
             "result": "scores of every clip",
@@ -165,6 +172,10 @@ TEXTS: Mapping[Language, Texts] = {
             f"公布的验证集包含 {PUBLISHED_CLIPS:,} 个视频。"
             "本项目的链接指向最佳权重；zoo.html 中还链接其训练的文本日志与 JSON 日志。",
         ),
+        other_versions=(
+            "训练所用版本与生成本报告的版本（{now}）不同：{models}。DVC 不会察觉；dvc repro -f train@MODEL 可重新训练。"
+        ),
+        trained_with="{model}（{versions}）",
         files_title="文件",
         files={
             "result": "每个视频的得分",

@@ -16,6 +16,7 @@ from ..accuracy import Reason
 from ..files.atomic import atomic_write
 from ..kinetics.manifest import STATES, USABLE
 from ..records import Metrics
+from ..weights.provenance import versions
 from .results import MARKS, ModelEntry, ModelResults, ZooReport, as_json, warnings_of
 from .table_texts import TEXTS, Language, Texts
 
@@ -173,6 +174,25 @@ def warnings(report: ZooReport, language: Language) -> list[str]:
     return [TEXTS[language].warnings[key].format(**values) for key, values in warnings_of(report)]
 
 
+def notes_of(report: ZooReport, language: Language) -> list[str]:
+    """How to read the table, and which models were trained with other versions than are installed."""
+    texts, now = TEXTS[language], versions()
+    trained = {model.entry.name: model.trained_with for model in report.models}
+    others = [
+        texts.trained_with.format(model=_md(name), versions=_md(_versions(known)))
+        for name, known in trained.items()
+        if any(now.get(program, version) != version for program, version in known.items())
+    ]
+    if not others:
+        return list(texts.notes)
+    separator = "；" if language == "zh" else "; "
+    return [*texts.notes, texts.other_versions.format(now=_versions(now), models=separator.join(others))]
+
+
+def _versions(known: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in known.items())
+
+
 def why_not_comparable(dataset: str, model: ModelResults) -> str:
     """A word or two; only for an evaluated model that is not comparable."""
     reasons = model.comparison.reasons
@@ -270,7 +290,10 @@ def _markdown(report: ZooReport, language: Language) -> str:
         if used := {mark for model in models for mark in our_cells(model, language).marks}:
             legend = [f"{sign} {texts.marks[mark]}" for mark, sign in MARKS.items() if mark in used]
             parts += ["  \n".join(_md(line.format(dataset=report.dataset)) for line in legend)]
-    parts += [f"## {texts.notes_title}", "\n".join(f"{n}. {note}" for n, note in enumerate(texts.notes, start=1))]
+    parts += [
+        f"## {texts.notes_title}",
+        "\n".join(f"{n}. {note}" for n, note in enumerate(notes_of(report, language), start=1)),
+    ]
     notes = {model.entry.name: published_cells(model.entry).note[language] for model in report.models}
     if any(notes.values()):
         lines = [f"- {_md(name)}: {_md(note)}" for name, note in notes.items() if note]
