@@ -48,6 +48,7 @@ def owners(name: str) -> set[str]:
     return {canonicalize_name(owner) for owner in packages_distributions().get(name, ())}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["src", "flows", "stages"])
 def test_whatever_is_imported_is_declared(folder):
     declared = {canonicalize_name(requirement.name) for requirement in (*DECLARED, *EXTRAS)}

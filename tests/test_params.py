@@ -121,6 +121,7 @@ def test_names_of_rows_say_what_the_recipes_hold():
             assert clip in row and f"{recipe.model.bottleneck}csn" in row and f"r{recipe.model.depth}" in row
 
 
+@pytest.mark.slow
 def test_the_package_offers_rows_and_networks(monkeypatch):
     monkeypatch.chdir(PROJECT)
     import torch

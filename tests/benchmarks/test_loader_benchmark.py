@@ -52,6 +52,7 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_training_clips_are_those_of_the_plain_way(benchmark, data):
     plain = itertools.islice(benchmark.plain_training(data / "videos_256", None), 8)
     ours = itertools.islice(benchmark.our_training(data / "videos_256", None), 8)
@@ -60,6 +61,7 @@ def test_training_clips_are_those_of_the_plain_way(benchmark, data):
         torch.testing.assert_close(one.view_as(other), other, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_test_views_are_those_of_the_plain_way(benchmark, data):
     plain = next(benchmark.plain_tests(data / "videos_256", None))
     form, loading = data / "videos_256", Loading(batch_size=1, workers=0, timeout_seconds=60)
@@ -75,6 +77,7 @@ def test_videos_and_frames_differ_by_what_jpeg_costs(benchmark, data):
     assert 0 < (videos - frames).abs().mean() < 0.2
 
 
+@pytest.mark.slow
 def test_memory_is_watched(benchmark, data):
     seen = benchmark.watch_memory(data / "videos_256", 40)
     assert len(seen["together_mb"]) == 40 and min(seen["together_mb"]) > 50

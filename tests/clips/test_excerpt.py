@@ -18,6 +18,7 @@ def numbers(data: bytes, num_frames: int) -> list[int]:
     return [number_of(frame) for frame in read(VideoReader(data, num_frames), np.arange(num_frames))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [OURS, (*OURS, "-movflags", "+faststart"), (*UNEVEN, *OURS), (*OURS, "-g", "1")], ids=" ".join
 )

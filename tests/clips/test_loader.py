@@ -77,6 +77,7 @@ def batches(loader, epoch: int, start: int = 0):
     return list(loader)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["videos_80", "frames_80"])
 def test_clips_do_not_depend_on_the_number_of_workers(data, form):
     alone, several = (batches(training(data / form, seed=3, workers=workers), 5) for workers in (0, 3))

@@ -108,6 +108,7 @@ def test_a_task_whose_process_is_killed_once_is_done_all_the_same(pools, tmp_pat
     assert (tmp_path / "tries").read_text().split() == ["0", "1", "2", "2", "3", "4"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("fault", ["killed", "too slow"])
 def test_a_task_that_fails_beside_others_is_tried_again_while_no_other_is_worked_at(pools, tmp_path, workers, fault):

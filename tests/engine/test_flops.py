@@ -18,6 +18,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SIZES)
 def test_every_network_has_its_published_size(config):
     model = build(config)
@@ -31,6 +32,7 @@ def test_every_network_has_its_published_size(config):
     assert sizes == SIZES[config]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_row_of_the_zoo_has_the_size_of_the_reference(config):
     rows = [row for row in read_reference("zoo.json")["entries"] if row["config"] == config]

@@ -93,6 +93,7 @@ def test_where_no_scheduler_answers_the_flow_does_not_begin(monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_only_who_has_the_key_may_talk_to_the_local_cluster():
     ask = """
 import os, distributed

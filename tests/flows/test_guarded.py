@@ -43,6 +43,7 @@ def answer(url: httpx.URL, request: str) -> str:
         return line.makefile("rb").readline().decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("origin", FOREIGN)
 def test_foreign_pages_are_refused_even_with_the_key(http, url, key, origin):
     headers = {"Origin": origin.format(port=url.port)}

@@ -180,6 +180,7 @@ Path(me + ".txt").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "not set"))
 """
 
 
+@pytest.mark.slow
 def test_stages_that_do_not_need_each_other_run_at_once_each_on_its_own_gpu(build, make_repository):
     repository = make_repository(MEETING.format(meet=f"{sys.executable} meet.py"))
     (repository / "meet.py").write_text(MEET)
@@ -188,6 +189,7 @@ def test_stages_that_do_not_need_each_other_run_at_once_each_on_its_own_gpu(buil
     assert {(repository / "left.txt").read_text(), (repository / "right.txt").read_text()} == {"5", "7"}
 
 
+@pytest.mark.slow
 def test_no_more_stages_run_at_once_than_there_are_slots(build, make_repository):
     one_at_a_time = "mkdir busy && sleep 0.5 && rmdir busy && cp in.txt"  # mkdir fails if another stage is inside
     repository = make_repository(
@@ -239,6 +241,7 @@ def test_help_names_the_arguments_and_gives_an_example(build, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_passwords_in_addresses_are_shown_nowhere(build, make_repository, with_server, api):
     repository = make_repository(
         """
@@ -280,6 +283,7 @@ def test_stages_do_not_get_the_keys_of_prefect(build, make_repository):
     assert [name for name in names if name.startswith("PREFECT_") and name.endswith(("_KEY", "_STRING"))] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "address", ["tcp://me:pass-word@127.0.0.1:1?sig=pass-word", "me:pass-word@host:1", "loacl", "x"]
 )

@@ -29,6 +29,7 @@ def made(params, tiny_data):
     return said, tiny_data / "runs/demo" / SLOWFAST / "benchmark.json"
 
 
+@pytest.mark.slow
 def test_speed_memory_and_size_are_measured_and_say_on_what(made):
     said, path = made
     values = json.loads(path.read_text())
@@ -64,6 +65,7 @@ def test_the_table_for_dvc_has_the_same_numbers_rounded(made, tiny_data):
     assert table["parameters"] == 34_479_288 and len(table) <= 6
 
 
+@pytest.mark.slow
 def test_without_clips_the_rest_is_measured(params, tmp_path):
     said = benchmarking.benchmark(Job.of(params, CSN, tmp_path))
     values = json.loads((tmp_path / "runs/demo" / CSN / "benchmark.json").read_text())

@@ -50,6 +50,7 @@ def best(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_tested_as_mmaction2s_users_know_it(root, best):
     """The very command of the published pages, after `actionzoo`."""
     params = yaml.safe_load((PROJECT / "params.yaml").read_text())
@@ -123,6 +124,7 @@ def test_a_run_of_other_classes_is_refused(root, best, tmp_path):
         evaluated(tiny_params(), ROW, str(other), root)
 
 
+@pytest.mark.slow
 def test_a_published_checkpoint_is_tested_as_the_network_it_was_trained_as_on_its_classes(root, tmp_path):
     """The published 8x8 of short side 256 has other laterals than its recipe; its 400 classes hold the four here."""
     params = tiny_params()
@@ -187,6 +189,7 @@ def test_a_randomly_drawn_classifier_is_not_tested(root, tmp_path):
     assert report.head == "loaded" and "drawn at random" in refusal(root, again)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["recipe", "meta", "published name", "name", "config"])
 def test_a_file_of_another_model_is_not_tested_under_this_ones_name(root, tmp_path, how):
     name, meta = "any.pth", {}
@@ -233,6 +236,7 @@ def test_weights_that_are_no_numbers_are_not_tested(root, tmp_path, value):
     assert "weights that are no numbers (NaN or infinite), in 1: cls_head.fc_cls.bias" in refusal(root, path)
 
 
+@pytest.mark.slow
 def test_another_number_of_classes_or_none_is_refused(root, tmp_path):
     path = written(tmp_path / "five" / "any.pth", {}, num_classes=5)
     assert "has 5 classes and does not name them, and the data set has 4" in refusal(root, path)
@@ -242,6 +246,7 @@ def test_another_number_of_classes_or_none_is_refused(root, tmp_path):
     assert "has no classifier" in refusal(root, path)
 
 
+@pytest.mark.slow
 def test_whatever_predict_knows_by_a_name_is_tested(root, tmp_path):
     params = tiny_params()
     torch.manual_seed(0)

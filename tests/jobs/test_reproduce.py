@@ -62,6 +62,7 @@ def test_classes_are_found_however_they_are_spelt():
         map_labels(["yoga", "walking a snail"], known)
 
 
+@pytest.mark.slow
 def test_published_weights_are_tested_on_exactly_the_published_list(params, tiny_project):
     """End to end: a published file, a list and its label map, all behind URLs."""
     row = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"

@@ -130,6 +130,7 @@ print(extract_frames(videos, DataFolder.at(Path("frames")), execution, max_bad_s
     assert done.stdout.startswith("frames: 12 of 14 clips"), done.stderr
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_bytes_as_one_machine(tiny_archive, here, two_workers, tmp_path):
     reports = []
 

@@ -137,6 +137,7 @@ def test_one_csv_may_name_the_splits(fill, prepared, video):
     assert {clip.state for clip in clips} == {"ok"}
 
 
+@pytest.mark.slow
 def test_a_crawled_kinetics_gives_the_same_clips_as_the_mirror(tiny_mirror, root, prepared, tmp_path):
     """In the crawler's layout, with class names in its spelling, and with Kinetics' own CSV files."""
     for split in ("train", "val"):

@@ -158,6 +158,7 @@ NAMES = [
 ]
 
 
+@pytest.mark.slow
 def test_names_are_names_whatever_is_in_them(tmp_path):
     """Each clip has another number of frames: none is taken for another."""
     parts = {f"{name}.mp4": film(num_frames=3 + n, height=36, width=48) for n, name in enumerate(NAMES)}

@@ -46,6 +46,7 @@ def test_the_layout_is_the_public_mirrors(tiny_mirror):
     ]
 
 
+@pytest.mark.slow
 def test_equal_arguments_give_equal_bytes_and_another_seed_others(tmp_path, tiny_mirror):
     make_mirror(tmp_path / "again", Mirror(train_clips=1, val_clips=1, test_clips=1, parts=2, seed=0), jobs=1)
     make_mirror(tmp_path / "other", Mirror(train_clips=1, val_clips=1, test_clips=1, parts=2, seed=1))
@@ -54,6 +55,7 @@ def test_equal_arguments_give_equal_bytes_and_another_seed_others(tmp_path, tiny
     assert (tmp_path / "other" / part).read_bytes() != (tiny_mirror / part).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_mirror_that_is_there_is_not_made_again(tmp_path):
     size = Mirror(train_clips=1, val_clips=1, test_clips=1, parts=1, seed=0)
     make_mirror(tmp_path / "mirror", size)
@@ -145,6 +147,7 @@ def test_the_turned_phones_clip_is_stored_lying_and_rises_once_it_stands(tiny_mi
     assert vertical_flow(frames) < -0.3
 
 
+@pytest.mark.slow
 def test_no_single_frame_tells_the_class():
     """Mean brightness, contrast and edges of one frame: alike for all classes, within sampling error."""
     facts = {}

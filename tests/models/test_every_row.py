@@ -47,6 +47,7 @@ def test_frozen_and_trained_rows_are_those_of_the_zoo():
     assert all("bnfrozen" in row for row in FROZEN) and not any("bnfrozen" in row for row in TRAINED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", RECIPES)
 def test_loss_and_clipped_gradients_are_numbers(row):
     step = _step_of(row)

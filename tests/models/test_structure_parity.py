@@ -19,6 +19,7 @@ def test_state_dict_has_keys_order_and_shapes_of_released_weights(row):
     assert ours == read_reference(f"statedict/{config}.json")["state_dict"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", RECIPES)
 def test_size_is_the_references_and_the_published_one(row):
     known, model = reference_entries()[row]["complexity"], _create(row)

@@ -112,6 +112,7 @@ def one(root) -> Path:
     return root / "films" / "val" / CLASSES[2] / "val2.mp4"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [VIDEOS, FRAMES])
 def test_predictions_are_those_of_the_pipelines_own_test(params, root, tmp_path, row):
     trained = open_trained(row, params=params, root=root)

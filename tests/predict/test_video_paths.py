@@ -60,6 +60,7 @@ def test_a_name_that_no_file_can_have_is_told(tmp_path):
             check_request(PredictRequest([tmp_path / name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -70,6 +70,7 @@ def only_run(client, experiment="demo"):
 # --- where the record is
 
 
+@pytest.mark.slow
 def test_store_lies_in_the_project_wherever_the_command_runs(root, monkeypatch):
     (root / "deep" / "er").mkdir(parents=True)
     monkeypatch.chdir(root / "deep" / "er")
@@ -584,6 +585,7 @@ def test_with_a_server_the_page_is_the_servers(root, monkeypatch):
     assert ui_command().endswith("-m webbrowser -t http://example.org:5000")
 
 
+@pytest.mark.slow
 def test_recording_is_quiet(root):
     code = "from actionzoo.tracking.live import recorded_run\nwith recorded_run(experiment='demo', name='row'): pass"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

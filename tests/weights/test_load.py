@@ -621,6 +621,7 @@ def test_a_rows_published_checkpoint_is_what_is_imported_without_a_source(tmp_pa
             import_weights(CSN_ROW)
 
 
+@pytest.mark.slow
 def test_the_command_shows_the_report_and_refuses_in_a_sentence(tmp_path, in_project, trained):
     saved({"state_dict": trained["slowfast"].state_dict()}, tmp_path / "six.pth")
     command = [sys.executable, "-m", "actionzoo.cli", "weights"]

@@ -194,6 +194,7 @@ def registry(files, monkeypatch):
     return lambda: mlflow.MlflowClient(tracking_uri(files.root))
 
 
+@pytest.mark.slow
 def test_a_registered_run_is_opened_by_its_address_with_the_very_weights(files, registry, trained):
     address = register_run(files.run, alias="champion")
     assert address == f"models:/{ROW}/1"
@@ -208,6 +209,7 @@ def test_a_registered_run_is_opened_by_its_address_with_the_very_weights(files, 
     assert not [path for path in files.run.iterdir() if path.suffix == ".safetensors" or path.is_dir()]
 
 
+@pytest.mark.slow
 def test_registered_again_the_same_run_stays_one_version_and_a_retrained_one_is_the_next(files, registry):
     assert [register_run(files.run, "mine") for _ in range(2)] == ["models:/mine/1"] * 2
     save_checkpoint(files.best, trained_weights(network(), 3, 0.9))
@@ -227,6 +229,7 @@ def test_what_is_registered_is_weights_and_no_code(files, registry):
     assert [path.suffix for path in source.iterdir()] == [".safetensors"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("address", "said"),
     [
@@ -249,6 +252,7 @@ def test_without_a_store_nothing_is_registered_and_none_is_made(tmp_path, regist
     assert not (tmp_path / "mlflow.db").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "alias"), [("a/b", None), ("mine", "v1"), ("it's", "latest")])
 def test_names_that_mlflow_does_not_take_are_told_in_a_sentence(files, registry, name, alias):
     with pytest.raises(UserError, match="MLflow does not accept"):

@@ -62,6 +62,7 @@ def with_address(params: Params, file: PublishedFile, address: str, mirrors: tup
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", ROWS)
 def test_the_weights_of_every_model_are_had_by_its_name(params, tmp_path, row):
     file = published_file(params, row)
