@@ -177,7 +177,6 @@ class RunRecord(Record):
         return {
             "loss": round(loss, 4),
             "val_top1": round(self.best_val_top1, 4),
-            "best_epoch": self.best_epoch,
             "epochs": self.epochs,
         }
 
@@ -258,8 +257,8 @@ class Metrics(Record):
 
     def table(self) -> Json:
         """For metrics/<dataset>/evaluate/."""
-        accuracies: Json = {name: round(value, 4) for name, value in self.accuracies.items()}
-        return accuracies | {"clips": self.clips, "protocol": self.protocol}
+        shown: Json = {name: round(value, 4) for name, value in self.accuracies.items() if name != "mean_class"}
+        return shown | {"protocol": self.protocol, "clips": self.clips}
 
     def as_json(self) -> Json:
         """Each accuracy stands there twice, the second time under a name with its protocol: test/top1@10x3."""
@@ -420,10 +419,7 @@ class Benchmark(Record):
         """For metrics/<dataset>/benchmark/; unknown values are left out."""
         values = {
             "videos_per_second": _rounded(self.videos_per_second, 2),
-            "with_decoding": _rounded(self.end_to_end_videos_per_second, 2),
-            "test_memory_mb": _rounded(self.test_memory_mb, 0),
             "train_memory_mb": _rounded(self.train_memory_mb, 0),
-            "parameters": self.parameters,
         }
         return {name: value for name, value in values.items() if value is not None}
 
