@@ -163,10 +163,10 @@ def test_mlflow_holds_one_run_per_row_with_curves_logs_and_checkpoints(demo):
         assert {"best.pth", "latest.pth", "result.json"} <= set(files)
         assert any(name.endswith(".log") for name in files) and any(name.endswith(".log.json") for name in files)
         analysis = {Path(artifact.path).name for artifact in client.list_artifacts(run.info.run_id, "error_analysis")}
-        assert {f"{row}.classes.csv", f"{row}.confusion.csv", "errors.json", "confusion.svg"} <= analysis
-        with open(demo.root / "metrics/demo" / f"{row}.classes.csv", newline="") as file:
+        assert {"classes.csv", "confusion.csv", "errors.json", "confusion.svg"} <= analysis
+        with open(demo.root / "plots/demo/classes" / row / "classes.csv", newline="") as file:
             right = sum(int(line["right"]) for line in csv.DictReader(file))
-        tested = json.loads((demo.root / "metrics/demo" / f"{row}.json").read_text())
+        tested = json.loads((demo.root / "runs/demo" / row / "result.json").read_text())["metrics"]
         assert right == round(tested["top1"] * tested["clips"])
 
 
@@ -175,8 +175,8 @@ def test_every_row_has_its_plots_in_dvc(demo):
     plots, _ = json.JSONDecoder().raw_decode(printed[printed.index('{"data"') :])
     plots = plots["data"]
     for row in (SLOWFAST, CSN):
-        for kind in ("train", "val", "classes", "confusion", "views"):
-            (name,) = [name for name in plots if name.endswith(f"metrics/demo/{row}.{kind}.csv")]
+        for kind in ("loss", "top1", "classes", "confusion", "views"):
+            (name,) = [name for name in plots if name.endswith(f"plots/demo/{kind}/{row}/{kind}.csv")]
             assert plots[name], name
 
 
@@ -215,7 +215,7 @@ def test_switching_the_data_set_there_and_back_repeats_no_training_and_loses_no_
     demo.params["data"]["name"] = "demo"
     demo.save()
     _, printed = demo.repro()
-    assert f"{SLOWFAST} is trained already" in printed and f"{SLOWFAST} is evaluated already" in printed
+    assert f"Stage 'train@{SLOWFAST}' is cached - skipping run" in printed
     assert "Epoch [" not in printed
     assert contents(demo.root) == before
     assert {path: path.stat().st_mtime_ns for path in made} == times
@@ -223,7 +223,7 @@ def test_switching_the_data_set_there_and_back_repeats_no_training_and_loses_no_
 
 
 def contents(root: Path) -> dict[Path, str]:
-    paths = [path for kind in ("data", "runs", "metrics") for path in (root / kind / "demo").rglob("*")]
+    paths = [path for kind in ("data", "runs", "metrics", "plots") for path in (root / kind / "demo").rglob("*")]
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
@@ -283,7 +283,7 @@ def test_a_training_killed_again_and_again_leaves_the_files_of_an_undisturbed_on
     assert (tmp_path / "cut.txt").read_text().count("resuming an interrupted training") == 3
     (other,) = (tmp_path / "cut").glob("*.log.json")
     assert without_clocks(other) == without_clocks(log)
-    for name in ("best.pth", "latest.pth", f"{SLOWFAST}.train.csv", f"{SLOWFAST}.val.csv"):
+    for name in ("best.pth", "latest.pth", "loss.csv", "top1.csv", "train.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
 
@@ -303,8 +303,7 @@ def test_two_processes_train_and_test_a_row_together(demo):
         together = json.loads((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
         demo.params["runtime"] = before
         demo.save()
-        (demo.root / "runs/demo" / SLOWFAST / "result.json").unlink()
-        demo.repro(f"evaluate@{SLOWFAST}")
+        demo.repro("-f", "-s", f"evaluate@{SLOWFAST}")
     finally:
         demo.params["runtime"] = before
         del optim["videos_per_gpu"], optim["batch_norm"]
