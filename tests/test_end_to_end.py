@@ -198,7 +198,7 @@ def test_another_learning_rate_reruns_that_rows_training_evaluation_and_the_repo
     demo.params["recipes"][CSN]["optim"]["lr"] *= 0.5
     demo.save()
     ran, _ = demo.repro()
-    assert sorted(ran) == sorted([f"train@{CSN}", f"evaluate@{CSN}", "report"])
+    assert sorted(ran) == sorted(["settings", f"train@{CSN}", f"evaluate@{CSN}", "report"])
 
 
 def test_switching_the_data_set_there_and_back_repeats_no_training_and_loses_no_file(demo):

@@ -106,7 +106,7 @@ def test_logs_follow_the_training_that_dvc_restored(built):
     from actionzoo.run_files import RunFiles, logs_of
 
     files = RunFiles(built.root, "demo", SLOWFAST)
-    found = logs_of(files.run, RunRecord.read(files.recipe).fingerprint)
+    found = logs_of(files.run, RunRecord.read(files.recipe).log_mark)
     assert found and max(files.run.glob("*.log.json")) not in found
 
 

@@ -76,12 +76,17 @@ def test_logs_are_those_of_the_training_that_is_there(tmp_path):
     }
 
 
-def test_logs_of_older_versions_stand_in_where_none_says_that_it_belongs(tmp_path):
+def test_logs_of_older_versions_are_those_of_their_trainings_alone(tmp_path):
     run = tmp_path / "run"
     write_log(run, "20260101_120000")
     write_log(run, "20260103_120000", "another's")
-    assert [path.name for path in logs_of(run, "mine")] == ["20260101_120000.log.json"]
     assert [path.name for path in logs_of(run, "")] == ["20260101_120000.log.json"]
+    assert logs_of(run, "mine") == []
+
+
+def test_logs_of_an_experiment_outlive_its_temporary_folder(tmp_path):
+    files = RunFiles(tmp_path / ".dvc/tmp/exps/one", "demo", "row", workspace=tmp_path)
+    assert files.logs == RunFiles(tmp_path, "demo", "row").run
 
 
 def test_without_a_log_there_is_none(tmp_path):

@@ -172,6 +172,11 @@ class RunRecord(Record):
         schedule = self.recipe.get("schedule")
         return schedule.get("epochs") if isinstance(schedule, dict) else None
 
+    @property
+    def log_mark(self) -> str:
+        """What the training's logs carry in their first line: the fingerprint; '' for version 0.1, whose carry none."""
+        return self.fingerprint if self.versions else ""
+
     def table(self, loss: float) -> Json:
         """For metrics/<dataset>/train/. `loss` is the training loss of the last epoch."""
         return {

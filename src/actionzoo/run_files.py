@@ -41,6 +41,11 @@ class RunFiles:
         return self.work_dir or self.root / "runs" / self.dataset / self.model
 
     @property
+    def logs(self) -> Path:
+        """Folder of the logs. Experiments share it: their own folders are temporary, and no output holds the logs."""
+        return self.work_dir or (self.workspace or self.root) / "runs" / self.dataset / self.model
+
+    @property
     def base(self) -> Path:
         """The folder that all files of the run lie in."""
         return self.work_dir or self.root
@@ -178,22 +183,20 @@ def make_output_folders(root: Path, dataset: str, models: Iterable[str]) -> None
                 folder.mkdir(parents=True, exist_ok=True)
 
 
-def logs_of(run: Path, fingerprint: str) -> list[Path]:
-    """The <time>.log.json files in a run's folder that belong to the training with this fingerprint, the oldest first.
+def logs_of(folder: Path, mark: str) -> list[Path]:
+    """The <time>.log.json files in RunFiles.logs that belong to the training with this RunRecord.log_mark, in the order
+    of their times.
 
-    The folder holds the logs of every training of the model, and DVC restores any of them. Logs of older versions do
-    not say to which training they belong; they are returned if no log has the fingerprint.
+    The folder holds the logs of every training of the model, and DVC restores the outputs of any of them. '' stands for
+    a training of version 0.1, whose logs do not say to which training they belong.
     """
-    paths = sorted(path for path in run.glob("*.log.json") if _LOG.fullmatch(path.name) and path.is_file())
-    found = {path: _fingerprint(path) for path in paths}
-    return [path for path in paths if fingerprint and found[path] == fingerprint] or [
-        path for path in paths if not found[path]
-    ]
+    paths = sorted(path for path in folder.glob("*.log.json") if _LOG.fullmatch(path.name) and path.is_file())
+    return [path for path in paths if _fingerprint(path) == mark]
 
 
-def newest_logs(run: Path, fingerprint: str) -> dict[str, Path]:
+def newest_logs(folder: Path, mark: str) -> dict[str, Path]:
     """The files of the last of `logs_of`: log (<time>.log) and json (<time>.log.json), if there."""
-    if not (paths := logs_of(run, fingerprint)):
+    if not (paths := logs_of(folder, mark)):
         return {}
     text = paths[-1].with_suffix("")
     return {"json": paths[-1]} | ({"log": text} if text.is_file() else {})

@@ -59,14 +59,16 @@ def test_a_row_leads_to_the_run_of_its_very_checkpoint_and_to_its_newest_logs(pr
 def test_logs_are_those_of_the_training_that_dvc_restored_not_the_newest(project):
     run = project / "runs/demo" / ROW
     files = {"best.pth": FileRecord(md5="b" * 32, size=10)}
-    RunRecord(model=ROW, dataset="demo", recipe={}, files=files, fingerprint="mine").write(run / "recipe.json")
+    RunRecord(model=ROW, dataset="demo", recipe={}, files=files, fingerprint="mine", versions={"actionzoo": "1"}).write(
+        run / "recipe.json"
+    )
     for name, fingerprint in (("20260103_120000", "mine"), ("20260104_120000", "another's")):
         (run / f"{name}.log").write_text("")
         (run / f"{name}.log.json").write_text(json.dumps({"seed": 0, "fingerprint": fingerprint}) + "\n")
     found = links(write_run_links(load_params(), project))[ROW]
     assert found["log"].endswith("20260103_120000.log") and found["json"].endswith("20260103_120000.log.json")
 
-    RunRecord(model=ROW, dataset="demo", recipe={}, files=files, fingerprint="old").write(run / "recipe.json")
+    RunRecord(model=ROW, dataset="demo", recipe={}, files=files, fingerprint="older").write(run / "recipe.json")
     found = links(write_run_links(load_params(), project))[ROW]
     assert found["json"].endswith("20260102_120000.log.json")  # the newest that does not say whose it is
 

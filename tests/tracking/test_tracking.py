@@ -440,6 +440,21 @@ def test_sync_makes_a_run_that_says_what_the_folder_says(root, client):
     assert sorted(item.path for item in client.list_artifacts(done.run_id)) == files
 
 
+def test_sync_reads_the_logs_of_the_training_that_dvc_restored(root, client):
+    folder = write_run(root)
+    line = json.dumps(TRAIN | {"epoch": 1, "iter": 2, "top1_acc": 0.25, "loss": 7.0})
+    for stamp, fingerprint in (("20260103_120000", "mine"), ("20260104_120000", "another's")):
+        first = json.dumps({"seed": 0, "iters_per_epoch": 4, "fingerprint": fingerprint})
+        (folder / f"{stamp}.log.json").write_text(f"{first}\n{line}\n")
+    record = json.loads((folder / "recipe.json").read_text())
+    record |= {"fingerprint": "mine", "versions": {"actionzoo": "1"}}
+    (folder / "recipe.json").write_text(json.dumps(record))
+    (done,) = sync(root)
+    assert history(client, done.run_id, "train/loss") == [(2, 7.0)]
+    logs = {item.path for item in client.list_artifacts(done.run_id) if item.path.endswith(".log.json")}
+    assert logs == {"20260103_120000.log.json"}
+
+
 def test_second_sync_changes_nothing(root, client):
     write_run(root)
     write_run(root, "other row")

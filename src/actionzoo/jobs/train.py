@@ -142,7 +142,7 @@ def _train(job: Job, record: RunRecord, scratch: Path, world: "World") -> RunRec
         state = train_network(network, data, plan, StateFolder(scratch, state_about(record)), Listener(), world)
         return _finished(record, state)
 
-    log = RunLog(job.files.run, memory.stamp)
+    log = RunLog(job.files.logs, memory.stamp)
     lines = [
         *(other_unfinished(job.files, scratch, record) if is_new else changes_since(memory, job, scratch)),
         *([loaded.text()] if loaded else []),

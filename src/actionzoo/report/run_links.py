@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files.atomic import atomic_write
-from ..params import Params
+from ..params import Params, workspace_of
 from ..records import RunRecord
 from ..run_files import RunFiles, newest_logs
 from ..tracking.store import run_pages
@@ -22,7 +22,7 @@ def write_run_links(params: Params, root: Path | None = None, *, server: str | N
     """
     root = root or params.root
     out = params.folder("report", root)
-    models = {model: RunFiles(root, params.name, model) for model in params.models()}
+    models = {model: RunFiles(root, params.name, model, workspace=workspace_of(root)) for model in params.models()}
     records = {model: record for model, files in models.items() if (record := _record(files))}
     checkpoint_md5s = {
         model: record.files["best.pth"].md5 for model, record in records.items() if "best.pth" in record.files
@@ -30,7 +30,7 @@ def write_run_links(params: Params, root: Path | None = None, *, server: str | N
     pages = run_pages(params.name, checkpoint_md5s, root, server)
     links = {}
     for model, files in models.items():
-        logs = newest_logs(files.run, records[model].fingerprint if model in records else "")
+        logs = newest_logs(files.logs, records[model].log_mark if model in records else "")
         addresses = {kind: Path(os.path.relpath(path, out)).as_posix() for kind, path in logs.items()}
         if model in pages:
             addresses["mlflow"] = pages[model]
