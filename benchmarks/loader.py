@@ -131,7 +131,7 @@ def compare(folder: Path, args: argparse.Namespace) -> None:
 
 def prepare(folder: Path, mirror: str | None) -> None:
     """folder/archive, videos_256 and frames_256 as our stages make them, default_256 as x264 makes it by itself."""
-    from actionzoo.data_folder import DataFolder
+    from actionzoo.files.data_folder import DataFolder
     from actionzoo.kinetics.download import download
     from actionzoo.kinetics.execution import Execution
     from actionzoo.kinetics.frames import extract_frames

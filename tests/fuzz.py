@@ -38,11 +38,11 @@ from safetensors.torch import save
 from actionzoo.clips.quarantine import Quarantine
 from actionzoo.clips.readers import Undecodable, VideoInfo, open_clip
 from actionzoo.clips.readers import read as read_frames
-from actionzoo.data_folder import DataFolder
 from actionzoo.engine.checkpoint import load_checkpoint
 from actionzoo.engine.tensor_file import read_header, read_tensors
 from actionzoo.engine.views import read_views
 from actionzoo.errors import MachineFault, UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.files.json_files import read_json, require_json
 from actionzoo.jobs.view_scores import as_json, as_text, measure
 from actionzoo.kinetics.annotations import class_names, read_annotations

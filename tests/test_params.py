@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import actionzoo
-from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.params import Params, find_project, load_params
 from actionzoo.params import read as params_module
 

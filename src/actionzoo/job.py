@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from .data_folder import DataFolder
 from .devices import device_type
 from .engine.schedule import scaled_lr
 from .errors import UserError
+from .files.data_folder import DataFolder
 from .files.hashes import sha256_of
 from .kinetics.manifest import Manifest, read_manifest
 from .kinetics.published_list import fetch_list

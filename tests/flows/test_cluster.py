@@ -23,7 +23,7 @@ DATA = """
 RESIZE = """
 import os
 from pathlib import Path
-from actionzoo.data_folder import DataFolder
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from actionzoo.data_folder import DataFolder
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.frames import extract_frames

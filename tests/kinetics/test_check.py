@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.check import Checked, check_data
 from actionzoo.kinetics.transcode import Encode
 from tests.kinetics.data_stages import make_archive, make_frames, make_videos

@@ -115,7 +115,7 @@ def test_without_a_scheduler_dask_is_not_even_imported(tiny_archive, tmp_path):
 import sys
 from pathlib import Path
 sys.modules["dask"] = sys.modules["distributed"] = None  # so that an import would fail
-from actionzoo.data_folder import DataFolder
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.frames import extract_frames
 from actionzoo.kinetics.resize import VideoFormat, resize
@@ -329,7 +329,7 @@ def test_an_interrupted_run_cancels_its_parts(number, tiny_archive, two_workers,
     code = """
 import signal, sys
 from pathlib import Path
-from actionzoo.data_folder import DataFolder
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode

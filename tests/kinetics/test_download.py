@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.download import TERMS, download, parse_parts
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.inventory import ArchivedFile, FetchedSplit, read_inventory
@@ -349,7 +349,7 @@ def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(mirror, tm
     command = """
 import sys
 from pathlib import Path
-from actionzoo.data_folder import DataFolder
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.download import download
 from actionzoo.kinetics.execution import Execution
 execution = Execution(scratch=Path("scratch"), jobs=2)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.annotations import read_annotations
 from actionzoo.kinetics.archives import read_archive
 from actionzoo.kinetics.check import check_data

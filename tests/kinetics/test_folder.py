@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.annotations import class_key
 from actionzoo.kinetics.archives import read_archive
 from actionzoo.kinetics.download import TERMS
@@ -590,7 +590,7 @@ def test_progress_ends_at_its_total(fill, listed, small_parts):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from actionzoo.data_folder import DataFolder
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics import folder
 from actionzoo.kinetics.execution import Execution
 folder.VIDEOS_PER_PART = 4

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import yaml
 
-from actionzoo.data_folder import DataFolder
 from actionzoo.errors import UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import Clip, export_lists, read_manifest, write_manifest
 from actionzoo.kinetics.overview import KNOWN_COPIES, Overview, as_json, summary, survey

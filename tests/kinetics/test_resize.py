@@ -352,7 +352,7 @@ def test_progress_counts_clips(mirror, whole, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from actionzoo.data_folder import DataFolder
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.kinetics.execution import Execution
 from actionzoo.kinetics.resize import VideoFormat, resize
 from actionzoo.kinetics.transcode import Encode

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from actionzoo.clips.readers import VideoReader, read
-from actionzoo.data_folder import DataFolder
 from actionzoo.engine.distributed import World
 from actionzoo.errors import UserError
+from actionzoo.files.data_folder import DataFolder
 from actionzoo.job import Job
 from actionzoo.jobs.evaluated_clips import evaluated_clips
 from actionzoo.jobs.measure import Request, Subject

@@ -50,11 +50,10 @@ def resize(params: Params, short_side: int, scheduler: str | None = None, *, for
         return resize_parts(
             data / "archive",
             data / f"videos_{short_side}",
-            _execution(params, "resize", scheduler, on_progress),
+            _execution(params, "resize", scheduler, force, on_progress),
             video_format=VideoFormat(short_side, params.prepare.encode),
             max_bad_share=params.dataset.max_bad_share,
             min_frames=params.prepare.min_frames,
-            force=force,
         )
 
 
@@ -70,19 +69,19 @@ def frames(params: Params, short_side: int, scheduler: str | None = None, *, for
         return extract_frames(
             data / f"videos_{short_side}",
             data / f"frames_{short_side}",
-            _execution(params, "frames", scheduler, on_progress),
+            _execution(params, "frames", scheduler, force, on_progress),
             qscale=params.prepare.jpeg.qscale,
             max_bad_share=params.dataset.max_bad_share,
-            force=force,
         )
 
 
-def _execution(params: Params, stage: str, scheduler: str | None, on_progress: Progress) -> Execution:
+def _execution(params: Params, stage: str, scheduler: str | None, force: bool, on_progress: Progress) -> Execution:
     return Execution(
         scratch=params.data_scratch(stage),
         jobs=params.runtime.num_jobs,
         clip_timeout_seconds=params.runtime.clip_timeout_seconds,
         scheduler=scheduler or params.runtime.scheduler_address,
+        force=force,
         on_progress=on_progress,
     )
 

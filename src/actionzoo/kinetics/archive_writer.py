@@ -16,10 +16,10 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.atomic import atomic_write
 from ..files.csv_cells import safe_cell, safe_id
+from ..files.data_folder import DataFolder
 from ..files.hashes import sha256_of_open
 from ..files.json_files import read_json_list, write_json
 from ..process.progress import Progress

@@ -22,10 +22,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..data_folder import DataFolder
 from ..errors import MachineFault, UserError
 from ..files.addresses import without_secrets
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
+from ..files.data_folder import DataFolder
 from ..files.hashes import sha256_of
 from ..files.json_files import read_json, write_json
 from ..files.locks import locked

@@ -20,5 +20,7 @@ class Execution:
     scheduler: str | None = None
     """Address of a Dask scheduler whose workers make the parts, such as tcp://10.0.0.1:8786 (cluster.py). None: this
     machine makes them. Downloads do not use it."""
+    force: bool = False
+    """Make finished shards anew, too. Downloads do not use it."""
     on_progress: Progress | None = None
     """Called by one thread at a time. `download` and `list_folder` count bytes, the other stages clips."""

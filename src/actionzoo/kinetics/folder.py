@@ -15,8 +15,8 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from ..data_folder import DataFolder
 from ..errors import UserError
+from ..files.data_folder import DataFolder
 from .archive_writer import ArchiveWriter, FolderVideo, Member, PartName
 from .archives import MAX_VIDEO_BYTES
 from .download import parse_parts

@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
+from ..files.data_folder import DataFolder
 from ..process.progress import Progress
 from .execution import Execution
 from .ffmpeg_process import BadVideo
@@ -42,11 +42,10 @@ def extract_frames(
     *,
     qscale: int = 2,
     max_bad_share: float,
-    force: bool = False,
 ) -> str:
     """Make the shards and the manifest; returns a line that says what is there now.
 
-    `qscale` is ffmpeg's JPEG quality, from 2 (best) to 31. `force` makes finished shards anew, too. A clip becomes
+    `qscale` is ffmpeg's JPEG quality, from 2 (best) to 31. A clip becomes
     corrupt if its frames cannot be decoded or are not as many as the videos' manifest says. Raises UserError, after
     everything was made, if that happened to more than `max_bad_share` of the usable clips.
     """
@@ -65,9 +64,9 @@ def extract_frames(
     with scratch_folder(scratch, lock):
         todo = []
         for shard in shards:
-            if force:
+            if execution.force:
                 forget_record(out.stored / shard.name)
-            if record := builder.finished(shard, with_old=not force):
+            if record := builder.finished(shard, with_old=not execution.force):
                 records[shard.name] = record
             else:
                 todo.append(shard)

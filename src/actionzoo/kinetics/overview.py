@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data_folder import DataFolder
 from ..errors import UserError
+from ..files.data_folder import DataFolder
 from ..files.hashes import sha256_of
 from .annotations import read_annotations
 from .inventory import read_inventory

@@ -23,9 +23,9 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ..data_folder import DataFolder
 from ..errors import UserError
 from ..files.atomic import check_same_file_system
+from ..files.data_folder import DataFolder
 from ..process.progress import Progress
 from .annotations import class_names, read_annotations
 from .archives import BrokenArchive, check_file, read_archive
@@ -64,11 +64,10 @@ def resize(
     video_format: VideoFormat,
     max_bad_share: float,
     min_frames: int = 1,
-    force: bool = False,
 ) -> str:
     """Make the shards and the manifest; returns a line that says what is there now.
 
-    A clip with fewer than `min_frames` frames is short. `force` makes finished shards anew, too. Raises UserError if an
+    A clip with fewer than `min_frames` frames is short. Raises UserError if an
     archive is broken or is not the one that the inventory names, or if in some split the share of missing and corrupt
     clips among the listed ones is above `max_bad_share`; everything that could be made is made and kept first. Missing
     clips of a split do not count if only some of its parts were fetched.
@@ -78,7 +77,7 @@ def resize(
     check_same_file_system(execution.scratch, out.stored)
     lock = execution.scratch / f".{out.name}.lock"
     scratch = execution.scratch / out.name
-    builder = _ShardBuilder(archive.stored, out, video_format, dataclasses.replace(execution, scratch=scratch), force)
+    builder = _ShardBuilder(archive.stored, out, video_format, dataclasses.replace(execution, scratch=scratch))
     with scratch_folder(scratch, lock):
         records, broken = builder.make_parts(_parts(archive, inventory), listed)
         if broken:
@@ -166,14 +165,13 @@ class _ShardBuilder:
     out: DataFolder
     video_format: VideoFormat
     execution: Execution
-    force: bool = False
 
     def make_parts(self, parts: list[_Part], listed: Listed) -> tuple[Mapping[str, Records], list[str]]:
         """Split -> shard -> record, for all parts; and the error messages of those that could not be made."""
         made: dict[str, PartRecord | str] = {}
         todo = []
         for part in parts:
-            if self.force:
+            if self.execution.force:
                 forget_record(self.out.stored / self._shard(part))
             record = self._finished(part.name, self._key(part.file.sha256), listed[part.split])
             if record:
@@ -259,7 +257,7 @@ class _ShardBuilder:
                 archive = inventory.files[REPLACEMENTS]
                 key = self._key(archive.sha256, sorted(video_ids))
                 name, shard = shard, keyed(shard, key)
-                if self.force:
+                if self.execution.force:
                     forget_record(self.out.stored / shard)
                 record = self._finished(name, key, video_ids)
                 if record is None:
@@ -356,7 +354,7 @@ class _ShardBuilder:
     def _finished(self, name: str, key: str, listed: Iterable[str]) -> PartRecord | None:
         """The record of the shard, if it holds exactly the clips that are listed now. `name` is without the key."""
         shard = self.out.stored / keyed(name, key)
-        if not self.force:
+        if not self.execution.force:
             take_over(self.out.stored / name, shard, key)
         record = read_record(shard, key, self.execution.clip_timeout_seconds)
         if (

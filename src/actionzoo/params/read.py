@@ -16,8 +16,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter
 from pydantic.dataclasses import dataclass
 
-from ..data_folder import DataFolder
 from ..errors import UserError
+from ..files.data_folder import DataFolder
 from ..files.yaml_files import read_yaml
 from ..names import containing, did_you_mean
 from ..recipe import (

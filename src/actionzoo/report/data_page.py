@@ -14,8 +14,8 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..data_folder import DataFolder
 from ..files.atomic import atomic_write
+from ..files.data_folder import DataFolder
 from ..kinetics.manifest import STATES, export_lists, read_manifest
 from ..kinetics.overview import SHOWN, Overview, as_json, difference, ffmpeg_text, survey
 from ..kinetics.shard_list import check_shards
