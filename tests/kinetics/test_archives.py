@@ -1,5 +1,6 @@
 """Archives are untrusted: none of their members is written anywhere, and an archive that is not whole is refused."""
 
+import dataclasses
 import errno
 import gzip
 import hashlib
@@ -13,6 +14,7 @@ import pytest
 from actionzoo.errors import MachineFault, UserError
 from actionzoo.kinetics import archives
 from actionzoo.kinetics.archives import check_archive, read_archive
+from actionzoo.kinetics.inventory import ArchivedFile
 
 CLIPS = {"--a_-b.mp4": b"one" * 999, "zero.mp4": b"", "c.d.mp4": b"three" * 20_000}
 
@@ -161,3 +163,21 @@ def test_a_disk_that_fails_is_no_broken_archive(tmp_path, monkeypatch):
     monkeypatch.setattr(archives._Hashing, "read", fail)
     with pytest.raises(MachineFault, match="Input/output error"):
         check_archive(path)
+
+
+def test_an_archive_is_compared_with_what_is_expected_of_it(tmp_path):
+    path = tar(tmp_path / "part_0.tar.gz")
+    num_files, sha256 = check_archive(path)
+    right = ArchivedFile(size=path.stat().st_size, sha256=sha256)
+    assert len(list(read_archive(path, right))) == num_files == len(CLIPS)
+    assert len(list(read_archive(path, dataclasses.replace(right, sha256="")))) == num_files  # of an older inventory
+    reader = read_archive(path, dataclasses.replace(right, sha256="0" * 64))
+    assert [next(reader)[0] for _ in CLIPS] == ["--a_-b", "zero", "c.d"]  # hashed as it is read
+    with pytest.raises(
+        archives.OtherArchive, match=r"its sha256 is \w{8}… instead of 00000000…; .*`dvc repro -f download`"
+    ):
+        next(reader)
+    with pytest.raises(archives.OtherArchive, match=r"it has \d+ bytes instead of 7"):
+        next(read_archive(path, dataclasses.replace(right, size=7)))
+    with pytest.raises(archives.OtherArchive, match="it is not there"):
+        next(read_archive(tmp_path / "part_1.tar.gz", right))

@@ -172,7 +172,7 @@ def unused_text(unused: Sequence[UnusedShard], *, deleted: bool) -> str:
     if not unused:
         return ""
     lines = [f"{'deleted' if deleted else 'unused'}: {shard.path}  {shard.size / 1e6:,.1f} MB" for shard in unused]
-    total = f"{len(unused)} shards, {sum(shard.size for shard in unused) / 1e9:,.2f} GB"
+    total = f"{len(unused)} {'shard' if len(unused) == 1 else 'shards'}, {sum(shard.size for shard in unused) / 1e9:,.2f} GB"
     if deleted:
         lines.append(f"{total} deleted")
     else:
