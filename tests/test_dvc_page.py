@@ -67,7 +67,7 @@ def environment_of(root: Path) -> dict[str, str]:
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         **{f"GIT_{who}_{what}": "zoo@example.org" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         "PAGER": "cat",
-        "COLUMNS": "160",
+        "COLUMNS": "200",
     }
 
 
@@ -108,6 +108,12 @@ def test_metrics_are_a_table_of_the_models_that_ran(session):
     header, *rows = [line.split() for line in table.splitlines() if line.strip()]
     assert {"top1", "top5", "protocol", "loss"} <= set(header) and "sha256" not in table
     assert all(SLOWFAST in row[0] for row in rows) and len(table.splitlines()[0]) <= 200
+
+
+def test_experiments_are_a_table_of_what_differs(session):
+    *_, table = session.of("dvc exp show")
+    assert all(name in table for name in ("faster", "back", "grid-1", "grid-2", "loss", "val_top1", "optim.lr"))
+    assert not re.search(r"[0-9a-f]{32}", table) and "seed" not in table
 
 
 def test_an_experiment_changes_the_lines_that_it_sets(session, project):

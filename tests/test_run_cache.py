@@ -110,18 +110,6 @@ def test_logs_follow_the_training_that_dvc_restored(built):
     assert found and max(files.run.glob("*.log.json")) not in found
 
 
-def test_a_data_set_there_and_back_trains_once_for_each(built):
-    known = built.outputs()
-    built.params["datasets"]["other"] = {**built.params["datasets"]["demo"]}
-    built.params["datasets"]["other"]["synthetic"] = {**built.params["datasets"]["demo"]["synthetic"], "seed": 1}
-    for name, expected in (("other", ["train", "evaluate"]), ("demo", []), ("other", []), ("demo", [])):
-        built.params["data"]["name"] = name
-        built.save()
-        built.repro(f"evaluate@{SLOWFAST}")
-        assert built.started() == expected, name
-    assert built.outputs() == known
-
-
 def test_a_queued_experiment_with_a_recipe_that_was_trained_trains_nothing(built):
     built.commit()
     lr = built.params["recipes"][SLOWFAST]["optim"]["lr"] / 2

@@ -16,6 +16,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.slow
 def test_dvc_status_hashes_the_small_files_once_and_no_shard(benchmark, tmp_path):
     figures = benchmark.measure(tmp_path / "project", parts=4, clips=40)
     assert figures.num_shards == 4 * 4

@@ -16,6 +16,8 @@ from actionzoo.kinetics.import_mmaction import MMActionSplit, import_mmaction
 from actionzoo.kinetics.transcode import from_frames, to_jpegs
 from tests.kinetics.small_films import QUICK
 
+pytestmark = pytest.mark.slow
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "loader.py"
 look = partial(inspect_clips, workers=1, timeout_seconds=60)
 
@@ -52,7 +54,6 @@ def data(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.slow
 def test_training_clips_are_those_of_the_plain_way(benchmark, data):
     plain = itertools.islice(benchmark.plain_training(data / "videos_256", None), 8)
     ours = itertools.islice(benchmark.our_training(data / "videos_256", None), 8)
@@ -61,7 +62,6 @@ def test_training_clips_are_those_of_the_plain_way(benchmark, data):
         torch.testing.assert_close(one.view_as(other), other, rtol=0, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_test_views_are_those_of_the_plain_way(benchmark, data):
     plain = next(benchmark.plain_tests(data / "videos_256", None))
     form, loading = data / "videos_256", Loading(batch_size=1, workers=0, timeout_seconds=60)
@@ -77,7 +77,6 @@ def test_videos_and_frames_differ_by_what_jpeg_costs(benchmark, data):
     assert 0 < (videos - frames).abs().mean() < 0.2
 
 
-@pytest.mark.slow
 def test_memory_is_watched(benchmark, data):
     seen = benchmark.watch_memory(data / "videos_256", 40)
     assert len(seen["together_mb"]) == 40 and min(seen["together_mb"]) > 50

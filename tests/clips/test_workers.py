@@ -70,6 +70,7 @@ def hang_at_3(task, slot):
     return fill(task, slot)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_task_that_hangs_for_ever_is_lost_and_no_other(pools, workers):
     began = time.monotonic()

@@ -22,6 +22,7 @@ def csn():
     return CSN(depth=50, bottleneck="ir", norm_eval=False, bn_frozen=False, num_classes=4, dropout=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [slowfast, csn])
 def test_rounding_passes_and_leaves_everything_as_it_was(build):
     torch.manual_seed(0)

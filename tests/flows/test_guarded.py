@@ -16,6 +16,8 @@ from websockets.sync import client as websocket
 
 from flows.server import Answer, client_settings, own_origins, who_answers
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 RUN = {"name": "foreign", "state": {"type": "SCHEDULED"}, "job_variables": {"command": "touch flag"}}
 FOREIGN = ["http://evil.example", "https://127.0.0.1:{port}", "http://127.0.0.1", "http://127.0.0.1:1", "null",
@@ -43,7 +45,6 @@ def answer(url: httpx.URL, request: str) -> str:
         return line.makefile("rb").readline().decode()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("origin", FOREIGN)
 def test_foreign_pages_are_refused_even_with_the_key(http, url, key, origin):
     headers = {"Origin": origin.format(port=url.port)}
@@ -156,7 +157,6 @@ def test_a_server_that_wants_another_key_is_not_used(project, own_environment, u
     assert not (project / "prefect.toml").exists()
 
 
-@pytest.mark.slow
 def test_a_server_that_asks_for_no_key_is_not_used(project, own_environment, start, wait_for, tmp_path, port):
     start(
         [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"],
@@ -170,7 +170,6 @@ def test_a_server_that_asks_for_no_key_is_not_used(project, own_environment, sta
     assert f"the Prefect server on port {port} asks for no key, so any web page" in said.stderr
 
 
-@pytest.mark.slow
 def test_the_readmes_command_runs_a_row_and_no_variable_of_a_run_changes_what_runs(
     project, serve, own_environment, key_of, api, wait_for, tmp_path, port
 ):
@@ -234,7 +233,6 @@ def test_the_readmes_command_runs_a_row_and_no_variable_of_a_run_changes_what_ru
     assert ran.returncode == 0, ran.stdout + ran.stderr + log.read_text()
 
 
-@pytest.mark.slow
 def test_who_has_the_key_of_a_server_that_runs_may_use_it(project, own_environment, with_server, url, start, wait_for):
     log = project.parent / "local.log"
     with log.open("w") as output:

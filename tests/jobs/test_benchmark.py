@@ -12,6 +12,8 @@ from actionzoo.job import Job
 from actionzoo.jobs import benchmark as benchmarking
 from actionzoo.params import load_params
 
+pytestmark = pytest.mark.slow
+
 PROJECT = Path(__file__).resolve().parents[2]
 SLOWFAST = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 CSN = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
@@ -29,7 +31,6 @@ def made(params, tiny_data):
     return said, tiny_data / "runs/demo" / SLOWFAST / "benchmark.json"
 
 
-@pytest.mark.slow
 def test_speed_memory_and_size_are_measured_and_say_on_what(made):
     said, path = made
     values = json.loads(path.read_text())
@@ -64,7 +65,6 @@ def test_the_table_for_dvc_has_the_same_numbers_rounded(made, tiny_data):
     assert table["train_memory_mb"] == round(values["train_memory_mb"]) and len(table) == 2
 
 
-@pytest.mark.slow
 def test_without_clips_the_rest_is_measured(params, tmp_path):
     said = benchmarking.benchmark(Job.of(params, CSN, tmp_path))
     values = json.loads((tmp_path / "runs/demo" / CSN / "benchmark.json").read_text())

@@ -210,6 +210,7 @@ def test_a_worker_killed_in_the_middle_of_a_part_loses_nothing(tiny_archive, her
     assert hashes(tmp_path / "videos") == hashes(here / "videos")
 
 
+@pytest.mark.slow
 def test_a_worker_given_up_that_lives_on_does_no_harm(tiny_archive, here, tmp_path):
     """Frozen in the middle of a part until the others have done everything, it goes on where it was."""
     frozen = Cluster(tmp_path, DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="2 s")

@@ -345,6 +345,7 @@ def test_progress_ends_at_its_total(mirror, fetch):
     )
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_and_ends_with_the_same_files(mirror, tmp_path):
     command = """
 import sys

@@ -31,6 +31,7 @@ def listed(mirror: Path, split: str) -> dict[str, str]:
         }
 
 
+@pytest.mark.slow
 def test_the_layout_is_the_public_mirrors(tiny_mirror):
     found = {str(path.relative_to(tiny_mirror)) for path in tiny_mirror.rglob("*") if path.is_file()}
     assert found == {

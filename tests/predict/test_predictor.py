@@ -132,6 +132,7 @@ def test_predictions_are_those_of_the_pipelines_own_test(params, root, tmp_path,
     assert spread.max() > 0.05, "these clips could be mistaken for each other"
 
 
+@pytest.mark.slow
 def test_as_many_views_go_through_the_network_at_once_as_in_a_test(params, root, one, predictor):
     alone = dataclasses.replace(params, runtime=dataclasses.replace(params.runtime, max_views=1))
     careful, sizes = open_predictor(VIDEOS, params=alone, root=root), []
