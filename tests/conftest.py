@@ -8,6 +8,13 @@ import pytest
 from actionzoo.kinetics.synthetic import Mirror, make_mirror
 from actionzoo.params import load_params
 
+_LONG = ("test_end_to_end", "test_run_cache", "test_dvc_page", "test_pipeline", "test_overfitting")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files come first: workers that take one file after the other then end at about the same time."""
+    items.sort(key=lambda item: _LONG.index(item.path.stem) if item.path.stem in _LONG else len(_LONG))
+
 
 @pytest.fixture(scope="session")
 def tiny_mirror(tmp_path_factory) -> Path:
