@@ -40,7 +40,7 @@ class Counted(Workspace):
     def commit(self) -> None:
         git = ["git", "-C", self.root, "-c", "user.name=x", "-c", "user.email=x@example.org"]
         subprocess.run([*git, "add", "-A"], check=True)
-        subprocess.run([*git, "commit", "-qm", "all"], check=True)
+        subprocess.run([*git, "commit", "--allow-empty", "-qm", "all"], check=True)
 
     def started(self) -> list[str]:
         """The stages that started since the last call."""
