@@ -21,7 +21,7 @@ from ..devices import device_of, layout_of, place
 from ..files.json_files import write_json
 from ..files.locks import locked
 from ..job import Job
-from ..params import digest
+from ..params import digest, workspace_of
 from ..params.settings import Runtime
 from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
@@ -69,7 +69,7 @@ def benchmark(job: Job) -> str:
     fingerprint = _fingerprint(job, circumstances, job.manifest.sha256 if job.has_manifest else "")
     busy = f"{job.model} is being measured by another process, which would disturb this one: wait for it, or stop it"
     path = job.files.benchmark
-    with locked(job.root / ".scratch" / "benchmark" / job.dataset / f"{job.model}.lock", busy=busy):
+    with locked(workspace_of(job.root) / ".scratch" / "benchmark" / job.dataset / f"{job.model}.lock", busy=busy):
         adopted = adopt_benchmark(job, _fingerprint(job, circumstances, old_manifest_sha256(job)))
         measured = adopted
         if measured is None:

@@ -18,7 +18,7 @@ from ..errors import UserError
 from ..files.text import read_text
 from ..kinetics.labels import kinetics400
 from ..names import did_you_mean
-from ..params import Params
+from ..params import Params, workspace_of
 from ..process.progress import Progress
 from ..recipe import TestSpec
 from ..run_files import RunFiles
@@ -141,7 +141,7 @@ def find_checkpoint(source: str, params: Params, root: Path | None = None, on_pr
     """
     root = root or params.root
     if source.startswith("models:/"):
-        path = fetch_registered(source, root / CACHE, root)
+        path = fetch_registered(source, workspace_of(root) / CACHE, root)
     elif source.startswith(("http://", "https://", "file://")):
         return _fetch(source, params, root, on_progress)
     else:
@@ -152,7 +152,7 @@ def find_checkpoint(source: str, params: Params, root: Path | None = None, on_pr
 def _local(source: str, params: Params, root: Path) -> Path:
     """The file that a model's name, a path or a run's folder means. Raises UserError."""
     if source in params.recipes:
-        best, imported = RunFiles(root, params.name, source).best, root / CACHE / f"{source}.pth"
+        best, imported = RunFiles(root, params.name, source).best, workspace_of(root) / CACHE / f"{source}.pth"
         for path in (best, imported):
             if path.is_file():
                 return path
@@ -181,8 +181,8 @@ def _fetch(address: str, params: Params, root: Path, on_progress: Progress | Non
     """The file behind an address; a published one also from its mirrors."""
     published = published_as(params, base_name(address))
     if published and published.address == address:
-        return fetch_published(published, root / CACHE, on_progress=on_progress)
-    return fetch_weights(address, root / CACHE, on_progress=on_progress)
+        return fetch_published(published, workspace_of(root) / CACHE, on_progress=on_progress)
+    return fetch_weights(address, workspace_of(root) / CACHE, on_progress=on_progress)
 
 
 def read_classes(path: Path) -> list[str]:

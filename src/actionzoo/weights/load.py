@@ -115,7 +115,7 @@ def import_weights(  # seven parameters: the arguments of `actionzoo weights`, a
     `on_progress` is called during the download with name, bytes so far, bytes in all. Raises UserError.
     """
     params = params or load_params()
-    cache = cache or params.root / CACHE
+    cache = cache or params.workspace / CACHE
     params.check_model(model)
     recipe = params.recipes[model]
     if source is None:
