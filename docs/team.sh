@@ -15,7 +15,8 @@ fi
 here=$(pwd)
 dvc remote add --force --default team "$1"
 git add .dvc/config dvc.lock
-git diff --cached --quiet || git commit --quiet --message "Share what was built"
+git diff --cached --quiet -- .dvc/config dvc.lock ||
+    git commit --quiet --message "Share what was built" -- .dvc/config dvc.lock
 dvc push --run-cache
 git clone --quiet "$here" "$2"
 cd "$2"
