@@ -13,7 +13,7 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -180,20 +180,18 @@ def make_output_folders(root: Path, dataset: str, models: Iterable[str]) -> None
             folder.mkdir(parents=True, exist_ok=True)
 
 
-def delete_tables(root: Path, dataset: str, models: Iterable[str]) -> list[str]:
-    """Delete the folders of metrics and plots of these models; returns the models that had some.
+def delete_tables(root: Path, dataset: str, kept: Collection[str]) -> list[str]:
+    """Delete the folders of metrics and plots of all models but those to keep; returns the models that had some.
 
     The report depends on all folders that are there, and a colleague's clone has only those of the graph. A folder that
     dvc.lock does not know is kept: DVC could not restore it.
     """
-    known, found = _locked(root), []
-    for model in models:
-        folders = [folder for folder in _tables(root, dataset, [model]) if folder.is_dir()]
-        for folder in folders:
-            if _line(root, folder) in known:
-                shutil.rmtree(folder)
-                found += [model] if model not in found else []
-    return found
+    known = _locked(root)
+    folders = [path for top in ("metrics", "plots") for path in sorted((root / top / dataset).glob("*/*"))]
+    gone = [folder for folder in folders if folder.name not in kept and _line(root, folder) in known]
+    for folder in gone:
+        shutil.rmtree(folder)
+    return list(dict.fromkeys(folder.name for folder in gone))
 
 
 def _tables(root: Path, dataset: str, models: Iterable[str]) -> Iterator[Path]:

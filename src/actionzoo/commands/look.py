@@ -86,8 +86,7 @@ def keep(
     params = load_params()
     kept = keep_models(params, [resolve(params, model) for model in models])
     print(f"{kept.path}: {len(kept.recipes)} of {len(params.recipes)} models kept: {', '.join(kept.recipes)}")
-    others = [model for model in params.recipes if model not in kept.recipes]
-    if built := delete_tables(params.root, params.name, others):
+    if built := delete_tables(params.root, params.name, kept.recipes):
         print(f"tables in metrics/ and plots/ deleted, which DVC's cache keeps: {', '.join(built)}")
 
 
