@@ -23,9 +23,9 @@ class Stage:
     """Names of the stages whose outputs it reads."""
 
 
-def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]:
-    """The root of the DVC repository around the working directory, and its stages in the order of `dvc repro`, which
-    puts each after those that it needs.
+def read_graph(targets: Iterable[str] | None = None, folder: Path | None = None) -> tuple[Path, list[Stage]]:
+    """The root of the DVC repository around `folder` (the working directory if None), and its stages in the order of
+    `dvc repro`, which puts each after those that it needs.
 
     With targets (names of stages, or of groups: `train` is every `train@...`), only these and the stages they need.
     Raises UserError for a target that does not exist, for a dvc.yaml that DVC cannot read, and for a recipe whose name
@@ -36,7 +36,7 @@ def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]
     from dvc.repo.reproduce import plan_repro
 
     try:
-        with Repo() as repo:
+        with Repo(None if folder is None else str(folder)) as repo:
             root, graph = Path(repo.root_dir), repo.index.graph
             known = {stage.addressing: stage for stage in repo.index.stages}
             for name in known:  # the key of a recipe becomes a word of the stage's shell command
@@ -57,6 +57,11 @@ def read_graph(targets: Iterable[str] | None = None) -> tuple[Path, list[Stage]]
     except DvcException as error:
         raise UserError(without_secrets(f"DVC cannot read its graph here: {error}")) from error
     return root, stages
+
+
+def is_target(name: str, targets: Sequence[str]) -> bool:
+    """Whether the targets name this stage or its group; without targets, all are meant."""
+    return not targets or name in targets or name.partition("@")[0] in targets
 
 
 def locked_stages(root: Path) -> list[str]:

@@ -19,13 +19,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
@@ -40,41 +39,24 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import GRACE_SECONDS, supervised
-from flows import cluster, command, slots
+from flows import cluster, command, page, share, slots
 from flows.command import Stopped
-from flows.graph import Stage, locked_stages, read_graph, sort_lock
+from flows.graph import Stage, is_target, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
+from flows.request import CPU_SLOTS, Machine, What
+from flows.request import Outcome as Outcome
+from flows.request import Request as Request
 from flows.server import client_settings, free_port, local_server
 
-CPU_SLOTS = 2  # stages without a GPU at once; each of them uses several processes of its own
 PREFECT_KEYS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
-UP_TO_DATE, BUILT, FAILED, STOPPED, NOT_RUN = "up to date", "built", "failed", "stopped", "not run"
+
+THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1000)  # a stage that waits occupies a thread
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where stages run, and the devices that they share."""
-
-    root: Path
-    """The root of the DVC repository."""
-    gpus: tuple[str, ...]
-    """As CUDA_VISIBLE_DEVICES names them. Without any, a stage that asks for GPUs gets a CPU slot."""
-    cpu_slots: int
-    hides_gpus: bool
-    """Whether a stage sees only the GPUs that it holds. False where none was found: there may be devices of a kind that
-    `visible_gpus` does not know."""
-    stop: threading.Event
-    cluster: Mapping[str, str] = field(repr=False)
-    """Environment variables with which stages find a Dask cluster; they may hold its key."""
-
-
-_THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1000)  # a stage that waits occupies a thread
-
-
-@flow(name="zoo", task_runner=_THREADS)  # type: ignore[arg-type]  # Prefect's TaskRunner is invariant in its future
+@flow(name="zoo", task_runner=THREADS)  # type: ignore[arg-type]  # Prefect's TaskRunner is invariant in its future
 def build_zoo(
     targets: list[str] | None = None,
-    gpus: list[int] | None = None,
+    gpus: list[int | str] | None = None,
     cpu_slots: int = CPU_SLOTS,
     dask: str | None = None,
 ) -> State[Any]:
@@ -82,22 +64,29 @@ def build_zoo(
 
     Args:
         targets: names of stages or groups (`train` is every `train@...`), built with what they need; all if not set.
-        gpus: numbers of the GPUs to use; all visible ones if not set, none if empty.
+        gpus: the GPUs to use, as CUDA_VISIBLE_DEVICES names them; all visible ones if not set, none if empty.
         cpu_slots: how many stages that use no GPU run at once.
         dask: address of a Dask scheduler whose workers prepare the data (tcp://10.0.0.1:8786), or `local` for workers
             on this machine; if not set, the stages prepare the data themselves.
     """
+    names = None if gpus is None else tuple(map(str, gpus))
+    return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
+
+
+def build(request: Request) -> State[Any]:
+    """Build what a request asks for; returns the final state of the flow run inside which it is called. The flow needs
+    the task runner THREADS."""
     logger = get_run_logger()
     with ExitStack() as running:
         try:
-            root, stages = read_graph(targets)
+            root, stages = read_graph(request.targets, request.folder)
             before = locked_stages(root)
-            machine = _machine(root, gpus, cpu_slots, running.enter_context(cluster.joined(dask)))
+            machine = _machine(root, request, running.enter_context(cluster.joined(request.dask)))
         except UserError as error:
             return Failed(message=str(error))
         devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
         workers = f", Dask at {machine.cluster['DASK_SCHEDULER_ADDRESS']}" if machine.cluster else ""
-        logger.info(f"{len(stages)} stages; {devices}, {cpu_slots} CPU slots{workers}")
+        logger.info(f"{len(stages)} stages; {devices}, {machine.cpu_slots} CPU slots{workers}")
 
         futures: dict[str, PrefectFuture[State[Any]]] = {}
         try:
@@ -106,6 +95,7 @@ def build_zoo(
                     stage.name,
                     opaque(stage),
                     opaque(machine),
+                    opaque(request),
                     wait_for=[futures[name] for name in stage.needs],
                     return_state=False,
                 )
@@ -114,12 +104,15 @@ def build_zoo(
             machine.stop.set()
             raise
         finally:
-            sort_lock(root, before, stages)
-        return _conclude({name: future.state for name, future in futures.items()})
+            if not request.dry_run:
+                sort_lock(root, before, stages)
+        outcomes = [_outcome(name, future.state) for name, future in futures.items()]
+        page.publish(outcomes, request, machine)
+        return _conclude(outcomes)
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, retries=0)  # no timeout: Prefect's kills no process
-def build_stage(name: str, stage: Stage, machine: Machine) -> State[Any]:
+def build_stage(name: str, stage: Stage, machine: Machine, request: Request) -> State[Any]:
     """Bring one stage up to date; the stages that it needs are."""
     logger = get_run_logger()
     folder = machine.root / ".dvc" / "tmp" / "slots"
@@ -128,11 +121,15 @@ def build_stage(name: str, stage: Stage, machine: Machine) -> State[Any]:
         with slots.acquire(
             folder, "stage", [name], 1, machine.stop, lambda: logger.info(f"{name} waits: another flow is building it")
         ) as own:
+            forced = request.force and is_target(name, request.targets)
             changes = _changes(name, machine)
-            if not changes:
+            if not changes and not forced:
                 logger.info(f"{name} is up to date")
-                return Completed(name=UP_TO_DATE, data=0.0)
-            logger.info(f"{name} has changed: {changes}")
+                return Completed(name="up to date")
+            logger.info(f"{name} has changed: {changes}" if changes else f"{name} is built again, as asked for")
+            if request.dry_run:
+                return Completed(name="would be built")
+            share.before(stage, machine)
             with _devices(stage, machine, folder) as devices:
                 begun = time.monotonic()
                 lines: list[str] = []
@@ -143,25 +140,28 @@ def build_stage(name: str, stage: Stage, machine: Machine) -> State[Any]:
                         logger.info(shown)
                         lines.append(shown)
 
-                status = _dvc(["repro", "-s", name], machine, on_line, devices.gpus, [*own.locks, *devices.locks])
+                words = ["repro", *(["-f"] if forced else []), "-s", name]
+                status = _dvc(words, machine, on_line, devices.gpus, [*own.locks, *devices.locks])
     except Stopped:
-        return Cancelled(name=STOPPED, message="stopped before it was finished")
+        return Cancelled(name="stopped", message="stopped before it was finished")
     except UserError as error:
-        return Failed(name=FAILED, message=str(error), data=time.monotonic() - begun)
+        return Failed(name="failed", message=str(error), data=time.monotonic() - begun)
     seconds = time.monotonic() - begun
     if status:
-        return Failed(name=FAILED, message=" / ".join(lines[-2:]) or f"dvc ended with status {status}", data=seconds)
-    return Completed(name=BUILT, message=f"built in {seconds:.0f} s", data=seconds)
+        return Failed(name="failed", message=" / ".join(lines[-2:]) or f"dvc ended with status {status}", data=seconds)
+    share.after(stage, machine)
+    return Completed(name="built", message=f"built in {seconds:.0f} s", data=seconds)
 
 
-def _machine(root: Path, gpus: list[int] | None, cpu_slots: int, cluster: Mapping[str, str]) -> Machine:
-    if cpu_slots < 1:
-        raise UserError(f"cpu_slots is {cpu_slots}; it must be at least 1")
-    if gpus and (unknown := sorted(set(map(str, gpus)) - set(slots.visible_gpus()))):
+def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machine:
+    if request.cpu_slots < 1:
+        raise UserError(f"cpu_slots is {request.cpu_slots}; it must be at least 1")
+    gpus = request.gpus
+    if gpus and (unknown := sorted(set(gpus) - set(slots.visible_gpus()))):
         seen = ", ".join(slots.visible_gpus()) or "none"
         raise UserError(f"gpus names {', '.join(unknown)}, but this machine shows {seen}; leave it out to use all")
-    names = tuple(slots.visible_gpus() if gpus is None else dict.fromkeys(map(str, gpus)))
-    return Machine(root, names, cpu_slots, bool(names) or gpus is not None, threading.Event(), cluster)
+    names = tuple(slots.visible_gpus() if gpus is None else dict.fromkeys(gpus))
+    return Machine(root, names, request.cpu_slots, bool(names) or gpus is not None, threading.Event(), cluster)
 
 
 @dataclass(frozen=True)
@@ -229,28 +229,34 @@ def _dvc(
     return command.run(words, cwd=machine.root, env=environment, on_line=on_line, stop=machine.stop, locks=locks)
 
 
-def _conclude(states: Mapping[str, State[Any]]) -> State[Any]:
-    """The flow's final state: failed if a stage failed. Publishes the table of stages as an artifact."""
-    known = (UP_TO_DATE, BUILT, FAILED, STOPPED)
-    table = []
-    for name, state in states.items():
-        outcome = state.name if state.name in known else FAILED if state.is_failed() or state.is_crashed() else NOT_RUN
-        seconds = state.result(raise_on_failure=False) if state.name in (UP_TO_DATE, BUILT, FAILED) else None
-        shown = round(seconds, 1) if isinstance(seconds, float) else ""
-        table.append({"stage": name, "state": outcome, "seconds": shown})
-    create_table_artifact(key="stages", table=table, description="The stages of this flow, in the order of the graph")
+def _outcome(name: str, state: State[Any]) -> Outcome:
+    what: What
+    match state.name:
+        case "built" | "up to date" | "failed" | "stopped" | "would be built" as what:
+            pass
+        case _:
+            what = "failed" if state.is_failed() or state.is_crashed() else "not run"
+    seconds = state.result(raise_on_failure=False) if what in ("built", "failed") else None
+    message = state.message or "" if what == "failed" else ""
+    return Outcome(name, what, seconds if isinstance(seconds, float) else None, message=message)
 
-    def named(outcome: str) -> list[str]:
-        return [str(row["stage"]) for row in table if row["state"] == outcome]
 
-    if failed := named(FAILED):
-        reasons = "".join(f"\n  {name}: {states[name].message}" for name in failed)
-        missed = f"\n  not run, because they need these: {', '.join(named(NOT_RUN))}" if named(NOT_RUN) else ""
+def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
+    """The flow's final state: failed if a stage failed."""
+
+    def named(what: What) -> list[str]:
+        return [outcome.stage for outcome in outcomes if outcome.what == what]
+
+    if failed := [outcome for outcome in outcomes if outcome.what == "failed"]:
+        reasons = "".join(f"\n  {outcome.stage}: {outcome.message}" for outcome in failed)
+        missed = f"\n  not run, because they need these: {', '.join(named('not run'))}" if named("not run") else ""
         return Failed(
-            message=f"{len(failed)} of {len(table)} stages failed; remove the cause and start again: "
+            message=f"{len(failed)} of {len(outcomes)} stages failed; remove the cause and start again: "
             f"finished stages are not repeated.{reasons}{missed}"
         )
-    return Completed(message=f"{len(named(BUILT))} stages built, {len(named(UP_TO_DATE))} were up to date")
+    if would := named("would be built"):
+        return Completed(message=f"{len(would)} stages would be built: {', '.join(would)}")
+    return Completed(message=f"{len(named('built'))} stages built, {len(named('up to date'))} were up to date")
 
 
 def main() -> None:
@@ -265,7 +271,7 @@ def main() -> None:
     parser.add_argument(
         "targets", nargs="*", help="stages or groups of stages to build, with all that they need; default: all"
     )
-    parser.add_argument("--gpus", metavar="N,N", help='numbers of the GPUs to use; default: all; "" for none')
+    parser.add_argument("--gpus", metavar="N,N", help='GPUs to use, by number or UUID; default: all; "" for none')
     parser.add_argument(
         "--cpu-slots", type=int, default=CPU_SLOTS, metavar="N", help="stages without a GPU at once (%(default)s)"
     )
@@ -278,10 +284,7 @@ def main() -> None:
     arguments = parser.parse_args()
     gpus = None
     if arguments.gpus is not None:
-        try:
-            gpus = [int(number) for number in arguments.gpus.split(",") if number]
-        except ValueError:
-            parser.error(f"--gpus is {arguments.gpus}; write numbers with commas between them, as in --gpus 0,1")
+        gpus = [name.strip() for name in arguments.gpus.split(",") if name.strip()]
     try:
         read_graph(arguments.targets)  # report a misspelt name before starting a server
         cluster.check_address(arguments.dask)
