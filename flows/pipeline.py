@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture, wait
-from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -39,7 +39,7 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import GRACE_SECONDS, supervised
-from flows import cluster, command, page, share, slots
+from flows import cluster, command, failure, page, progress, share, slots
 from flows.command import Stopped
 from flows.graph import Stage, is_target, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
@@ -132,7 +132,7 @@ def build_stage(name: str, stage: Stage, machine: Machine, request: Request) -> 
             share.before(stage, machine)
             with _devices(stage, machine, folder) as devices:
                 begun = time.monotonic()
-                lines: list[str] = []
+                lines: deque[str] = deque(maxlen=failure.KEPT_LINES)
 
                 def on_line(line: str) -> None:
                     if line:
@@ -141,14 +141,15 @@ def build_stage(name: str, stage: Stage, machine: Machine, request: Request) -> 
                         lines.append(shown)
 
                 words = ["repro", *(["-f"] if forced else []), "-s", name]
-                status = _dvc(words, machine, on_line, devices.gpus, [*own.locks, *devices.locks])
+                with progress.shown(machine.root, name):
+                    status = _dvc(words, machine, on_line, devices.gpus, [*own.locks, *devices.locks])
     except Stopped:
         return Cancelled(name="stopped", message="stopped before it was finished")
     except UserError as error:
         return Failed(name="failed", message=str(error), data=time.monotonic() - begun)
     seconds = time.monotonic() - begun
     if status:
-        return Failed(name="failed", message=" / ".join(lines[-2:]) or f"dvc ended with status {status}", data=seconds)
+        return Failed(name="failed", message=failure.reason(lines, status), data=seconds)
     share.after(stage, machine)
     return Completed(name="built", message=f"built in {seconds:.0f} s", data=seconds)
 
@@ -215,10 +216,9 @@ def _dvc(
     environment = {
         **{name: value for name, value in os.environ.items() if name not in PREFECT_KEYS},
         **machine.cluster,
+        **progress.environment(machine.root, arguments[-1]),  # the last word is the stage
         "PATH": cluster.stage_path(),
         "PYTHONUNBUFFERED": "1",  # else lines are seen long after they were printed
-        "ACTIONZOO_FLOW_RUN_ID": flow_run.id or "",
-        "ACTIONZOO_FLOW_RUN_NAME": flow_run.name or "",
     }
     if gpus is not None:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
@@ -248,7 +248,8 @@ def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
         return [outcome.stage for outcome in outcomes if outcome.what == what]
 
     if failed := [outcome for outcome in outcomes if outcome.what == "failed"]:
-        reasons = "".join(f"\n  {outcome.stage}: {outcome.message}" for outcome in failed)
+        messages = {outcome.stage: outcome.message.replace("\n", "\n    ") for outcome in failed}
+        reasons = "".join(f"\n  {stage}: {message}" for stage, message in messages.items())
         missed = f"\n  not run, because they need these: {', '.join(named('not run'))}" if named("not run") else ""
         return Failed(
             message=f"{len(failed)} of {len(outcomes)} stages failed; remove the cause and start again: "
