@@ -22,6 +22,9 @@ class Gpu:
     uuid: str
     """The same for all names of the device; the name itself where nvidia-smi cannot tell."""
 
+    def __str__(self) -> str:
+        return self.name if self.name == self.uuid else f"{self.name} ({self.uuid})"
+
 
 @dataclass(frozen=True)
 class Gpus:
@@ -40,12 +43,8 @@ class Gpus:
         for name in names:
             found = [by_name[name]] if name in by_name else _with_prefix(name, self.found)
             if len(found) != 1:
-                shown = ", ".join(
-                    gpu.name if gpu.name == gpu.uuid else f"{gpu.name} ({gpu.uuid})" for gpu in self.found
-                )
-                raise UserError(
-                    f"gpus names {name[:80]}, but this machine shows {shown or 'none'}; leave it out to use all"
-                )
+                shown = ", ".join(map(str, self.found)) or "none"
+                raise UserError(f"gpus names {name[:80]}, but this machine shows {shown}; leave it out to use all")
             chosen.setdefault(found[0].uuid, Gpu(name, found[0].uuid))
         return Gpus(tuple(chosen.values()), self.sets_order)
 

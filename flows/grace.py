@@ -16,8 +16,6 @@ def grace_seconds(root: Path) -> float:
             runtime = read_yaml(path, "correct it").get("runtime")
             value = runtime.get("grace_seconds", GRACE_SECONDS) if isinstance(runtime, dict) else GRACE_SECONDS
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
-                raise UserError(
-                    f"{path}: runtime.grace_seconds is {value!r}; write a number of seconds above 0, as in 25"
-                )
+                raise UserError(f"{path}: runtime.grace_seconds is {value!r}; write a number above 0, as in 25")
             return float(value)
     return GRACE_SECONDS

@@ -42,7 +42,7 @@ from flows.gpus import Gpus, visible_gpus
 from flows.grace import grace_seconds
 from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
-from flows.request import CPU_SLOTS, Machine, What
+from flows.request import CPU_SLOTS, Machine
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
 from flows.server import client_settings, free_port, local_server
@@ -181,11 +181,12 @@ def _send_states() -> None:
 def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
     """The flow's final state: failed if a stage failed."""
 
-    def named(what: What) -> list[str]:
+    def named(what: str) -> list[str]:
         return [outcome.stage for outcome in outcomes if outcome.what == what]
 
     if failed := [outcome for outcome in outcomes if outcome.what == "failed"]:
-        reasons = "".join(f"\n  {outcome.stage}: {outcome.message}" for outcome in failed)
+        messages = {outcome.stage: outcome.message.replace("\n", "\n    ") for outcome in failed}
+        reasons = "".join(f"\n  {stage}: {message}" for stage, message in messages.items())
         missed = f"\n  not run, because they need these: {', '.join(named('not run'))}" if named("not run") else ""
         return Failed(
             message=f"{len(failed)} of {len(outcomes)} stages failed; remove the cause and start again: "
@@ -193,10 +194,9 @@ def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
         )
     if would := named("would be built"):
         return Completed(message=f"{len(would)} stages would be built: {', '.join(would)}")
-    restored = f", {len(named('restored'))} restored from DVC's run cache" if named("restored") else ""
-    return Completed(
-        message=f"{len(named('built'))} stages built{restored}, {len(named('up to date'))} were up to date"
-    )
+    built, restored, rest = (len(named(what)) for what in ("built", "restored", "up to date"))
+    cached = f"{restored} restored from DVC's run cache, " if restored else ""
+    return Completed(message=f"{built} stages built, {cached}{rest} were up to date")
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def machine_folder() -> Path:
         ) from None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise UserError(
-            f"{path}, the folder of device locks, can be changed by others: it must be a folder of yours, no link, with "
+            f"{path}, the folder of device locks, can be changed by others. It must be yours, no link, of "
             "mode 0700; remove it, or name another in ACTIONZOO_SLOTS"
         )
     return path

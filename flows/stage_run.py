@@ -7,6 +7,7 @@ finish()  while the task run is running: until DVC has ended
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -23,7 +24,7 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
-from flows import share, slots
+from flows import failure, progress, share, slots
 from flows.command import Stopped
 from flows.dvc_process import DvcProcess
 from flows.graph import Stage
@@ -109,7 +110,8 @@ class StageRun:
         retries = iter(RETRY_SECONDS[: self.stage.retries])
         with self._concluding():
             while self.outcome is None:
-                status = self._wait_for_dvc()
+                with progress.shown(self._machine.root, self.stage.name):
+                    status = self._wait_for_dvc()
                 if status and self._may_pass_by_itself() and (pause := next(retries, None)) is not None:
                     self._pause(pause)
                     self._start()
@@ -141,7 +143,7 @@ class StageRun:
             names = {str(number): str(number) for number in range(machine.cpu_slots)}
         opened = slots.Slots(machine.slots, slots.machine_kind(self._kind), names)
         self._devices = self._open.enter_context(contextlib.closing(opened))
-        self._lines: list[str] = []
+        self._lines: deque[str] = deque(maxlen=failure.KEPT_LINES)
         self._has_worked = False
         with contextlib.ExitStack() as place:
             with self._waiting():
@@ -152,8 +154,7 @@ class StageRun:
             self._dvc = DvcProcess(
                 [*(["-f"] if self._forced else []), "-s", stage.name],
                 root=machine.root,
-                environment=machine.cluster
-                | {"ACTIONZOO_FLOW_RUN_ID": flow_run.id or "", "ACTIONZOO_FLOW_RUN_NAME": flow_run.name or ""},
+                environment={**machine.cluster, **progress.environment(machine.root, stage.name)},
                 on_line=self._on_line,
                 stop=machine.stop,
                 locks=[*self._own.descriptors, *opened.descriptors],
@@ -207,8 +208,7 @@ class StageRun:
     def _judge(self, status: int) -> None:
         """Conclude from what DVC did."""
         if status:
-            message = " / ".join(self._lines[-2:]) or f"dvc ended with status {status}"
-            self._conclude("failed", message)
+            self._conclude("failed", failure.reason(self._lines, status))
             return
         if self._has_worked:
             self._conclude("built")
@@ -224,7 +224,7 @@ class StageRun:
 
     def _pause(self, seconds: float) -> None:
         """Before the stage is run again. The task run is in Prefect's own state for that."""
-        reason = " / ".join(self._lines[-2:])
+        reason = failure.reason(self._lines, 1)
         self._logger.warning(f"{self.stage.name} failed and is run again in {seconds:.0f} s: {reason}")
         self._show(AwaitingRetry(scheduled_time=now("UTC") + timedelta(seconds=seconds), message=reason))
         with self._waiting():
