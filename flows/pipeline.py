@@ -100,7 +100,7 @@ def build(request: Request) -> State[Any]:
         places = Places(machine)
         try:
             for stage in stages:
-                forced = request.force and is_target(stage.name, request.targets)
+                forced = _is_forced(stage, request)
                 needed = [runs[name] for name in stage.needs]
                 run = StageRun(stage, machine, places, needed, changes=changes[stage.name], forced=forced)
                 runs[stage.name] = run
@@ -152,6 +152,7 @@ def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machin
         grace_seconds=grace_seconds(root),
         stop=threading.Event(),
         cluster=cluster,
+        shares=request.shares,
     )
 
 
@@ -161,11 +162,15 @@ def _would_build(stages: Sequence[Stage], changes: Mapping[str, str | None], req
     for stage in stages:
         would = (
             changes[stage.name] is not None
-            or (request.force and is_target(stage.name, request.targets))
+            or _is_forced(stage, request)
             or any(outcomes[name].what == "would be built" for name in stage.needs)
         )
         outcomes[stage.name] = Outcome(stage.name, "would be built" if would else "up to date")
     return list(outcomes.values())
+
+
+def _is_forced(stage: Stage, request: Request) -> bool:
+    return stage.name in request.anew or (request.force and is_target(stage.name, request.targets))
 
 
 def _is_run_by_worker() -> bool:

@@ -102,7 +102,7 @@ class StageRun:
             if self._changes is not None:
                 self._logger.info(without_secrets(f"{self.stage.name} has changed: {self._changes}"))
             self._take_stage()
-            share.before(self.stage, self._machine)
+            share.before(self.stage, self._machine, self._logger.info)
             self._start()
 
     def finish(self) -> Outcome:
@@ -217,7 +217,7 @@ class StageRun:
         else:
             self._conclude("up to date")
         if self.outcome and self.outcome.what != "up to date":
-            share.after(self.stage, self._machine)
+            share.after(self.stage, self._machine, self._logger.info)
 
     def _may_pass_by_itself(self) -> bool:
         return any(TEMPORARY in line for line in self._lines)
