@@ -64,7 +64,7 @@ class DvcProcess:
     def asks(self) -> bool:
         """Wait until a command asks for devices: True; False if DVC has ended. Raises Stopped."""
         while not self._command.has_ended(POLL_SECONDS):
-            if select.select([self._socket], [], [], 0)[0]:
+            if self._is_asked():
                 self._shell = int(self._requests.readline())
                 return True
         return False
@@ -77,6 +77,8 @@ class DvcProcess:
     def wait_for_command(self) -> None:
         """Wait until the command that was answered has ended, with all that it started. Raises Stopped."""
         while not self._command.has_ended(POLL_SECONDS):
+            if self._is_asked():  # by the next command
+                return
             if not os.path.exists(f"/proc/{self._shell}") and len(descendants(self._command.pid)) <= 1:  # DVC itself
                 return
 
@@ -86,3 +88,6 @@ class DvcProcess:
         self._requests.close()
         self._socket.close()
         return status
+
+    def _is_asked(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])
