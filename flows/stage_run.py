@@ -22,7 +22,7 @@ from prefect.states import AwaitingRetry, Completed, Pending, Retrying
 from prefect.types._datetime import now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from actionzoo.errors import UserError
+from actionzoo.errors import TEMPORARY, UserError
 from actionzoo.files.addresses import without_secrets
 from flows import failure, progress, share, slots
 from flows.command import Stopped
@@ -32,8 +32,6 @@ from flows.request import Machine, Outcome, What
 
 RETRY_SECONDS = (10.0, 60.0, 300.0)
 """Pauses before a stage with `meta.retries` is run again."""
-TEMPORARY = ", exited with 75"
-"""DVC's words for EX_TEMPFAIL: a stage ends with it after a fault that may pass by itself."""
 
 
 class Places:
@@ -220,7 +218,7 @@ class StageRun:
             share.after(self.stage, self._machine, self._logger.info)
 
     def _may_pass_by_itself(self) -> bool:
-        return any(TEMPORARY in line for line in self._lines)
+        return any(line.endswith(f", exited with {TEMPORARY}") for line in self._lines)  # DVC's words
 
     def _pause(self, seconds: float) -> None:
         """Before the stage is run again. The task run is in Prefect's own state for that."""
