@@ -39,13 +39,14 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import GRACE_SECONDS, supervised
-from flows import cluster, command, page, share, slots
+from flows import cluster, command, data_set, page, runs, share, slots
 from flows.command import Stopped
 from flows.graph import Stage, is_target, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
 from flows.request import CPU_SLOTS, Machine, What
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
+from flows.run_labels import name_by_targets, show_begun, show_waiting
 from flows.server import client_settings, free_port, local_server
 
 PREFECT_KEYS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
@@ -53,7 +54,7 @@ PREFECT_KEYS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_AP
 THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1000)  # a stage that waits occupies a thread
 
 
-@flow(name="zoo", task_runner=THREADS)  # type: ignore[arg-type]  # Prefect's TaskRunner is invariant in its future
+@flow(name="zoo", flow_run_name=name_by_targets, task_runner=THREADS)  # type: ignore[arg-type]  # Prefect's TaskRunner is invariant in its future
 def build_zoo(
     targets: list[str] | None = None,
     gpus: list[int | str] | None = None,
@@ -70,7 +71,10 @@ def build_zoo(
             on this machine; if not set, the stages prepare the data themselves.
     """
     names = None if gpus is None else tuple(map(str, gpus))
-    return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
+    runs.announce()
+    with data_set.held(Path.cwd(), None, show_waiting) as data:
+        show_begun(data, [key for _, _, key in (target.partition("@") for target in targets or ()) if key])
+        return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
 
 
 def build(request: Request) -> State[Any]:
