@@ -82,7 +82,7 @@ def _serve(port: int, running: ExitStack) -> str:
         shown = f"cat {shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))}"
         prefix = "" if running.enter_context(settings_file(ROOT, key)) else f'PREFECT_API_AUTH_STRING="$({shown})" '
         print(f"starting a Prefect server on port {port}", flush=True)
-        server = running.enter_context(local_server(port, key, with_ui=True))
+        server = running.enter_context(local_server(port, key, with_ui=True, files=ROOT))
         with get_client(sync_client=True) as client:
             runs.bury_all(client, POOL)
     make_pool(POOL)

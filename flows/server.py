@@ -28,6 +28,7 @@ from actionzoo.files.addresses import without_secrets
 from actionzoo.process.supervisor import end, supervised
 
 HOST = "127.0.0.1"
+FILES = "/files"  # below it, the server shows the reports and runs of a checkout (flows/guarded.py)
 START_SECONDS = 180.0  # the first start creates a database; 10 s is usual
 
 
@@ -41,17 +42,18 @@ class Answer(Enum):
 
 
 @contextmanager
-def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.Popen[bytes]]:
+def local_server(port: int, key: str, *, with_ui: bool, files: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Start a server on `port`, wait until it answers, and stop it when the block ends. Its log is
-    PREFECT_HOME/server.log. Raises UserError if the port is taken or the server does not start.
+    PREFECT_HOME/server.log. `files`: a checkout whose reports and runs it shows. Raises UserError if the port is taken
+    or the server does not start.
     """
     log = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect")) / "server.log"
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # bound here: while the server is starting, which takes seconds, no other program can get the port
     with _bind(port) as bound, log.open("w") as output:
-        fd = bound.fileno()
+        fd, shown = bound.fileno(), ["--files", str(files)] if files else []
         server = subprocess.Popen(
-            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port), "--fd", str(fd)]),
+            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port), "--fd", str(fd), *shown]),
             pass_fds=[fd],
             env={**os.environ, **client_settings(port, key), **_server_settings(port, key, with_ui)},
             stdin=subprocess.DEVNULL,
