@@ -40,14 +40,17 @@ def _schema_of_models(models: Sequence[str]) -> dict[str, Any]:
     about += "pattern (slowfast_*)."
     pattern = "^[A-Za-z0-9._?*-]*[?*][A-Za-z0-9._?*-]*$"
     words = "|".join(dict.fromkeys(re.escape(word) for name in models for word in name.split("_")))
-    # "type" stands beside this enum alone: of several errors, the server then shows this one, which lists the names
-    unknown = {"type": "string", "enum": list(models)}
-    typed = {"type": "string", "if": {"pattern": rf"{pattern}|^(?:{words})(?:_(?:{words}))*$"}, "else": unknown}
+    # no "type" beside this enum: of both errors of an unknown name, the server shows the other, which lists the names
+    typed = {
+        "type": "string",
+        "if": {"pattern": rf"{pattern}|^(?:{words})(?:_(?:{words}))*$"},
+        "else": {"enum": list(models)},
+    }
     if not models:
         return {"type": "array", "items": {"type": "string"}, "description": about}
     return {
         "anyOf": [
-            {"title": "choose", "type": "array", "items": {"enum": list(models)}},
+            {"title": "choose", "type": "array", "items": {"type": "string", "enum": list(models)}},
             {"title": "type names or patterns", "type": "array", "items": typed},
         ],
         "description": about,

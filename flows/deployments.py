@@ -8,7 +8,7 @@ flows/choices.py says what the parameters may be. Models and steps become target
 builds. Each flow has more than six parameters, because they are the fields of its form.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from prefect.states import Completed, Failed
 
 from actionzoo.errors import UserError
 from actionzoo.names import did_you_mean
-from actionzoo.params import Params, load_params
-from flows import cluster, data_set, runs
+from actionzoo.params import load_params
+from flows import cluster, data_set
 from flows.choices import (
     STEPS,
     CpuSlots,
@@ -39,6 +39,7 @@ from flows.choices import (
 from flows.pipeline import THREADS, build
 from flows.request import CPU_SLOTS, Request
 from flows.run_labels import name_by_models, show_begun, show_waiting
+from flows.runs import announce
 
 PARAMS = Path("params.yaml")  # the worker starts flows in the project's folder
 REPRODUCTION = Path("reproduction")  # a DVC repository of its own
@@ -58,7 +59,7 @@ def prepare(
     dask: Dask = None,
 ) -> State[Any]:
     """Download and transcode the clips that models read."""
-    return _build(["prepare"], models, data, _request(force, dry_run, None, cpu_slots, dask))
+    return _run(["prepare"], models, data, _request(force, dry_run, None, cpu_slots, dask))
 
 
 @_deployed("train")
@@ -72,7 +73,7 @@ def train(
     dask: Dask = None,
 ) -> State[Any]:
     """Train models, with the data that they need."""
-    return _build(["train"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(["train"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
 
 
 @_deployed("evaluate")
@@ -86,7 +87,7 @@ def evaluate(
     dask: Dask = None,
 ) -> State[Any]:
     """Evaluate models on all views of the validation clips, and train them before if they are not trained."""
-    return _build(["evaluate"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(["evaluate"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
 
 
 @_deployed("benchmark")
@@ -100,7 +101,7 @@ def benchmark(
     dask: Dask = None,
 ) -> State[Any]:
     """Measure speed, memory and size of models."""
-    return _build(["benchmark"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(["benchmark"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
 
 
 @_deployed("reproduce")
@@ -118,18 +119,17 @@ def reproduce(
     For all models, the table of all is made, too: reproduction/report/.
     """
 
-    def clips_first(params: Params, chosen: Sequence[str], request: Request) -> State[Any]:
-        clips = build(replace(request, targets=targets_of(params, chosen, ["prepare"]), force=False))
+    def clips_first(request: Request, models: Sequence[str], every: bool) -> State[Any]:
+        clips = build(replace(request, force=False))
         if not clips.is_completed():
             return clips
-        every = len(chosen) == len(params.recipes)
-        targets = ("evaluate", "report") if every else tuple(f"evaluate@{model}" for model in chosen)
+        targets = ("evaluate", "report") if every else tuple(f"evaluate@{model}" for model in models)
         reproduced = build(replace(request, targets=targets, folder=REPRODUCTION))
         if not reproduced.is_completed():
             return reproduced
         return Completed(message=f"clips: {clips.message}; published weights: {reproduced.message}")
 
-    return _run(models, data, _request(force, dry_run, gpus, cpu_slots, dask), clips_first)
+    return _run(["prepare"], models, data, _request(force, dry_run, gpus, cpu_slots, dask), clips_first)
 
 
 @_deployed("zoo")
@@ -144,7 +144,7 @@ def zoo(
     dask: Dask = None,
 ) -> State[Any]:
     """Build the zoo, or steps of it for some models: data, training, evaluation, benchmark, and the report of all."""
-    return _build(what, models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(what, models, data, _request(force, dry_run, gpus, cpu_slots, dask))
 
 
 def _request(force: bool, dry_run: bool, gpus: Sequence[str] | None, cpu_slots: int, dask: str | None) -> Request:
@@ -152,35 +152,31 @@ def _request(force: bool, dry_run: bool, gpus: Sequence[str] | None, cpu_slots: 
     return Request(force=force, dry_run=dry_run, gpus=names, cpu_slots=cpu_slots, dask=dask)
 
 
-def _build(steps: Iterable[Step], words: Sequence[str], data: str | None, request: Request) -> State[Any]:
-    """Take the steps for the models that `words` name; no steps mean all that these models can have."""
-
-    def build_targets(params: Params, models: Sequence[str], request: Request) -> State[Any]:
-        every = len(models) == len(params.recipes)
-        wanted = tuple(steps) or (STEPS if every else STEPS[:-1])
-        return build(replace(request, targets=targets_of(params, models, wanted)))
-
-    return _run(words, data, request, build_targets)
-
-
 def _run(
+    steps: Sequence[Step],
     words: Sequence[str],
     data: str | None,
     request: Request,
-    build_for: Callable[[Params, Sequence[str], Request], State[Any]],
+    build_for: Callable[[Request, Sequence[str], bool], State[Any]] = lambda request, models, every: build(request),
 ) -> State[Any]:
-    """Judge the parameters of the flow run, wait until its data set may be built, and build; the final state."""
-    runs.announce()
+    """Take the steps for the models that `words` name: judge all parameters, wait until the data set may be built, and
+    build; returns the final state of the flow run. No steps mean all that these models can have.
+
+    `build_for` gets the request with its targets, the models, and whether these are all.
+    """
+    announce()
     try:
         cluster.check_address(request.dask)
         params = load_params(PARAMS)
         models = chosen_models(params, words)
+        every = len(models) == len(params.recipes)
+        request = replace(request, targets=targets_of(params, models, steps or (STEPS if every else STEPS[:-1])))
         if data not in (None, *params.datasets):
             meant = did_you_mean(data, params.datasets) or f"; there are {', '.join(params.datasets)}"
             raise UserError(f"data is {data}, which is not under datasets in params.yaml{meant}")
         with data_set.held(Path.cwd(), data, show_waiting, put_back=request.dry_run) as name:
             show_begun(name, models)
             get_run_logger().info(f"data set {name}" + (", now in params.yaml" if name != params.name else ""))
-            return build_for(params, models, request)
+            return build_for(request, models, every)
     except UserError as error:
         return Failed(message=str(error))

@@ -50,7 +50,7 @@ def show_begun(data: str, models: Iterable[str]) -> None:
     with get_client(sync_client=True) as client:
         run = client.read_flow_run(flow_run.id)
         tags = [*run.tags, *([f"data:{data}"] if data else []), *(f"model:{model}" for model in models)]
-        client.update_flow_run(run.id, tags=dict.fromkeys(tags))
+        client.update_flow_run(run.id, tags=[*dict.fromkeys(tags)])
         if run.state is not None and run.state.is_pending():
             client.set_flow_run_state(run.id, Running(), force=True)
 
