@@ -142,7 +142,7 @@ def build_stage(name: str, run: StageRun) -> State[Any]:
         case "stopped":
             return Cancelled(name="stopped", message="stopped before it was finished")
     seconds = "" if outcome.seconds is None else f" in {outcome.seconds:.0f} s"
-    return Completed(name=outcome.what, message=f"{outcome.what}{seconds}")
+    return Completed(name=outcome.what, message=f"{outcome.what}{seconds}", data=True)  # Prefect looks for one
 
 
 def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machine:

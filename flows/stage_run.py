@@ -246,7 +246,8 @@ class StageRun:
         try:
             yield
         except Stopped:
-            self._conclude("stopped")
+            if self.outcome is None:  # what was built stays built if only its sharing was stopped
+                self._conclude("stopped")
         except UserError as error:
             self._conclude("failed", without_secrets(str(error)))
         except Exception as error:
@@ -310,8 +311,8 @@ class Beginning(PrefectTaskRunFuture[None]):
         return None
 
     @property
-    def state(self) -> State[None]:
-        return Completed()
+    def state(self) -> State[Any]:
+        return Completed(data=True)  # Prefect looks for a result
 
     def add_done_callback(self, fn: Callable[[PrefectFuture[None]], None]) -> None:
         raise NotImplementedError("only Prefect's task engine waits for this")
