@@ -62,7 +62,7 @@ def ask_dvc(
             planned = _planned(repo, targets)
             for stage, its in planned:
                 try:
-                    found = its.status(check_updates=True).get(stage.name, [])
+                    found = its.status(check_updates=True).get(its.addressing, [])
                     changes[stage.name] = ", ".join(json.dumps(change) for change in found) or None
                 except DvcException as error:
                     changes[stage.name] = " ".join(str(error).split())
