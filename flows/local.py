@@ -71,7 +71,7 @@ def _serve(port: int, running: ExitStack) -> str:
     from prefect.client.orchestration import get_client  # prefect reads the environment: not before it is complete
 
     from flows import runs
-    from flows.pool import make_pool
+    from flows.pool import is_deployed, make_pool
 
     server = None
     if uses_existing:
@@ -87,6 +87,8 @@ def _serve(port: int, running: ExitStack) -> str:
             runs.bury_all(client, POOL)
     make_pool(POOL)
     menus = _deploy()
+    if is_deployed("zoo/all"):
+        print("zoo/all is of an older version, and still works; zoo/zoo replaces it: prefect deployment delete zoo/all")
     print(f"\nPrefect is at http://{HOST}:{port}; Ctrl-C stops it.", flush=True)
     if server:
         print(f"The page asks for a key, which this shows: {shown}")
