@@ -3,7 +3,7 @@
     python -m flows.pipeline                     everything
     python -m flows.pipeline evaluate@<model>    one model, with the stages it needs
     python -m flows.pipeline --dask tcp://...    a Dask cluster prepares the data
-    prefect deployment run zoo/all               the same on a Prefect server (`python -m flows.local` starts one)
+    prefect deployment run zoo/row               the same on a Prefect server (`python -m flows.local` starts one)
 
 DVC decides what is up to date: the flow builds a stage with `dvc repro -s`, and only if `dvc status` reports a change.
 So the flow has nothing to resume and no retries: start it again, and it continues where it ended. Several flows may run
@@ -36,8 +36,11 @@ from prefect.utilities.annotations import opaque
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
+from actionzoo.names import did_you_mean
+from actionzoo.params import load_params
 from actionzoo.process.supervisor import GRACE_SECONDS, supervised
-from flows import cluster, page, slots
+from flows import cluster, data_set, page, slots
+from flows.choices import STEPS, DataSet, chosen_models, targets_of
 from flows.gpus import Gpus, visible_gpus
 from flows.grace import grace_seconds
 from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
@@ -45,6 +48,8 @@ from flows.keys import new_key
 from flows.request import CPU_SLOTS, Machine
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
+from flows.run_labels import name_by_targets, show_begun, show_waiting
+from flows.runs import announce
 from flows.server import client_settings, free_port, local_server
 from flows.stage_run import Beginning, Places, StageRun
 
@@ -52,13 +57,17 @@ SEND_SECONDS = 5.0
 THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1000)  # a stage that waits occupies a thread
 
 
-@flow(name="zoo", task_runner=THREADS)  # type: ignore[arg-type]  # Prefect's TaskRunner is invariant in its future
+# Prefect's TaskRunner is invariant in its future
+@flow(name="zoo", flow_run_name=name_by_targets, task_runner=THREADS)  # type: ignore[arg-type]
 def build_zoo(
     targets: list[str] | None = None,
     gpus: list[int | str] | None = None,
     cpu_slots: int = CPU_SLOTS,
     dask: str | None = None,
-) -> State[Any]:
+    data: DataSet = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> State[Any]:  # more than six parameters: they are the fields of its form
     """Build DVC stages in the order of the graph, as many at once as there are devices.
 
     Args:
@@ -67,9 +76,19 @@ def build_zoo(
         cpu_slots: how many stages that use no GPU run at once.
         dask: address of a Dask scheduler whose workers prepare the data (tcp://10.0.0.1:8786), or `local` for workers
             on this machine; if not set, the stages prepare the data themselves.
+        data: another data set than params.yaml names (data.name): it is written there as soon as no other run builds.
+        force: build the targets, though not what they need, even if they are up to date.
+        dry_run: say what would be built, and start nothing.
     """
     names = None if gpus is None else tuple(map(str, gpus))
-    return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
+    request = Request(tuple(targets or ()), force, dry_run, names, cpu_slots, dask)
+    announce()
+    try:
+        with data_set.held(Path.cwd(), data, show_waiting, put_back=dry_run) as name:
+            show_begun(name, [key for _, _, key in (target.partition("@") for target in request.targets) if key])
+            return build(request)
+    except UserError as error:
+        return Failed(message=str(error))
 
 
 def build(request: Request) -> State[Any]:
@@ -211,12 +230,29 @@ def main() -> None:
         prog="python -m flows.pipeline",
         description="Build the zoo, or parts of it, on this machine: DVC stages as Prefect tasks. Reports to the "
         "server in PREFECT_API_URL; without it, to one that runs as long as the flow.",
-        epilog="example: python -m flows.pipeline evaluate@slowfast_r50_video_4x16x1_256e_kinetics400_rgb --gpus 0,1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m flows.pipeline                                                 everything
+  python -m flows.pipeline train --models 'slowfast_*' --gpus 0,1          trainings of a family
+  python -m flows.pipeline --models slowfast_r50_video --dry-run           what would be built for a model
+  python -m flows.pipeline evaluate --models r50_video --data kinetics400  on another data set
+  python -m flows.pipeline evaluate@slowfast_r50_video_4x16x1_256e_kinetics400_rgb""",
     )
     parser.add_argument(
         "targets", nargs="*", help="stages or groups of stages to build, with all that they need; default: all"
     )
-    parser.add_argument("--gpus", metavar="N,N", help='GPUs to use, by number or UUID; default: all; "" for none')
+    parser.add_argument(
+        "--models",
+        type=_words,
+        metavar="NAME,NAME",
+        help="models by name, part of a name or pattern; TARGETS are then steps: " + ", ".join(STEPS),
+    )
+    parser.add_argument("--data", metavar="NAME", help="data set, written to params.yaml; default: the one named there")
+    parser.add_argument("--force", action="store_true", help="build the targets even if they are up to date")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be built, and start nothing")
+    parser.add_argument(
+        "--gpus", type=_words, metavar="N,N", help='GPUs to use, by number or UUID; default: all; "" for none'
+    )
     parser.add_argument(
         "--cpu-slots", type=int, default=CPU_SLOTS, metavar="N", help="stages without a GPU at once (%(default)s)"
     )
@@ -227,11 +263,11 @@ def main() -> None:
         "on this machine; default: the stages prepare the data themselves",
     )
     arguments = parser.parse_args()
-    gpus = None
-    if arguments.gpus is not None:
-        gpus = [name.strip() for name in arguments.gpus.split(",") if name.strip()]
-    try:
-        read_graph(arguments.targets)  # report a misspelt name before starting a server
+    try:  # report a misspelt name before starting a server
+        targets = _targets(arguments.targets, arguments.models)
+        if arguments.data is not None:
+            data_set.check(Path("params.yaml"), arguments.data)
+        read_graph(targets)
         cluster.check_address(arguments.dask)
     except UserError as error:
         sys.exit(str(error))
@@ -250,7 +286,16 @@ def main() -> None:
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)  # while the flow runs, Prefect handles it
     try:
-        state = build_zoo(arguments.targets or None, gpus, arguments.cpu_slots, arguments.dask, return_state=True)
+        state = build_zoo(
+            targets or None,
+            arguments.gpus,
+            arguments.cpu_slots,
+            arguments.dask,
+            arguments.data,
+            arguments.force,
+            arguments.dry_run,
+            return_state=True,
+        )
     except KeyboardInterrupt:
         print("stopped; start again to continue: finished stages are not repeated.")
         sys.exit(128 + received[-1])
@@ -258,6 +303,22 @@ def main() -> None:
     if state.is_cancelled():
         sys.exit(128 + (received[-1] if received else signal.SIGTERM))
     sys.exit(0 if state.is_completed() else 1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _targets(targets: list[str], models: list[str] | None) -> list[str]:
+    """The targets as they are, or those of the models if there are some. Raises UserError."""
+    if not models:
+        return targets
+    if wrong := [target for target in targets if target not in STEPS]:
+        raise UserError(
+            f"{wrong[0]} is no step for --models{did_you_mean(wrong[0], STEPS)}; there are {', '.join(STEPS)}"
+        )
+    params = load_params(Path("params.yaml"))
+    return list(targets_of(params, chosen_models(params, models), [step for step in STEPS if step in targets]))
 
 
 def _server_problem() -> str | None:
