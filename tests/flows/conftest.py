@@ -33,6 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     own.pop("CUDA_VISIBLE_DEVICES", None)
     return own | {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "ACTIONZOO_SLOTS": str(tmp_path_factory.mktemp("slots")),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
         processes.MARK: uuid.uuid4().hex,
     }
