@@ -16,7 +16,7 @@ import yaml
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.runtime import deployment
-from prefect.settings import PREFECT_API_AUTH_STRING
+from prefect.settings import get_current_settings
 
 from actionzoo.accuracy import KINETICS400
 from actionzoo.files.addresses import without_secrets
@@ -207,7 +207,7 @@ class _Page:
 
     def _address(self, path: Path) -> str | None:
         """Where the server shows the file; None if it does not: one that is not ours, or that of another checkout."""
-        server, key = progress.server_address(), PREFECT_API_AUTH_STRING.value()
+        server, key = progress.server_address(), get_current_settings().api.auth_string
         if not server or not key:
             return None
         address = f"{server}{FILES}/{quote(path.relative_to(self.project).as_posix())}"
