@@ -157,6 +157,7 @@ class StageRun:
                 stop=machine.stop,
                 locks=[*self._own.descriptors, *opened.descriptors],
                 grace_seconds=machine.grace_seconds,
+                patience_seconds=machine.patience_seconds,
             )
             self._open.callback(self._dvc.end)
             if self._dvc.asks():
