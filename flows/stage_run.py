@@ -31,7 +31,7 @@ from flows.graph import Stage
 from flows.request import Machine, Outcome, What
 
 RETRY_SECONDS = (10.0, 60.0, 300.0)
-"""Pauses before a stage with `meta.retries` is run again."""
+"""Pauses before a stage with `meta.retries` is run again. One that uses GPUs is not."""
 
 
 class Places:
@@ -105,7 +105,7 @@ class StageRun:
 
     def finish(self) -> Outcome:
         """Return when the stage has ended. Called by the thread that has called `begin`. Raises mistakes of ours."""
-        retries = iter(RETRY_SECONDS[: self.stage.retries])
+        retries = iter(RETRY_SECONDS[: 0 if self.stage.gpus else self.stage.retries])
         with self._concluding():
             while self.outcome is None:
                 with progress.shown(self._machine.root, self.stage.name):
