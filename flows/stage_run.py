@@ -5,6 +5,7 @@ finish()  while the task run is running: until DVC has ended
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
@@ -33,6 +34,8 @@ from flows.request import Machine, Outcome, What
 RETRY_SECONDS = (10.0, 60.0, 300.0)
 """Pauses before a stage with `meta.retries` is run again. One that uses GPUs is not."""
 
+POLL_SECONDS = 0.5
+
 
 class Places:
     """Limits how many stages have DVC started and no device yet: each takes 100 MB of memory while it waits."""
@@ -43,12 +46,15 @@ class Places:
 
     @contextlib.contextmanager
     def taken(self, kind: str, stop: threading.Event, on_wait: Callable[[], object]) -> Iterator[None]:
-        """Hold a place until the block ends. `on_wait` is called again and again while none is free. Raises Stopped."""
+        """Hold a place until the block ends. `on_wait` is called every 10 s while none is free. Raises Stopped."""
         free = self._free[kind]
-        while not free.acquire(timeout=slots.POLL_SECONDS):
+        for attempt in itertools.count():
+            if free.acquire(timeout=POLL_SECONDS):
+                break
             if stop.is_set():
                 raise Stopped
-            on_wait()
+            if attempt % 20 == 0:
+                on_wait()
         try:
             yield
         finally:
@@ -100,6 +106,8 @@ class StageRun:
             if self._changes is not None:
                 self._logger.info(without_secrets(f"{self.stage.name} has changed: {self._changes}"))
             self._take_stage()
+            if self._machine.shares:
+                self._show(Pending(name="Fetching", message="what another machine may have built, from DVC's remote"))
             share.before(self.stage, self._machine, self._logger.info)
             self._start()
 
