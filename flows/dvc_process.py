@@ -33,6 +33,7 @@ class DvcProcess:
         stop: threading.Event,
         locks: Sequence[int],
         grace_seconds: float,
+        patience_seconds: float | None,
     ) -> None:
         """Start it in `root`; `environment` is added to ours. The rest is as for `Command`."""
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
@@ -59,12 +60,13 @@ class DvcProcess:
                 stdin=theirs.fileno(),
                 locks=locks,
                 grace_seconds=grace_seconds,
+                patience_seconds=patience_seconds,
             )
 
     def asks(self) -> bool:
         """Wait until a command asks for devices: True; False if DVC has ended. Raises Stopped."""
         while not self._command.has_ended(POLL_SECONDS):
-            if select.select([self._socket], [], [], 0)[0]:
+            if self._is_asked():
                 self._shell = int(self._requests.readline())
                 return True
         return False
@@ -77,6 +79,8 @@ class DvcProcess:
     def wait_for_command(self) -> None:
         """Wait until the command that was answered has ended, with all that it started. Raises Stopped."""
         while not self._command.has_ended(POLL_SECONDS):
+            if self._is_asked():  # by the next command
+                return
             if not os.path.exists(f"/proc/{self._shell}") and len(descendants(self._command.pid)) <= 1:  # DVC itself
                 return
 
@@ -86,3 +90,6 @@ class DvcProcess:
         self._requests.close()
         self._socket.close()
         return status
+
+    def _is_asked(self) -> bool:
+        return bool(select.select([self._socket], [], [], 0)[0])

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def ask_dvc(
             planned = _planned(repo, targets)
             for stage, its in planned:
                 try:
-                    found = its.status(check_updates=True).get(stage.name, [])
+                    found = its.status(check_updates=True).get(its.addressing, [])
                     changes[stage.name] = ", ".join(json.dumps(change) for change in found) or None
                 except DvcException as error:
                     changes[stage.name] = " ".join(str(error).split())
@@ -85,7 +86,7 @@ def _planned(repo: Any, targets: Iterable[str] | None) -> list[tuple[Stage, Any]
     from dvc.repo.reproduce import plan_repro
 
     graph = repo.index.graph
-    known = {stage.addressing: stage for stage in repo.index.stages}
+    known = {_address(stage): stage for stage in repo.index.stages}
     for name in known:  # the key of a recipe becomes a word of the stage's shell command
         key = name.partition("@")[2]
         if key and not is_name(key):
@@ -94,9 +95,9 @@ def _planned(repo: Any, targets: Iterable[str] | None) -> list[tuple[Stage, Any]
     return [
         (
             Stage(
-                stage.addressing,
+                _address(stage),
                 _count("gpus", stage),
-                tuple(sorted(needed.addressing for needed in graph.successors(stage))),
+                tuple(sorted(_address(needed) for needed in graph.successors(stage))),
                 len(stage.cmd if isinstance(stage.cmd, list) else (stage.cmd or "").splitlines()),
                 _count("retries", stage),
             ),
@@ -147,6 +148,12 @@ def sort_lock(root: Path, before: Sequence[str], stages: Sequence[Stage]) -> Non
             found[name] = found.pop(name)
         with atomic_write(path) as file:
             file.write(dumps_yaml(content).encode())
+
+
+def _address(stage: Any) -> str:
+    """The stage's name in its repository. DVC's own has a path before it if that is not the working directory."""
+    address: str = stage.addressing
+    return address.removeprefix(os.path.relpath(stage.repo.root_dir) + os.sep).removeprefix("dvc.yaml:")
 
 
 def _expand(target: str, names: list[str]) -> list[str]:

@@ -65,13 +65,30 @@ def local_server(port: int, key: str, *, with_ui: bool, files: Path | None = Non
         deadline = time.monotonic() + START_SECONDS
         while who_answers(port, key) is not Answer.OURS:
             if server.poll() is not None or time.monotonic() > deadline:
-                last = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
-                last = without_secrets(last).replace(key, "***")
-                raise UserError(f"the Prefect server on port {port} did not start; see {log}, which ends:\n{last}")
+                raise UserError(f"the Prefect server on port {port} did not start: {_why(log, key)}")
             time.sleep(0.1)
         yield server
     finally:
         end(server)
+
+
+def _why(log: Path, key: str) -> str:
+    """Why a server did not start, from its log."""
+    said = log.read_text(errors="replace")
+    database = os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL") or log.with_name("prefect.db")
+    other = "set PREFECT_HOME to another folder for a new database"
+    for words, reason in {
+        "Can't locate revision": f"its database is of a newer Prefect; install that one, or {other}",
+        "file is not a database": f"its database is damaged; put a copy in its place, or {other}",
+        "malformed": f"its database is damaged; put a copy in its place, or {other}",
+        "readonly database": f"its database cannot be written; make it writable, or {other}",
+        "unable to open database": f"its database cannot be opened; make it readable and writable, or {other}",
+        "disk is full": "the disk is full; free some space",
+    }.items():
+        if words in said:
+            return without_secrets(f"{reason} ({database}). Its log is {log}.")
+    last = "".join(said.splitlines(keepends=True)[-5:])
+    return f"see {log}, which ends:\n{without_secrets(last).replace(key, '***')}"
 
 
 def client_settings(port: int, key: str) -> dict[str, str]:

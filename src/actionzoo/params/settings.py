@@ -98,6 +98,8 @@ class Runtime:
     save_minutes: PositiveFloat
     """Longest time between two saved states of a training."""
     keep_states: Positive
+    grace_seconds: PositiveFloat = 25.0
+    """From SIGTERM to SIGKILL when a flow stops a stage; flows/grace.py reads it."""
     deterministic: bool
     clip_timeout_seconds: PositiveFloat
     scheduler: str | None
