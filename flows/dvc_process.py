@@ -33,6 +33,7 @@ class DvcProcess:
         stop: threading.Event,
         locks: Sequence[int],
         grace_seconds: float,
+        patience_seconds: float | None,
     ) -> None:
         """Start it in `root`; `environment` is added to ours. The rest is as for `Command`."""
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
@@ -59,6 +60,7 @@ class DvcProcess:
                 stdin=theirs.fileno(),
                 locks=locks,
                 grace_seconds=grace_seconds,
+                patience_seconds=patience_seconds,
             )
 
     def asks(self) -> bool:
