@@ -98,6 +98,8 @@ class Runtime:
     save_minutes: PositiveFloat
     """Longest time between two saved states of a training."""
     keep_states: Positive
+    share_minutes: Annotated[float, Field(ge=0)]
+    """Longest time between two states of a training in DVC's remote, on machines that share one; 0: none there."""
     deterministic: bool
     clip_timeout_seconds: PositiveFloat
     scheduler: str | None
