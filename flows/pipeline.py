@@ -121,7 +121,7 @@ def build_stage(name: str, stage: Stage, machine: Machine, request: Request) -> 
         with slots.acquire(
             folder, "stage", [name], 1, machine.stop, lambda: logger.info(f"{name} waits: another flow is building it")
         ) as own:
-            forced = request.force and is_target(name, request.targets)
+            forced = name in request.anew or (request.force and is_target(name, request.targets))
             changes = _changes(name, machine)
             if not changes and not forced:
                 logger.info(f"{name} is up to date")
@@ -161,7 +161,9 @@ def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machin
         seen = ", ".join(slots.visible_gpus()) or "none"
         raise UserError(f"gpus names {', '.join(unknown)}, but this machine shows {seen}; leave it out to use all")
     names = tuple(slots.visible_gpus() if gpus is None else dict.fromkeys(gpus))
-    return Machine(root, names, request.cpu_slots, bool(names) or gpus is not None, threading.Event(), cluster)
+    return Machine(
+        root, names, request.cpu_slots, bool(names) or gpus is not None, threading.Event(), cluster, request.shares
+    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,10 @@ class Request:
     """Address of a Dask scheduler whose workers prepare the data, or `local`; None: the stages do it themselves."""
     folder: Path | None = None
     """A DVC repository below the project, such as reproduction/; None: the one around the working directory."""
+    shares: bool = False
+    """Share what is built with other machines, through DVC's remote (flows/share.py)."""
+    anew: tuple[str, ...] = ()
+    """Stages to run even if they are up to date: data stages whose shards are not on this machine."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Machine:
     stop: threading.Event
     cluster: Mapping[str, str] = field(repr=False)
     """Environment variables with which stages find a Dask cluster; they may hold its key."""
+    shares: bool = False
+    """Request.shares."""
 
 
 What = Literal["built", "restored", "up to date", "failed", "stopped", "not run", "would be built"]
