@@ -73,9 +73,9 @@ def build_zoo(
     return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
 
 
-def build(request: Request) -> State[Any]:
+def build(request: Request, elsewhere: Sequence[Outcome] = ()) -> State[Any]:
     """Build what a request asks for; returns the final state of the flow run inside which it is called. The flow needs
-    the task runner THREADS."""
+    the task runner THREADS. `elsewhere` is what became of other stages on other machines."""
     logger = get_run_logger()
     with ExitStack() as running:
         try:
@@ -106,7 +106,7 @@ def build(request: Request) -> State[Any]:
         finally:
             if not request.dry_run:
                 sort_lock(root, before, stages)
-        outcomes = [_outcome(name, future.state) for name, future in futures.items()]
+        outcomes = [*(_outcome(name, future.state) for name, future in futures.items()), *elsewhere]
         page.publish(outcomes, request, machine)
         return _conclude(outcomes)
 

@@ -2,11 +2,11 @@
 
 The flow calls `before` and `after` around each stage that it runs, on machines that share (flows/machines.py). The
 transport is DVC's run cache: a stage that another machine has built with the same inputs is restored, without git and
-without dvc.lock of that machine. DVC pushes the files of a stage first, and its entry in the run cache after them, so an
-entry that can be seen has its files.
+without dvc.lock of that machine. The files of a stage are pushed first, and its entry in the run cache after them, so
+an entry that can be seen has its files.
 
-Stages of the data (`download`, `resize`, `frames`) are not fetched: DVC does not see archives and shards, so each machine
-builds its own, or finds those under a data root that machines share (ACTIONZOO_DATA).
+Stages of the data (`download`, `resize`, `frames`) are not fetched: DVC does not see archives and shards, so each
+machine builds its own, or finds those under a data root that machines share (ACTIONZOO_DATA).
 
     python -m flows.share fetch [--commit] STAGE...     restores stages; prints the names of those that it restored
     python -m flows.share push STAGE...
@@ -45,8 +45,8 @@ def before(stage: Stage, machine: Machine, log: Callable[[str], object] = print)
 
 
 def after(stage: Stage, machine: Machine, log: Callable[[str], object] = print) -> None:
-    """Push what was built. Called after `stage` was built; does not fail: what could not be pushed is pushed at the next
-    start. Raises Stopped."""
+    """Push what was built. Called after `stage` was built; does not fail: what could not be pushed is pushed at the
+    next start. Raises Stopped."""
     if machine.shares:
         push(machine.root, [stage.name], machine.stop, log)
 
