@@ -19,7 +19,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,12 @@ from prefect.states import Cancelling, Failed
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.jobs.shared_states import SHARES
-from flows import share
+from flows import data_set, share
 from flows.graph import Stage, read_graph
 from flows.pipeline import THREADS, build
 from flows.request import Outcome, Request
+from flows.run_labels import show_begun, show_waiting
+from flows.runs import announce
 
 DEPLOYMENT = "zoo/machine"
 QUEUE = "machines"
@@ -60,6 +62,7 @@ LOST_SECONDS = 120
 """Without a heartbeat, after which a machine is given up. The environment variable ACTIONZOO_LOST_SECONDS replaces it
 for the flow run that gives models away."""
 
+_DATA_NAME = "data.name of params.yaml"
 _POLL_SECONDS = 2.0
 _SERVER_AWAY_SECONDS = 900.0
 """How long the flow run waits for a Prefect server that does not answer."""
@@ -75,22 +78,31 @@ def build_here(targets: list[str], project: dict[str, str] | None = None, force:
         force: build the targets even if they are up to date.
     """
     logger = get_run_logger()
+    announce()
     logger.info(f"on {os.uname().nodename}, in {Path.cwd()}")
     try:
-        root, stages = read_graph(targets)
-        check_project(root, project or {})
-        if not share.has_remote(root):
-            raise UserError(f"{root} has no default DVC remote, through which machines share; {ADD_REMOTE}")
-        anew = share.lacking_data(root, [stage.name for stage in stages])
+        with data_set.held(Path.cwd(), (project or {}).get(_DATA_NAME), show_waiting) as data:
+            show_begun(data, [])
+            return _build_here(targets, project or {}, force, logger.info)
     except UserError as error:
         return Failed(message=str(error))
+
+
+def _build_here(
+    targets: list[str], project: Mapping[str, str], force: bool, log: Callable[[str], object]
+) -> State[Any]:
+    root, stages = read_graph(targets)
+    check_project(root, project)
+    if not share.has_remote(root):
+        raise UserError(f"{root} has no default DVC remote, through which machines share; {ADD_REMOTE}")
+    anew = share.lacking_data(root, [stage.name for stage in stages])
     os.environ[SHARES] = "1"
     with _ends_with_its_flow_run():
         state = build(Request(targets=tuple(targets), force=force, shares=True, anew=tuple(anew)))
         if not state.is_completed():
             return state
         # also what was up to date: another machine may have pushed none of it
-        if not share.push(root, [stage.name for stage in stages], threading.Event(), logger.info):
+        if not share.push(root, [stage.name for stage in stages], threading.Event(), log):
             return Failed(
                 message=f"built on {os.uname().nodename}, but not in DVC's remote yet; make the remote reachable from "
                 "there and start again: the machine pushes it and repeats nothing"
@@ -101,12 +113,11 @@ def build_here(targets: list[str], project: dict[str, str] | None = None, force:
 ADD_REMOTE = "add one that all machines reach, such as `dvc remote add --default team ssh://host/zoo`"
 
 
-def build_on_machines(request: Request, *, nodes: int = 1, restarts: int = 3) -> State[Any]:
+def build_on_machines(request: Request, *, restarts: int = 3) -> State[Any]:
     """Build what a request asks for, each model on the next free machine; returns the final state of the flow run
     inside which it is called. The flow needs the task runner THREADS.
 
-    `nodes` machines train each model together. A model whose machine dies is given to another one, at most `restarts`
-    times.
+    A model whose machine dies is given to another one, at most `restarts` times.
     """
     logger = get_run_logger()
     stop = threading.Event()
@@ -180,7 +191,7 @@ def project_of(root: Path) -> dict[str, str]:
         params = yaml.safe_load((root / "params.yaml").read_text(encoding="utf-8"))
         for section in ("recipes", "datasets", "prepare"):
             found[f"{section} of params.yaml"] = _hash(params.get(section))
-        found["data.name of params.yaml"] = str(params.get("data", {}).get("name"))
+        found[_DATA_NAME] = str(params.get("data", {}).get("name"))
         found["runtime.gpus of params.yaml"] = str(params.get("runtime", {}).get("gpus"))
     return found
 
@@ -269,7 +280,8 @@ def _give(
     active = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
     for run in client.read_flow_runs(
         flow_run_filter=FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=[deployment]), tags=FlowRunFilterTags(all_=[TAG, model])
+            deployment_id=FlowRunFilterDeploymentId(any_=[deployment]),
+            tags=FlowRunFilterTags(all_=[TAG, f"model:{model}"]),
         )
     ):
         if run.state and run.state.type in active and run.parameters.get("project") == project:
@@ -282,7 +294,7 @@ def _start(model: str, targets: list[str], project: Mapping[str, str], force: bo
         DEPLOYMENT,
         parameters={"targets": targets, "project": dict(project), "force": force},
         flow_run_name=model if start == 1 else f"{model} · start {start}",
-        tags=[TAG, model],
+        tags=[TAG, f"model:{model}"],
         timeout=0,
         as_subflow=True,
     )
@@ -379,7 +391,7 @@ def watch(client: SyncPrefectClient, deployment: UUID) -> None:
         "actionzoo: machines that are gone": (beat, ends | {beat}, seconds, "its machine sends no heartbeat any more"),
         "actionzoo: flow runs that never started": (
             pending,
-            ends | {"prefect.flow-run.Running"},
+            ends | {"prefect.flow-run.Running", beat},
             max(600.0, seconds),
             "a worker took it and did not start it",
         ),

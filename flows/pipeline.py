@@ -10,16 +10,13 @@ So the flow has nothing to resume and no retries: start it again, and it continu
 at the same time; if one is building a stage, the others wait for it.
 """
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +25,10 @@ from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.events.worker import EventsWorker
+from prefect.exceptions import TerminationSignal
 from prefect.futures import PrefectFuture, wait
-from prefect.runtime import flow_run
+from prefect.logging.handlers import APILogWorker
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Cancelled, Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
@@ -37,23 +36,26 @@ from prefect.utilities.annotations import opaque
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
-from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import GRACE_SECONDS, supervised
-from flows import cluster, command, page, share, slots
-from flows.command import Stopped
-from flows.graph import Stage, is_target, locked_stages, read_graph, sort_lock
+from flows import cluster, data_set, page, slots
+from flows.gpus import Gpus, visible_gpus
+from flows.grace import grace_seconds
+from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
-from flows.request import CPU_SLOTS, Machine, What
+from flows.request import CPU_SLOTS, Machine
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
+from flows.run_labels import name_by_targets, show_begun, show_waiting
+from flows.runs import announce
 from flows.server import client_settings, free_port, local_server
+from flows.stage_run import Beginning, Places, StageRun
 
-PREFECT_KEYS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
-
+SEND_SECONDS = 5.0
 THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1000)  # a stage that waits occupies a thread
 
 
-@flow(name="zoo", task_runner=THREADS)  # type: ignore[arg-type]  # Prefect's TaskRunner is invariant in its future
+# Prefect's TaskRunner is invariant in its future
+@flow(name="zoo", flow_run_name=name_by_targets, task_runner=THREADS)  # type: ignore[arg-type]
 def build_zoo(
     targets: list[str] | None = None,
     gpus: list[int | str] | None = None,
@@ -70,187 +72,132 @@ def build_zoo(
             on this machine; if not set, the stages prepare the data themselves.
     """
     names = None if gpus is None else tuple(map(str, gpus))
-    return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
+    announce()
+    with data_set.held(Path.cwd(), None, show_waiting) as data:
+        show_begun(data, [key for _, _, key in (target.partition("@") for target in targets or ()) if key])
+        return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
 
 
 def build(request: Request, elsewhere: Sequence[Outcome] = ()) -> State[Any]:
     """Build what a request asks for; returns the final state of the flow run inside which it is called. The flow needs
-    the task runner THREADS. `elsewhere` is what became of other stages on other machines."""
+    the task runner THREADS. `elsewhere` is what became of stages on other machines.
+
+    Each stage is a task that waits for those that it needs. It is pending until the stage's command has its devices.
+    """
     logger = get_run_logger()
     with ExitStack() as running:
         try:
-            root, stages = read_graph(request.targets, request.folder)
+            root, stages, changes = ask_dvc(request.targets, request.folder)
             before = locked_stages(root)
-            machine = _machine(root, request, running.enter_context(cluster.joined(request.dask)))
+            dask = None if request.dry_run else request.dask
+            machine = _machine(root, request, running.enter_context(cluster.joined(dask)))
         except UserError as error:
             return Failed(message=str(error))
+        if request.dry_run:
+            outcomes = _would_build(stages, changes, request)
+            page.publish(outcomes, request, machine)
+            return _conclude(outcomes)
         devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
         workers = f", Dask at {machine.cluster['DASK_SCHEDULER_ADDRESS']}" if machine.cluster else ""
         logger.info(f"{len(stages)} stages; {devices}, {machine.cpu_slots} CPU slots{workers}")
 
+        runs: dict[str, StageRun] = {}
         futures: dict[str, PrefectFuture[State[Any]]] = {}
+        places = Places(machine)
         try:
             for stage in stages:
+                forced = _is_forced(stage, request)
+                needed = [runs[name] for name in stage.needs]
+                run = StageRun(stage, machine, places, needed, changes=changes[stage.name], forced=forced)
+                runs[stage.name] = run
                 futures[stage.name] = build_stage.submit(
                     stage.name,
-                    opaque(stage),
-                    opaque(machine),
-                    opaque(request),
-                    wait_for=[futures[name] for name in stage.needs],
+                    opaque(run),
+                    wait_for=[*(futures[name] for name in stage.needs), Beginning(run)],
                     return_state=False,
                 )
             wait(list(futures.values()))
-        except BaseException:  # a cancel or Ctrl-C: stages that wait must not start in the slots that become free
-            machine.stop.set()
-            raise
+        except (KeyboardInterrupt, TerminationSignal):
+            machine.stop.set()  # stages that wait must not start in the slots that become free
+            wait(list(futures.values()))
+            if _is_run_by_worker():  # Prefect itself knows whether that was a cancel
+                _send_states()
+                raise
+            return Cancelled(message="stopped; start again to continue: finished stages are not repeated.")
         finally:
-            if not request.dry_run:
-                sort_lock(root, before, stages)
-        outcomes = [*(_outcome(name, future.state) for name, future in futures.items()), *elsewhere]
+            machine.stop.set()
+            sort_lock(root, before, stages)
+        outcomes = [*(run.outcome or Outcome(name, "not run") for name, run in runs.items()), *elsewhere]
         page.publish(outcomes, request, machine)
         return _conclude(outcomes)
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, retries=0)  # no timeout: Prefect's kills no process
-def build_stage(name: str, stage: Stage, machine: Machine, request: Request) -> State[Any]:
-    """Bring one stage up to date; the stages that it needs are."""
-    logger = get_run_logger()
-    folder = machine.root / ".dvc" / "tmp" / "slots"
-    begun = time.monotonic()
-    try:
-        with slots.acquire(
-            folder, "stage", [name], 1, machine.stop, lambda: logger.info(f"{name} waits: another flow is building it")
-        ) as own:
-            forced = name in request.anew or (request.force and is_target(name, request.targets))
-            changes = _changes(name, machine)
-            if not changes and not forced:
-                logger.info(f"{name} is up to date")
-                return Completed(name="up to date")
-            logger.info(f"{name} has changed: {changes}" if changes else f"{name} is built again, as asked for")
-            if request.dry_run:
-                return Completed(name="would be built")
-            share.before(stage, machine)
-            with _devices(stage, machine, folder) as devices:
-                begun = time.monotonic()
-                lines: list[str] = []
-
-                def on_line(line: str) -> None:
-                    if line:
-                        shown = without_secrets(line)
-                        logger.info(shown)
-                        lines.append(shown)
-
-                words = ["repro", *(["-f"] if forced else []), "-s", name]
-                status = _dvc(words, machine, on_line, devices.gpus, [*own.locks, *devices.locks])
-    except Stopped:
-        return Cancelled(name="stopped", message="stopped before it was finished")
-    except UserError as error:
-        return Failed(name="failed", message=str(error), data=time.monotonic() - begun)
-    seconds = time.monotonic() - begun
-    if status:
-        return Failed(name="failed", message=" / ".join(lines[-2:]) or f"dvc ended with status {status}", data=seconds)
-    share.after(stage, machine)
-    return Completed(name="built", message=f"built in {seconds:.0f} s", data=seconds)
+def build_stage(name: str, run: StageRun) -> State[Any]:
+    """Bring one stage up to date; the stages that it needs are. `run` has begun, before this was called."""
+    outcome = run.finish()
+    match outcome.what:
+        case "failed":
+            return Failed(name="failed", message=outcome.message)
+        case "stopped":
+            return Cancelled(name="stopped", message="stopped before it was finished")
+    seconds = "" if outcome.seconds is None else f" in {outcome.seconds:.0f} s"
+    return Completed(name=outcome.what, message=f"{outcome.what}{seconds}", data=True)  # Prefect looks for one
 
 
 def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machine:
     if request.cpu_slots < 1:
         raise UserError(f"cpu_slots is {request.cpu_slots}; it must be at least 1")
-    gpus = request.gpus
-    if gpus and (unknown := sorted(set(gpus) - set(slots.visible_gpus()))):
-        seen = ", ".join(slots.visible_gpus()) or "none"
-        raise UserError(f"gpus names {', '.join(unknown)}, but this machine shows {seen}; leave it out to use all")
-    names = tuple(slots.visible_gpus() if gpus is None else dict.fromkeys(gpus))
+    gpus = Gpus(()) if request.gpus == () else visible_gpus().chosen(request.gpus)
     return Machine(
-        root, names, request.cpu_slots, bool(names) or gpus is not None, threading.Event(), cluster, request.shares
+        root,
+        gpus,
+        hides_gpus=bool(gpus.found) or request.gpus is not None,
+        cpu_slots=request.cpu_slots,
+        slots=slots.machine_folder(),
+        grace_seconds=grace_seconds(root),
+        stop=threading.Event(),
+        cluster=cluster,
+        shares=request.shares,
     )
 
 
-@dataclass(frozen=True)
-class Devices:
-    """Devices that a stage holds."""
-
-    gpus: list[str] | None
-    """The GPUs that the stage may see; None for no restriction."""
-    locks: list[int]
-    """See `slots.Acquired.locks`."""
-
-
-@contextmanager
-def _devices(stage: Stage, machine: Machine, folder: Path) -> Iterator[Devices]:
-    """Wait for the devices that the stage needs, and hold them until the block ends."""
-    logger = get_run_logger()
-    uses_gpus = bool(stage.gpus and machine.gpus)
-    kind = "gpu" if uses_gpus else "cpu"
-    names = machine.gpus if uses_gpus else [str(number) for number in range(machine.cpu_slots)]
-    count = min(stage.gpus, len(names)) if uses_gpus else 1
-    if uses_gpus and count < stage.gpus:
-        logger.warning(f"{stage.name} asks for {stage.gpus} GPUs, but there are {count}: it gets all of them")
-    with slots.acquire(
-        folder, kind, names, count, machine.stop, lambda: logger.info(f"{stage.name} waits for {count} {kind}")
-    ) as acquired:
-        logger.info(f"{stage.name} gets {kind} {', '.join(acquired.names)}")
-        if uses_gpus:
-            yield Devices(acquired.names, acquired.locks)
-        else:
-            yield Devices([] if machine.hides_gpus else None, acquired.locks)
+def _would_build(stages: Sequence[Stage], changes: Mapping[str, str | None], request: Request) -> list[Outcome]:
+    """The outcomes of a dry run. Stages below those that would be built may turn out to be up to date."""
+    outcomes: dict[str, Outcome] = {}
+    for stage in stages:
+        would = (
+            changes[stage.name] is not None
+            or _is_forced(stage, request)
+            or any(outcomes[name].what == "would be built" for name in stage.needs)
+        )
+        outcomes[stage.name] = Outcome(stage.name, "would be built" if would else "up to date")
+    return list(outcomes.values())
 
 
-def _changes(name: str, machine: Machine) -> str:
-    """The changes of a stage, in the words of `dvc status`; empty if it is up to date."""
-    lines: list[str] = []
-    status = _dvc(["status", "--json", name], machine, lines.append)
-    found = [line for line in lines if line.startswith("{")]
-    if status or not found:
-        raise UserError(without_secrets(f"dvc status {name} ended with status {status}: {' '.join(lines)}"))
-    return without_secrets(", ".join(json.dumps(change) for change in json.loads(found[-1]).get(name, [])))
+def _is_forced(stage: Stage, request: Request) -> bool:
+    return stage.name in request.anew or (request.force and is_target(stage.name, request.targets))
 
 
-def _dvc(
-    arguments: list[str],
-    machine: Machine,
-    on_line: Callable[[str], object],
-    gpus: list[str] | None = None,
-    locks: Sequence[int] = (),
-) -> int:
-    """Run DVC and return its exit status. `gpus`: those that its stage may see; None for no restriction."""
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in PREFECT_KEYS},
-        **machine.cluster,
-        "PATH": cluster.stage_path(),
-        "PYTHONUNBUFFERED": "1",  # else lines are seen long after they were printed
-        "ACTIONZOO_FLOW_RUN_ID": flow_run.id or "",
-        "ACTIONZOO_FLOW_RUN_NAME": flow_run.name or "",
-    }
-    if gpus is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        environment["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the order in which nvidia-smi numbers them
-    # The flag stands before the command. Without it, DVC gives up if another stage holds its lock for three seconds.
-    words = [sys.executable, "-m", "dvc", "--wait-for-lock", *arguments]
-    repair_rwlock(machine.root)
-    return command.run(words, cwd=machine.root, env=environment, on_line=on_line, stop=machine.stop, locks=locks)
+def _is_run_by_worker() -> bool:
+    return "PREFECT__FLOW_RUN_ID" in os.environ
 
 
-def _outcome(name: str, state: State[Any]) -> Outcome:
-    what: What
-    match state.name:
-        case "built" | "up to date" | "failed" | "stopped" | "would be built" as what:
-            pass
-        case _:
-            what = "failed" if state.is_failed() or state.is_crashed() else "not run"
-    seconds = state.result(raise_on_failure=False) if what in ("built", "failed") else None
-    message = state.message or "" if what == "failed" else ""
-    return Outcome(name, what, seconds if isinstance(seconds, float) else None, message=message)
+def _send_states() -> None:
+    """Send the task runs' states and the log now: a signal ends this process without a chance for that."""
+    EventsWorker.drain_all(timeout=SEND_SECONDS)
+    APILogWorker.drain_all(timeout=SEND_SECONDS)
 
 
 def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
     """The flow's final state: failed if a stage failed."""
 
-    def named(what: What) -> list[str]:
+    def named(what: str) -> list[str]:
         return [outcome.stage for outcome in outcomes if outcome.what == what]
 
     if failed := [outcome for outcome in outcomes if outcome.what == "failed"]:
-        reasons = "".join(f"\n  {outcome.stage}: {outcome.message}" for outcome in failed)
+        messages = {outcome.stage: outcome.message.replace("\n", "\n    ") for outcome in failed}
+        reasons = "".join(f"\n  {stage}: {message}" for stage, message in messages.items())
         missed = f"\n  not run, because they need these: {', '.join(named('not run'))}" if named("not run") else ""
         return Failed(
             message=f"{len(failed)} of {len(outcomes)} stages failed; remove the cause and start again: "
@@ -258,7 +205,9 @@ def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
         )
     if would := named("would be built"):
         return Completed(message=f"{len(would)} stages would be built: {', '.join(would)}")
-    return Completed(message=f"{len(named('built'))} stages built, {len(named('up to date'))} were up to date")
+    built, restored, rest = (len(named(what)) for what in ("built", "restored", "up to date"))
+    cached = f"{restored} restored from DVC's run cache, " if restored else ""
+    return Completed(message=f"{built} stages built, {cached}{rest} were up to date")
 
 
 def main() -> None:
@@ -298,13 +247,22 @@ def main() -> None:
     if problem := _server_problem():
         sys.exit(problem)
 
-    # Prefect handles SIGTERM, then raises it again for the previous handler: exit in order, so that logs are sent.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    received: list[int] = []
+
+    def interrupt(number: int, _frame: object) -> None:
+        received.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)  # while the flow runs, Prefect handles it
     try:
         state = build_zoo(arguments.targets or None, gpus, arguments.cpu_slots, arguments.dask, return_state=True)
     except KeyboardInterrupt:
-        sys.exit("stopped; start again to continue: finished stages are not repeated.")
+        print("stopped; start again to continue: finished stages are not repeated.")
+        sys.exit(128 + received[-1])
     print(state.message)
+    if state.is_cancelled():
+        sys.exit(128 + (received[-1] if received else signal.SIGTERM))
     sys.exit(0 if state.is_completed() else 1)
 
 

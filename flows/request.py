@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from flows.gpus import Gpus
+
 CPU_SLOTS = 2
 """Stages without a GPU at once; each of them uses several processes of its own."""
 
@@ -30,6 +32,10 @@ class Request:
     """A DVC repository below the project, such as reproduction/; None: the one around the working directory."""
     shares: bool = False
     """Share what is built with other machines, through DVC's remote (flows/share.py)."""
+    machines: bool = False
+    """Give each model to the next machine that has a free worker (flows/machines.py)."""
+    nodes: int = 1
+    """With `machines`: how many of them train each model together."""
     anew: tuple[str, ...] = ()
     """Stages to run even if they are up to date: data stages whose shards are not on this machine."""
 
@@ -40,17 +46,26 @@ class Machine:
 
     root: Path
     """The root of the DVC repository."""
-    gpus: tuple[str, ...]
-    """As CUDA_VISIBLE_DEVICES names them. Without any, a stage that asks for GPUs gets a CPU slot."""
-    cpu_slots: int
+    devices: Gpus
+    """The GPUs to use. Without any, a stage that asks for GPUs gets a CPU slot."""
     hides_gpus: bool
     """Whether a stage sees only the GPUs that it holds. False where none was found: there may be devices of a kind that
     `visible_gpus` does not know."""
+    cpu_slots: int
+    slots: Path
+    """The folder of the locks of devices, of all flows of this user."""
+    grace_seconds: float
+    """From SIGTERM to SIGKILL when a stage is stopped."""
     stop: threading.Event
     cluster: Mapping[str, str] = field(repr=False)
     """Environment variables with which stages find a Dask cluster; they may hold its key."""
     shares: bool = False
     """Request.shares."""
+
+    @property
+    def gpus(self) -> tuple[str, ...]:
+        """As CUDA_VISIBLE_DEVICES names them."""
+        return tuple(gpu.name for gpu in self.devices.found)
 
 
 What = Literal["built", "restored", "up to date", "failed", "stopped", "not run", "would be built"]

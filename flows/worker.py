@@ -105,9 +105,9 @@ def _work(arguments: argparse.Namespace, running: ExitStack) -> str:
 def _models_at_once() -> int:
     """GPUs of this machine / GPUs of a training; 1 if it has none."""
     from actionzoo.params import load_params
-    from flows.slots import visible_gpus
+    from flows.gpus import visible_gpus
 
-    return max(1, len(visible_gpus()) // load_params(ROOT / "params.yaml").runtime.gpus)
+    return max(1, len(visible_gpus().found) // load_params(ROOT / "params.yaml").runtime.gpus)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Each machine is a clone with a home, a device and a folder of locks of its own; all are processes of this host.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -102,7 +103,7 @@ def test_files_that_cannot_be_fetched_are_an_error_and_no_reason_to_build_again(
         if path.is_file():
             path.unlink()
             path.mkdir()  # it exists, and reading it fails
-    with pytest.raises(UserError, match="DVC.s remote: IsADirectoryError"):
+    with pytest.raises(UserError, match=r"DVC.s remote: IsADirectoryError"):
         share.fetch(second, ["prepare"], stop, print)
 
 
@@ -220,7 +221,7 @@ class Machine:
         mark = f"MACHINE={self.environment['MACHINE']}\0".encode()
         while found := [process for process in Path("/proc").glob("[0-9]*") if _has(process, mark)]:
             for process in found:
-                with __import__("contextlib").suppress(ProcessLookupError):
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(int(process.name), signal.SIGKILL)
             time.sleep(0.05)
 
@@ -232,6 +233,7 @@ def _has(process: Path, mark: bytes) -> bool:
         return False
 
 
+TEMPLATE = ("--base-job-template", "flows/work_pool.json")
 MODELS = [SLOWFAST.replace("slowfast", f"slowfast{number}") for number in (1, 2, 3)]
 
 
@@ -245,7 +247,7 @@ def origin(tmp_path_factory) -> Path:
     del params["datasets"]["demo"]["overrides"]["csn"]
     params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
     params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
-    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 12, "val_interval": 3}
+    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 6, "val_interval": 3}
     params["runtime"] |= {"workers": 1, "jobs": 1, "save_minutes": 0.01, "share_minutes": 0.001}
     workspace.published = {model: workspace.published[SLOWFAST] for model in MODELS}
     workspace.save()
@@ -267,7 +269,16 @@ def test_models_train_on_two_machines_and_one_of_them_dies(origin, server, envir
     hosts = {name: Machine(tmp_path / name, origin, own) for name in ("coordinator", "left", "right")}
     coordinator = hosts["coordinator"]
     coordinator.run(
-        *"prefect work-pool create actionzoo --type process --base-job-template flows/work_pool.json".split()
+        *[
+            "prefect",
+            "work-pool",
+            "create",
+            "actionzoo",
+            "--type",
+            "process",
+            "--base-job-template",
+            "flows/work_pool.json",
+        ]
     )
     coordinator.run("prefect", "--no-prompt", "deploy", "--all")
     client = api(server)

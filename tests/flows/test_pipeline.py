@@ -73,10 +73,10 @@ def test_stages_are_built_once_and_found_up_to_date_after_that(build, make_repos
     assert sorted((repository / "ran").read_text().split()) == ["resize", "train@a", "train@b"]
 
     server = api(with_server)
-    tables = server.post("/artifacts/filter", json={"sort": "CREATED_DESC", "limit": 2}).json()
-    of_second, of_first = (json.loads(table["data"]) for table in tables)
-    assert {row["stage"]: row["state"] for row in of_first} == dict.fromkeys(["resize", "train@a", "train@b"], "built")
-    assert {row["state"] for row in of_second} == {"up to date"}
+    pages = server.post("/artifacts/filter", json={"sort": "CREATED_DESC", "limit": 2}).json()
+    of_second, of_first = (page["data"] for page in pages)
+    for stage in ("resize", "train@a", "train@b"):
+        assert f"| {stage} | built |" in of_first and f"| {stage} | up to date |" in of_second
 
     runs = server.post("/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 2}).json()
     assert f"resizing for {runs[1]['id']}" in first.stdout  # the stage could tag its record with it
@@ -138,7 +138,7 @@ def test_a_failed_stage_keeps_back_what_needs_it_and_nothing_else(build, make_re
     failed = build(repository)
     assert failed.returncode == 1
     assert "1 of 3 stages failed" in failed.stdout
-    assert "\n  bad: no weights here / ERROR: failed to reproduce 'bad'" in failed.stdout
+    assert "\n  bad: no weights here\n" in failed.stdout
     assert "\n  not run, because they need these: after" in failed.stdout
     assert "Traceback" not in failed.stdout
     assert (repository / "apart.txt").exists() and not (repository / "after.txt").exists()

@@ -18,6 +18,7 @@ from actionzoo.tracking import live
 from actionzoo.tracking.live import recorded_run
 from actionzoo.tracking.names import METRIC_NAMES, TEST_STEP, global_step, to_metrics
 from actionzoo.tracking.record import sync
+from actionzoo.tracking.run_link import RunLink, read_links
 from actionzoo.tracking.store import connect, find_run, tracking_uri, ui_command
 from tests.ports import reserved_port
 from tests.small_run import write_result
@@ -177,6 +178,40 @@ def test_parameters_are_flat_names_and_tags_say_where_the_run_comes_from(root, c
     assert data.tags["recipe"] == "row" and data.tags["data"] == "abc"
     assert data.tags["train.dvc_stage"] == "train@row" and data.tags["train.prefect_flow_run_id"] == "flow-7"
     assert len(data.tags["train.git_rev"]) == 40 and data.tags["train.git_dirty"] == "false"
+
+
+def test_a_run_names_every_flow_run_that_worked_on_it(root, client, monkeypatch):
+    """Started by one, stopped, gone on with by a second, which a retry repeats; evaluated by a third."""
+    run_id = None
+    for id, name, url in [("id-1", "train row", "http://127.0.0.1:4200/runs/flow-run/id-1"), ("id-2", "all; again", ""),
+                          ("id-2", "all; again", "")]:  # fmt: skip
+        monkeypatch.setenv("ACTIONZOO_FLOW_RUN_ID", id)
+        monkeypatch.setenv("ACTIONZOO_FLOW_RUN_NAME", name)
+        monkeypatch.setenv("ACTIONZOO_FLOW_RUN_URL", url)
+        with recorded_run(experiment="demo", name="row", run_id=run_id) as active:
+            pass
+        run_id = active.id
+    monkeypatch.setenv("ACTIONZOO_FLOW_RUN_ID", "id-3")
+    with recorded_run(experiment="demo", name="row", phase="evaluate", run_id=run_id):
+        pass
+    tags = client.get_run(run_id).data.tags
+    first = "train row http://127.0.0.1:4200/runs/flow-run/id-1"
+    assert tags["train.prefect_flow_runs"] == f"{first}; all, again id-2"
+    assert tags["train.prefect_flow_run_id"] == "id-2" and tags["train.prefect_flow_run_name"] == "all; again"
+    assert tags["train.prefect_flow_run_url"] == first.split()[-1]
+    assert tags["evaluate.prefect_flow_runs"] == "all, again id-3"
+
+
+def test_the_flow_that_started_a_run_is_told_where_it_is_to_be_seen(root, client, monkeypatch, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    monkeypatch.setenv("ACTIONZOO_PROGRESS", str(folder))
+    with recorded_run(experiment="demo", name="row ckpt") as active:
+        experiment = client.get_run(active.id).info.experiment_id
+        page = f"http://127.0.0.1:5000/#/experiments/{experiment}/runs/{active.id}"
+        assert read_links(folder) == [RunLink("row ckpt", "train", page, is_served=False)]
+    (folder / "mlflow-damaged.json").write_text('{"name": 1}')
+    assert len(read_links(folder)) == 1
 
 
 def test_more_parameters_than_mlflow_takes_at_once_are_all_there(root, client):

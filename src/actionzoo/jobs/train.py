@@ -162,10 +162,13 @@ def _train(job: Job, record: RunRecord, scratch: Path, world: "World", shared: S
         f"clips      {training.text()}",
         *check,
     ]
-    with _recorded(job, record, memory) as run, progress("steps", lines=False) as on_progress:
+    steps_per_epoch = math.ceil(len(training) / plan.accumulate)
+    with (
+        _recorded(job, record, memory) as run,
+        progress("steps", lines=False, per_epoch=steps_per_epoch) as on_progress,
+    ):
         about = state_about(record) | {"mlflow_run": run.id}
         folder = StateFolder(scratch, about, shared.offer) if shared else StateFolder(scratch, about)
-        steps_per_epoch = math.ceil(len(training) / plan.accumulate)
         report = TrainingReport(job, record.fingerprint, steps_per_epoch, lines, log, run, on_progress)
         state = train_network(network, data, plan, folder, report, world)
         record = _publish(job.files, scratch, _finished(record, state), state)

@@ -20,10 +20,12 @@ from typing import TYPE_CHECKING
 
 from ..process.stage import sigterm_as_exit
 from .names import Point
+from .run_link import RunLink, leave_link
 from .store import (
     POINTS_PER_BATCH,
     as_metrics,
     connect,
+    is_server,
     keep_file,
     known_run,
     log_params,
@@ -31,6 +33,7 @@ from .store import (
     milliseconds,
     one_line,
     relink_file,
+    run_page,
     shown_uri,
 )
 
@@ -42,6 +45,8 @@ _FLUSH_SECONDS = 3.0
 _CLOSE_ATTEMPTS = 3
 
 _MAX_PENDING = 200_000
+
+_TAG_LENGTH = 8000  # characters; a limit of MLflow
 
 
 class Run:
@@ -129,7 +134,7 @@ class Run:
         assert self._client is not None and self.id is not None, "a run without a store collects no values"
         # a batch that arrived, but whose answer was lost, may be sent again: MLflow stores equal points once
         self._client.log_batch(
-            self.id, metrics=as_metrics(points), tags=[RunTag(key, value[:8000]) for key, value in tags.items()]
+            self.id, metrics=as_metrics(points), tags=[RunTag(key, value[:_TAG_LENGTH]) for key, value in tags.items()]
         )
 
     def _is_new(self, point: Point) -> bool:
@@ -216,12 +221,14 @@ def _open(
         client = store.client
         found = known_run(store, run_id) if run_id else None
         is_resumed = found is not None
+        all_tags |= _flow_runs(phase, found.data.tags if found else {})
         if found is None:
             found = client.create_run(store.experiment_id, tags={"phase": phase, **all_tags}, run_name=name)
         elif found.data.tags.get("phase") == phase:
             client.update_run(found.info.run_id, status="RUNNING")
         artifacts = found.info.artifact_uri if store.keeps_files else None
         id: str = found.info.run_id
+        leave_link(RunLink(name, phase, run_page(store, id), is_server()))
         active = Run(client, id, artifacts=artifacts, is_resumed=is_resumed)
     except Exception as error:
         logger.warning(
@@ -244,7 +251,12 @@ def _open(
 
 def _circumstances(phase: str) -> dict[str, str]:
     """The code that runs and the stage or flow that started it, as tags of this phase."""
-    tags = {"dvc_stage": os.environ.get("DVC_STAGE"), "prefect_flow_run_id": os.environ.get("ACTIONZOO_FLOW_RUN_ID")}
+    tags = {
+        "dvc_stage": os.environ.get("DVC_STAGE"),
+        "prefect_flow_run_id": os.environ.get("ACTIONZOO_FLOW_RUN_ID"),
+        "prefect_flow_run_name": os.environ.get("ACTIONZOO_FLOW_RUN_NAME"),
+        "prefect_flow_run_url": os.environ.get("ACTIONZOO_FLOW_RUN_URL"),
+    }
     if torch := sys.modules.get("torch"):
         tags["torch"] = torch.__version__
     if rev := _git("rev-parse", "HEAD"):
@@ -252,6 +264,21 @@ def _circumstances(phase: str) -> dict[str, str]:
         # without dvc.lock, which DVC changes after each stage
         tags["git_dirty"] = str(bool(_git("status", "--porcelain", "--", ":(top)", ":(top,exclude)dvc.lock"))).lower()
     return {f"{phase}.{key}": value for key, value in tags.items() if value}
+
+
+def _flow_runs(phase: str, known: Mapping[str, str]) -> dict[str, str]:
+    """The tag with all flow runs that worked on this phase, the last one last: `name address`, separated by `; `."""
+    id = os.environ.get("ACTIONZOO_FLOW_RUN_ID")
+    if not id:
+        return {}
+    key = f"{phase}.prefect_flow_runs"
+    recorded = known.get(key, known.get(f"{phase}.prefect_flow_run_id", ""))  # older versions kept the last id alone
+    before = [entry for entry in recorded.split("; ") if entry and id not in entry]
+    name = os.environ.get("ACTIONZOO_FLOW_RUN_NAME", "").replace(";", ",")
+    entries = [*before, f"{name} {os.environ.get('ACTIONZOO_FLOW_RUN_URL') or id}".strip()]
+    while len("; ".join(entries)) > _TAG_LENGTH and len(entries) > 1:
+        del entries[0]
+    return {key: "; ".join(entries)}
 
 
 def _git(*arguments: str) -> str:

@@ -67,7 +67,7 @@ def tracking_uri(root: Path | None = None) -> str:
 def ui_command(root: Path | None = None, port: int = 5000) -> str:
     """The command line that opens MLflow's pages; to be typed in the project's folder."""
     uri = tracking_uri(root)
-    if urllib.parse.urlparse(uri).scheme in ("http", "https"):
+    if is_server(root):
         return shlex.join([_in_project(Path(sys.executable), root), "-m", "webbrowser", "-t", without_secrets(uri)])
     if (database := database_of(uri)) is not None:
         uri = f"sqlite:///{_in_project(database, root)}"
@@ -103,8 +103,6 @@ def run_pages(
     server, else UI_ADDRESS. Creates nothing: without a store the answer is empty.
     """
     uri = tracking_uri(root)
-    if server is None:
-        server = uri if urllib.parse.urlparse(uri).scheme in ("http", "https") else UI_ADDRESS
     if ((database := database_of(uri)) is not None and not database.exists()) or not checkpoints:
         return {}
     try:
@@ -113,8 +111,19 @@ def run_pages(
     except Exception as error:
         logger.warning("tracking: could not search MLflow at %s for runs (%s)", shown_uri(root), one_line(error))
         return {}
-    base = f"{without_secrets(server).rstrip('/')}/#/experiments/{store.experiment_id}/runs"
-    return {model: f"{base}/{id}" for model, id in found.items() if id is not None}
+    return {model: run_page(store, id, root, server) for model, id in found.items() if id is not None}
+
+
+def run_page(store: Store, run_id: str, root: Path | None = None, server: str | None = None) -> str:
+    """Address of the run's page: at the store, if it is a server, else at UI_ADDRESS; or at `server`."""
+    if server is None:
+        server = tracking_uri(root) if is_server(root) else UI_ADDRESS
+    return f"{without_secrets(server).rstrip('/')}/#/experiments/{store.experiment_id}/runs/{run_id}"
+
+
+def is_server(root: Path | None = None) -> bool:
+    """Whether the store is a server, which shows its own pages; others are shown by `ui_command`."""
+    return urllib.parse.urlparse(tracking_uri(root)).scheme in ("http", "https")
 
 
 def connect(experiment: str, root: Path | None = None) -> Store:

@@ -1,0 +1,88 @@
+"""A running `dvc repro` whose commands ask the flow for devices before they start: see device_shell.py."""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from actionzoo.process.stage import repair_rwlock
+from actionzoo.process.supervisor import descendants
+from flows import cluster, device_shell
+from flows.command import Command
+
+POLL_SECONDS = 0.1
+_SHELL = Path(__file__).with_name("device_shell")
+_SECRET = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
+
+
+class DvcProcess:
+    """`dvc repro ARGUMENTS`. To be used by the thread that makes it."""
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        root: Path,
+        environment: Mapping[str, str],
+        on_line: Callable[[str], object],
+        stop: threading.Event,
+        locks: Sequence[int],
+        grace_seconds: float,
+    ) -> None:
+        """Start it in `root`; `environment` is added to ours. The rest is as for `Command`."""
+        inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
+        variables = {
+            "PATH": cluster.stage_path(),
+            "PYTHONUNBUFFERED": "1",  # else lines are seen long after they were printed
+            "SHELL": str(_SHELL),
+            device_shell.SHELL: os.environ.get("SHELL", ""),
+            device_shell.PYTHON: sys.executable,
+        }
+        # The flag stands before the command. Without it, DVC gives up if another stage holds its lock for 3 seconds.
+        words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
+        repair_rwlock(root)
+        self._socket, theirs = socket.socketpair()
+        self._requests = self._socket.makefile()
+        self._shell = 0
+        with theirs:
+            self._command = Command(
+                words,
+                cwd=root,
+                env={**inherited, **variables, **environment},
+                on_line=on_line,
+                stop=stop,
+                stdin=theirs.fileno(),
+                locks=locks,
+                grace_seconds=grace_seconds,
+            )
+
+    def asks(self) -> bool:
+        """Wait until a command asks for devices: True; False if DVC has ended. Raises Stopped."""
+        while not self._command.has_ended(POLL_SECONDS):
+            if select.select([self._socket], [], [], 0)[0]:
+                self._shell = int(self._requests.readline())
+                return True
+        return False
+
+    def answer(self, environment: Mapping[str, str]) -> None:
+        """Let the command start, with these variables added to its environment."""
+        with contextlib.suppress(BrokenPipeError):  # it was killed meanwhile, and DVC will say so
+            self._socket.sendall(f"{json.dumps(dict(environment))}\n".encode())
+
+    def wait_for_command(self) -> None:
+        """Wait until the command that was answered has ended, with all that it started. Raises Stopped."""
+        while not self._command.has_ended(POLL_SECONDS):
+            if not os.path.exists(f"/proc/{self._shell}") and len(descendants(self._command.pid)) <= 1:  # DVC itself
+                return
+
+    def end(self) -> int:
+        """End it, if it still runs, and return its exit status. See `Command.end`."""
+        status = self._command.end()
+        self._requests.close()
+        self._socket.close()
+        return status
