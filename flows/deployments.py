@@ -156,6 +156,10 @@ def zoo(
     return _run(what, models, data, _request(force, dry_run, gpus, cpu_slots, dask, machines, nodes))
 
 
+def _anywhere(request: Request) -> State[Any]:
+    return build_on_machines(request) if request.machines else build(request)
+
+
 def _request(
     force: bool,
     dry_run: bool,
@@ -176,7 +180,7 @@ def _run(
     words: Sequence[str],
     data: str | None,
     request: Request,
-    build_for: Callable[[Request, Sequence[str], bool], State[Any]] = lambda request, models, every: build(request),
+    build_for: Callable[[Request, Sequence[str], bool], State[Any]] = lambda request, models, every: _anywhere(request),
 ) -> State[Any]:
     """Take the steps for the models that `words` name: judge all parameters, wait until the data set may be built, and
     build; returns the final state of the flow run. No steps mean all that these models can have.
