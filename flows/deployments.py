@@ -38,6 +38,7 @@ from flows.choices import (
     chosen_models,
     targets_of,
 )
+from flows.machines import build_on_machines
 from flows.pipeline import THREADS, build
 from flows.request import CPU_SLOTS, Request
 from flows.run_labels import name_by_models, show_begun, show_waiting
