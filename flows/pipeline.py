@@ -159,6 +159,7 @@ def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machin
         stop=threading.Event(),
         cluster=cluster,
         shares=request.shares,
+        beside=request.beside,
     )
 
 

@@ -39,7 +39,7 @@ _EACH_MACHINE = ("download", "resize", "frames")
 def before(stage: Stage, machine: Machine, log: Callable[[str], object] = print) -> None:
     """Restore `stage` if another machine has built it. Called before DVC is asked to build it; DVC then finds it in its
     run cache. Raises UserError if the remote cannot be reached, and Stopped."""
-    if machine.shares and is_shared(stage.name):
+    if machine.shares and is_shared(stage.name) and stage.name not in machine.beside:
         push_kept_back(machine.root, machine.stop, log)
         fetch(machine.root, [stage.name], machine.stop, log)
 
@@ -47,7 +47,7 @@ def before(stage: Stage, machine: Machine, log: Callable[[str], object] = print)
 def after(stage: Stage, machine: Machine, log: Callable[[str], object] = print) -> None:
     """Push what was built. Called after `stage` was built; does not fail: what could not be pushed is pushed at the
     next start. Raises Stopped."""
-    if machine.shares:
+    if machine.shares and stage.name not in machine.beside:
         push(machine.root, [stage.name], machine.stop, log)
 
 

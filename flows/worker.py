@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from actionzoo.errors import UserError
+from actionzoo.files.addresses import without_secrets
 from actionzoo.files.locks import try_lock
 from actionzoo.process.supervisor import GRACE_SECONDS, end, supervised
 
@@ -71,13 +72,15 @@ def _work(arguments: argparse.Namespace, running: ExitStack) -> str:
     if not (ROOT / ".dvc").is_dir():
         raise UserError(f"{ROOT} is no DVC repository: a worker builds in a clone of the project (`git clone`)")
     running.enter_context(_own_checkout())
-    from flows import machines, runs, share
+    from flows import runs, share  # imports prefect, which reads the environment: not before it is complete
+    from flows.lost_machines import HEARTBEAT_SECONDS
+    from flows.machine import ADD_REMOTE
 
-    machines.check_pool(arguments.pool)
+    _check_pool(arguments.pool)
     limit = arguments.limit or _models_at_once()
-    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(machines.HEARTBEAT_SECONDS)
+    os.environ["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_SECONDS)
     if not share.has_remote(ROOT):
-        print(f"warning: {ROOT} has no default DVC remote, so flow runs will fail; {machines.ADD_REMOTE}", flush=True)
+        print(f"warning: {ROOT} has no default DVC remote, so flow runs will fail; {ADD_REMOTE}", flush=True)
     elif kept := share.kept_back(ROOT):
         print(f"pushing what was built here and is not in DVC's remote yet: {', '.join(kept)}", flush=True)
         share.push_kept_back(ROOT, threading.Event(), print)
@@ -100,6 +103,38 @@ def _work(arguments: argparse.Namespace, running: ExitStack) -> str:
     while worker.poll() is None:
         time.sleep(0.2)
     return "the worker ended by itself; its last lines are above"
+
+
+def _check_pool(pool: str) -> None:
+    """Raise UserError if the Prefect server cannot be used or has no such work pool."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+    from prefect.settings import PREFECT_API_URL
+
+    address = without_secrets(PREFECT_API_URL.value() or "")
+    try:
+        with get_client(sync_client=True) as client:
+            client.read_work_pool(pool)
+    except ObjectNotFound:
+        raise UserError(
+            f"the Prefect server at {address} has no work pool {pool}; `python -m flows.local`, or the commands at the "
+            "top of prefect.yaml, create it there"
+        ) from None
+    except httpx.HTTPStatusError as error:
+        if error.response.status_code in (401, 403):
+            raise UserError(
+                f"the Prefect server at {address} refuses our key: set PREFECT_API_AUTH_STRING to its own, as "
+                "docs/machines.md describes"
+            ) from None
+        raise UserError(
+            f"the Prefect server at {address} answers with status {error.response.status_code}; see its log"
+        ) from None
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, OSError) as error:
+        raise UserError(
+            f"no Prefect server answers at {address} ({type(error).__name__}); check PREFECT_API_URL, which ends in "
+            "/api, and that the server listens on an address that this machine reaches"
+        ) from None
 
 
 def _models_at_once() -> int:
