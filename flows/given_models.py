@@ -21,6 +21,9 @@ DEPLOYMENT = "zoo/machine"
 TAG = "machine"
 """Of the flow runs that build a model on a machine."""
 
+HANDED_BACK = "handed-back"
+"""Tag of a flow run whose worker was stopped: its model goes to another machine, as if the machine had died."""
+
 POLL_SECONDS = 2.0
 AWAY_SECONDS = 900.0
 """How long a Prefect server that does not answer is waited for."""
@@ -102,6 +105,7 @@ class GivenModels:
         """None while the model is being built; '' when it was; else the reason why not. Starts it again if a machine
         has died."""
         states = [run.state for run in one.runs if run.state]
+        lost = [run for run in one.runs if run.state and (run.state.is_crashed() or HANDED_BACK in run.tags)]
         if one.runs[0].state and one.runs[0].state.is_completed():
             self._cancel(one.runs[1:], "the training has ended")
             return ""
@@ -113,13 +117,12 @@ class GivenModels:
             self._cancel(one.runs, "another machine of this training has stopped")
         if not all(state.is_final() for state in states):
             return None
-        if crashed := next((state for state in bad if state.is_crashed()), None):
-            if one.starts <= self._restarts:
-                self._log(f"{one.model} goes to another machine: {crashed.message}")
-                one.is_ending = False
-                one.runs = self._start(one)
-                return None
-            bad = [crashed]
+        if lost and one.starts <= self._restarts:
+            why = lost[0].state.message if lost[0].state and lost[0].state.is_crashed() else "its worker was stopped"
+            self._log(f"{one.model} goes to another machine: {why}")
+            one.is_ending = False
+            one.runs = self._start(one)
+            return None
         failed = next((state for state in bad if state.is_failed()), bad[0])
         return f"its flow run ended as {failed.name}: {failed.message}"
 

@@ -90,7 +90,7 @@ def bury_all(client: SyncPrefectClient, pool: str) -> None:
     """`bury`, and all active runs of the pool's queue without a living process. For a server that has just started and
     has no worker for this queue yet: also a run that was killed before its flow began would stay active forever."""
     bury(client, since=timedelta(days=3650))
-    for run in _active(client, pool):
+    for run in active(client, pool):
         if run.work_queue_name == QUEUE and not _is_alive(_folder() / str(run.id)):
             _end(client, run)
 
@@ -122,7 +122,7 @@ def cancel(pool: str, worker: subprocess.Popen[bytes]) -> None:
         while worker.poll() is None and time.monotonic() < deadline:
             pids = {str(pid) for pid in descendants(worker.pid)}
             # a run whose process has ended still belongs to the worker, which has yet to report the end
-            runs = [run for run in _active(client, pool) if run.infrastructure_pid in pids or run.id in ours]
+            runs = [run for run in active(client, pool) if run.infrastructure_pid in pids or run.id in ours]
             if not runs:
                 break
             ours |= {run.id for run in runs}
@@ -153,7 +153,7 @@ def _is_alive(path: Path) -> bool:
     return path.exists() and not _is_dead(path)
 
 
-def _active(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
+def active(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
     return client.read_flow_runs(
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_ACTIVE))),

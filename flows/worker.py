@@ -100,6 +100,7 @@ def _work(arguments: argparse.Namespace, running: ExitStack) -> str:
     )
     running.callback(end, worker)
     running.callback(runs.cancel, arguments.pool, worker)
+    running.callback(_hand_back, arguments.pool, arguments.name)
     while worker.poll() is None:
         time.sleep(0.2)
     return "the worker ended by itself; its last lines are above"
@@ -135,6 +136,19 @@ def _check_pool(pool: str) -> None:
             f"no Prefect server answers at {address} ({type(error).__name__}); check PREFECT_API_URL, which ends in "
             "/api, and that the server listens on an address that this machine reaches"
         ) from None
+
+
+def _hand_back(pool: str, worker: str) -> None:
+    """Mark the flow runs of the worker, so that their models go to other machines when they have ended."""
+    from prefect.client.orchestration import get_client
+
+    from flows import runs
+    from flows.given_models import HANDED_BACK
+
+    with get_client(sync_client=True) as client:
+        for run in runs.active(client, pool):
+            if run.labels.get("prefect.worker.name") == worker:
+                client.update_flow_run(run.id, tags=[*run.tags, HANDED_BACK])
 
 
 def _models_at_once() -> int:
