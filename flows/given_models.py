@@ -16,6 +16,7 @@ from prefect.states import Cancelling
 
 from actionzoo.errors import UserError
 from flows.lost_machines import watch
+from flows.runs import WORKER_LABEL
 
 DEPLOYMENT = "zoo/machine"
 TAG = "machine"
@@ -196,7 +197,7 @@ class GivenModels:
             state = run.state.name if run.state else None
             if state and one.shown.get(run.id) != state:
                 one.shown[run.id] = state
-                worker = run.labels.get("prefect.worker.name")
+                worker = run.labels.get(WORKER_LABEL)
                 self._log(f"{run.name}: {state}" + (f" on {worker}" if worker and state == "Running" else ""))
 
     def _cancel(self, runs: Iterable[FlowRun], why: str) -> None:

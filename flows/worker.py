@@ -99,7 +99,7 @@ def _work(arguments: argparse.Namespace, running: ExitStack) -> str:
         start_new_session=True,  # Ctrl-C reaches only this process, which cancels the runs first
     )
     running.callback(end, worker)
-    running.callback(runs.cancel, arguments.pool, worker)
+    running.callback(runs.cancel, arguments.pool, worker, arguments.name)
     running.callback(_hand_back, arguments.pool, arguments.name)
     while worker.poll() is None:
         time.sleep(0.2)
@@ -147,7 +147,7 @@ def _hand_back(pool: str, worker: str) -> None:
 
     with get_client(sync_client=True) as client:
         for run in runs.active(client, pool):
-            if run.labels.get("prefect.worker.name") == worker:
+            if run.labels.get(runs.WORKER_LABEL) == worker:
                 client.update_flow_run(run.id, tags=[*run.tags, HANDED_BACK])
 
 
