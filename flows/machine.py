@@ -98,7 +98,12 @@ def _build_and_push(request: Request, root: Path, stages: list[Stage], log: Call
 
 def _invite(nodes: int) -> None:
     """Tell the other machines of a training where its processes meet: on this machine."""
-    meeting = f"{own_address()}:{free_port()}"
+    meeting = f"{(address := own_address())}:{free_port()}"
+    if address.startswith("127."):
+        get_run_logger().warning(
+            f"other machines cannot reach {address}; where they are not processes of this one, set {ADDRESS} to this "
+            "machine's address in their network"
+        )
     with get_client(sync_client=True) as client:
         client.create_flow_run_input(UUID(str(flow_run.id)), _MEETING, json.dumps(meeting))
     os.environ |= {NODES: str(nodes), RENDEZVOUS: meeting}
