@@ -38,7 +38,7 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.names import did_you_mean
 from actionzoo.params import load_params
-from actionzoo.process.supervisor import GRACE_SECONDS, supervised
+from actionzoo.process.supervisor import supervised
 from flows import cluster, data_set, page, slots
 from flows.choices import STEPS, DataSet, chosen_models, targets_of
 from flows.gpus import Gpus, visible_gpus
@@ -265,13 +265,14 @@ def main() -> None:
         targets = _targets(arguments.targets, arguments.models)
         if arguments.data is not None:
             data_set.check(Path("params.yaml"), arguments.data)
-        read_graph(targets)
+        root, _ = read_graph(targets)
+        grace = grace_seconds(root)
         cluster.check_address(arguments.dask)
     except UserError as error:
         sys.exit(str(error))
 
     if not PREFECT_API_URL.value():
-        sys.exit(_run_with_server())
+        sys.exit(_run_with_server(grace))
     if problem := _server_problem():
         sys.exit(problem)
 
@@ -340,7 +341,7 @@ def _server_problem() -> str | None:
     return None
 
 
-def _run_with_server() -> int | str:
+def _run_with_server(grace_seconds: float) -> int | str:
     """Run this command again in a child process, with a server that outlives it; returns the exit status or message."""
     port, key = free_port(), new_key()
     child: subprocess.Popen[bytes] | None = None
@@ -356,7 +357,7 @@ def _run_with_server() -> int | str:
     try:
         with local_server(port, key, with_ui=False):
             child = subprocess.Popen(
-                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], GRACE_SECONDS + 5),
+                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], grace_seconds + 5),
                 env=os.environ | client_settings(port, key),
             )
             return child.wait()
