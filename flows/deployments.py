@@ -171,7 +171,8 @@ def _run(
         request = replace(request, targets=targets_of(params, models, steps))
         with data_set.held(Path.cwd(), data, show_waiting, put_back=request.dry_run) as name:
             show_begun(name, models)
-            get_run_logger().info(f"data set {name}" + (", now in params.yaml" if name != params.name else ""))
+            is_new = name != params.name and not request.dry_run
+            get_run_logger().info(f"data set {name}" + (", from now on in params.yaml" if is_new else ""))
             return build_for(request, models, every)
     except UserError as error:
         return Failed(message=str(error))
