@@ -21,7 +21,7 @@ _SECRET = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUT
 
 
 class DvcProcess:
-    """`dvc repro ARGUMENTS`. To be used by the thread that makes it."""
+    """`python -m ARGUMENTS`, which is `dvc repro` or flows/beside.py. To be used by the thread that makes it."""
 
     def __init__(
         self,
@@ -44,8 +44,7 @@ class DvcProcess:
             device_shell.SHELL: os.environ.get("SHELL", ""),
             device_shell.PYTHON: sys.executable,
         }
-        # The flag stands before the command. Without it, DVC gives up if another stage holds its lock for 3 seconds.
-        words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
+        words = [sys.executable, "-m", *arguments]
         repair_rwlock(root)
         self._socket, theirs = socket.socketpair()
         self._requests = self._socket.makefile()

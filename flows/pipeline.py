@@ -92,15 +92,15 @@ def build_zoo(
         return Failed(message=str(error))
 
 
-def build(request: Request) -> State[Any]:
+def build(request: Request, elsewhere: Sequence[Outcome] = ()) -> State[Any]:
     """Build what a request asks for; returns the final state of the flow run inside which it is called. The flow needs
-    the task runner THREADS.
+    the task runner THREADS. `elsewhere` is what became of stages on other machines.
 
     Ctrl-C and SIGTERM end it as cancelled. In a worker's process they are raised again: Prefect knows what they mean.
     """
     try:
         with ExitStack() as running:
-            return _build(request, running)
+            return _build(request, elsewhere, running)
     except UserError as error:
         return Failed(message=str(error))
     except (KeyboardInterrupt, TerminationSignal):
@@ -111,7 +111,7 @@ def build(request: Request) -> State[Any]:
         return Cancelled(message=STOPPED)
 
 
-def _build(request: Request, running: ExitStack) -> State[Any]:
+def _build(request: Request, elsewhere: Sequence[Outcome], running: ExitStack) -> State[Any]:
     """Each stage is a task that waits for those that it needs, and is pending until its command has devices."""
     root, stages, changes = ask_dvc(request.targets, request.folder)
     before = locked_stages(root)
@@ -143,7 +143,8 @@ def _build(request: Request, running: ExitStack) -> State[Any]:
         raise
     finally:
         sort_lock(root, before, stages)
-    return _end([run.outcome or Outcome(name, "not run") for name, run in runs.items()], request, machine)
+    outcomes = [run.outcome or Outcome(name, "not run") for name, run in runs.items()]
+    return _end([*outcomes, *elsewhere], request, machine)
 
 
 def _end(outcomes: Sequence[Outcome], request: Request, machine: Machine) -> State[Any]:
@@ -180,6 +181,7 @@ def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machin
         stop=threading.Event(),
         cluster=cluster,
         shares=request.shares,
+        beside=request.beside,
     )
 
 

@@ -157,8 +157,12 @@ class StageRun:
                     self._places.taken(self._kind, machine.stop, lambda: self._wait_for_devices(opened.users()))
                 )
             self._show(Pending(name="Starting", message="DVC looks at what has changed, when its lock is free"))
+            # the flag stands before the command; without it, DVC gives up if its lock is held for 3 seconds
+            arguments = ["dvc", "--wait-for-lock", "repro", *(["-f"] if self._forced else []), "-s", stage.name]
+            if stage.name in machine.beside:
+                arguments = ["flows.beside", stage.name]
             self._dvc = DvcProcess(
-                [*(["-f"] if self._forced else []), "-s", stage.name],
+                arguments,
                 root=machine.root,
                 environment={**machine.cluster, **progress.environment(machine.root, stage.name)},
                 on_line=self._on_line,
