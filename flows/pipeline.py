@@ -41,6 +41,7 @@ from actionzoo.params import load_params
 from actionzoo.process.supervisor import supervised
 from flows import cluster, data_set, page, slots
 from flows.choices import STEPS, DataSet, chosen_models, targets_of
+from flows.dvc_lock import waits_for
 from flows.gpus import Gpus, visible_gpus
 from flows.grace import WORKERS_PATIENCE_SECONDS, grace_seconds, is_run_by_worker
 from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
@@ -48,7 +49,7 @@ from flows.keys import new_key
 from flows.request import CPU_SLOTS, Machine, What
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
-from flows.run_labels import name_by_targets, show_begun, show_waiting
+from flows.run_labels import name_by_targets, show_begun, show_running, show_waiting
 from flows.runs import announce
 from flows.server import client_settings, free_port, local_server
 from flows.stage_run import Beginning, Places, StageRun
@@ -113,7 +114,8 @@ def build(request: Request, elsewhere: Sequence[Outcome] = ()) -> State[Any]:
 
 def _build(request: Request, elsewhere: Sequence[Outcome], running: ExitStack) -> State[Any]:
     """Each stage is a task that waits for those that it needs, and is pending until its command has devices."""
-    root, stages, changes = ask_dvc(request.targets, request.folder)
+    root, stages, changes = ask_dvc(request.targets, request.folder, lambda holder: show_waiting(waits_for(holder)))
+    show_running()
     before = locked_stages(root)
     machine = _machine(root, request, running.enter_context(cluster.joined(None if request.dry_run else request.dask)))
     if request.dry_run:

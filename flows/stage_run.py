@@ -27,6 +27,7 @@ from actionzoo.errors import TEMPORARY, UserError
 from actionzoo.files.addresses import without_secrets
 from flows import failure, progress, share, slots
 from flows.command import Stopped
+from flows.dvc_lock import waits_for
 from flows.dvc_process import DvcProcess
 from flows.graph import Stage
 from flows.request import Machine, Outcome, What
@@ -172,7 +173,7 @@ class StageRun:
                 patience_seconds=machine.patience_seconds,
             )
             self._open.callback(self._dvc.end)
-            if self._dvc.asks():
+            if self._dvc.asks(lambda holder: self._wait_for("DVC", waits_for(holder))):
                 self._take_devices()
 
     def _take_devices(self) -> None:
