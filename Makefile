@@ -1,3 +1,7 @@
+ifneq ($(wildcard pyproject.toml flows/local.py),pyproject.toml flows/local.py)
+$(error run this in the checkout: make -C $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST))))) $(MAKECMDGOALS))
+endif
+
 # make demo | make test | make prefect | make worker | make ui | make lint | make lock
 PYTHON ?= python3
 VENV := .venv

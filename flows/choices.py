@@ -85,7 +85,7 @@ What = Annotated[
     WithJsonSchema(
         {
             "type": "array",
-            "items": {"type": "string", "enum": STEPS},
+            "items": {"type": "string", "enum": list(STEPS)},
             "description": "What to do for the models. Nothing chosen: everything, and the report if all models are "
             "meant.",
         }
@@ -184,14 +184,19 @@ def chosen_models(params: Params, words: Iterable[str]) -> tuple[str, ...]:
         elif fitting := [name for name in params.recipes if fnmatchcase(name.lower(), word.lower())]:
             found.update(fitting)
         else:
-            meant = did_you_mean(word.strip("*?"), params.recipes)
-            raise UserError(f"no model fits the pattern {word}{meant or '; `actionzoo models` lists all'}")
+            words_of_names = dict.fromkeys(part for name in params.recipes for part in name.split("_"))
+            meant = did_you_mean(word.strip("*?_"), words_of_names) or "; `actionzoo models` lists all"
+            raise UserError(f"no model fits the pattern {word}{meant}")
     return tuple(name for name in params.recipes if name in found or not found)
 
 
 def targets_of(params: Params, models: Sequence[str], steps: Collection[Step]) -> tuple[str, ...]:
-    """The targets in dvc.yaml that the steps are for these models. Raises UserError for a report of some models."""
+    """The targets in dvc.yaml that the steps are for these models; no steps mean all that these models can have.
+
+    The report is of all models: raises UserError if it is a step for some.
+    """
     every = len(models) == len(params.recipes)
+    steps = steps or (STEPS if every else STEPS[:-1])
     if "report" in steps and not every:
         raise UserError(
             f"the report is made of the results of all {len(params.recipes)} models, and this run builds {len(models)} "

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.yaml_files import read_yaml
+from actionzoo.names import did_you_mean
 from actionzoo.params import load_params
 from actionzoo.params.keep import choose_dataset
 
@@ -27,8 +28,8 @@ def held(root: Path, wanted: str | None, on_wait: Callable[[str], object], *, pu
 
     None means the one that it names; '' if there is none, as in another project than ours. Another is written into it
     as soon as nothing else builds in the project; `on_wait` gets what it waits for, once for each cause. With
-    `put_back`, the old name is restored at the end, and no other run builds until then. Raises UserError if params.yaml
-    does not hold.
+    `put_back`, the old name is restored at the end, and no other run builds until then. Raises UserError for a data set
+    that is not in params.yaml, and if that does not hold.
     """
     if not (root / ".dvc").is_dir():
         yield ""
@@ -48,8 +49,12 @@ def held(root: Path, wanted: str | None, on_wait: Callable[[str], object], *, pu
             if not _try(file.fileno(), fcntl.LOCK_SH):
                 wait("a run that tries another data set in this project")
                 continue
-            present = load_params(path).name if wanted else _name_in(path)
-            if wanted in (None, present):
+            present = _name_in(path)
+            if wanted is None:
+                yield present
+                return
+            check(path, wanted)
+            if wanted == present:
                 yield present
                 return
             if not _try(file.fileno(), fcntl.LOCK_EX):
@@ -71,6 +76,16 @@ def _name_in(path: Path) -> str:
         return str(read_yaml(path, "")["data"]["name"])
     except (UserError, KeyError, TypeError):
         return ""
+
+
+def check(path: Path, wanted: str) -> None:
+    """Raise UserError if params.yaml, which is at `path`, has no such data set."""
+    datasets = load_params(path).datasets
+    if wanted not in datasets:
+        raise UserError(
+            f"data is {wanted}, which is not under datasets in {path.name}{did_you_mean(wanted, datasets)}; "
+            f"there are {', '.join(datasets)}"
+        )
 
 
 def _try(lock: int, kind: int) -> bool:

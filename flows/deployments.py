@@ -19,11 +19,9 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
 from actionzoo.errors import UserError
-from actionzoo.names import did_you_mean
 from actionzoo.params import load_params
 from flows import cluster, data_set
 from flows.choices import (
-    STEPS,
     CpuSlots,
     Dask,
     DataSet,
@@ -184,7 +182,7 @@ def _run(
     build_for: Callable[[Request, Sequence[str], bool], State[Any]] = lambda request, models, every: _anywhere(request),
 ) -> State[Any]:
     """Take the steps for the models that `words` name: judge all parameters, wait until the data set may be built, and
-    build; returns the final state of the flow run. No steps mean all that these models can have.
+    build; returns the final state of the flow run.
 
     `build_for` gets the request with its targets, the models, and whether these are all.
     """
@@ -194,13 +192,11 @@ def _run(
         params = load_params(PARAMS)
         models = chosen_models(params, words)
         every = len(models) == len(params.recipes)
-        request = replace(request, targets=targets_of(params, models, steps or (STEPS if every else STEPS[:-1])))
-        if data not in (None, *params.datasets):
-            meant = did_you_mean(data, params.datasets) or f"; there are {', '.join(params.datasets)}"
-            raise UserError(f"data is {data}, which is not under datasets in params.yaml{meant}")
+        request = replace(request, targets=targets_of(params, models, steps))
         with data_set.held(Path.cwd(), data, show_waiting, put_back=request.dry_run) as name:
             show_begun(name, models)
-            get_run_logger().info(f"data set {name}" + (", now in params.yaml" if name != params.name else ""))
+            is_new = name != params.name and not request.dry_run
+            get_run_logger().info(f"data set {name}" + (", from now on in params.yaml" if is_new else ""))
             return build_for(request, models, every)
     except UserError as error:
         return Failed(message=str(error))

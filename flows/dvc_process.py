@@ -7,6 +7,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import descendants
 from flows import cluster, device_shell
 from flows.command import Command
+from flows.dvc_lock import lock_holder
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, LOOK_SECONDS = 0.1, 3.0
 _SHELL = Path(__file__).with_name("device_shell")
 _SECRET = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
 
@@ -33,6 +35,7 @@ class DvcProcess:
         stop: threading.Event,
         locks: Sequence[int],
         grace_seconds: float,
+        patience_seconds: float | None,
     ) -> None:
         """Start it in `root`; `environment` is added to ours. The rest is as for `Command`."""
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
@@ -44,6 +47,7 @@ class DvcProcess:
             device_shell.PYTHON: sys.executable,
         }
         words = [sys.executable, "-m", *arguments]
+        self._root = root
         repair_rwlock(root)
         self._socket, theirs = socket.socketpair()
         self._requests = self._socket.makefile()
@@ -58,14 +62,24 @@ class DvcProcess:
                 stdin=theirs.fileno(),
                 locks=locks,
                 grace_seconds=grace_seconds,
+                patience_seconds=patience_seconds,
             )
 
-    def asks(self) -> bool:
-        """Wait until a command asks for devices: True; False if DVC has ended. Raises Stopped."""
+    def asks(self, on_wait: Callable[[int], object] = lambda holder: None) -> bool:
+        """Wait until a command asks for devices: True; False if DVC has ended. Raises Stopped.
+
+        `on_wait` is called every few seconds with the process that holds DVC's lock, while one does.
+        """
+        looked = time.monotonic()
         while not self._command.has_ended(POLL_SECONDS):
-            if select.select([self._socket], [], [], 0)[0]:
+            if self._is_asked():
                 self._shell = int(self._requests.readline())
                 return True
+            if time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                holder = lock_holder(self._root)
+                if holder is not None and holder not in descendants(self._command.pid):
+                    on_wait(holder)
         return False
 
     def answer(self, environment: Mapping[str, str]) -> None:
@@ -76,6 +90,8 @@ class DvcProcess:
     def wait_for_command(self) -> None:
         """Wait until the command that was answered has ended, with all that it started. Raises Stopped."""
         while not self._command.has_ended(POLL_SECONDS):
+            if self._is_asked():  # by the next command
+                return
             if not os.path.exists(f"/proc/{self._shell}") and len(descendants(self._command.pid)) <= 1:  # DVC itself
                 return
 
@@ -85,3 +101,7 @@ class DvcProcess:
         self._requests.close()
         self._socket.close()
         return status
+
+    def _is_asked(self) -> bool:
+        """False, too, when DVC has just ended and closed the socket."""
+        return bool(select.select([self._socket], [], [], 0)[0]) and bool(self._socket.recv(1, socket.MSG_PEEK))

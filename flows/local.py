@@ -26,6 +26,7 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.files.locks import try_lock
 from actionzoo.process.supervisor import GRACE_SECONDS, end, supervised
+from flows.grace import grace_seconds
 from flows.keys import KEY_FILE, key_file, new_key, settings_file
 from flows.server import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers
 
@@ -71,7 +72,7 @@ def _serve(port: int, running: ExitStack) -> str:
     from prefect.client.orchestration import get_client  # prefect reads the environment: not before it is complete
 
     from flows import runs
-    from flows.pool import make_pool
+    from flows.pool import is_deployed, make_pool
 
     server = None
     if uses_existing:
@@ -87,6 +88,8 @@ def _serve(port: int, running: ExitStack) -> str:
             runs.bury_all(client, POOL)
     make_pool(POOL)
     menus = _deploy()
+    if is_deployed("zoo/all"):
+        print("zoo/all is of an older version, and still works; zoo/zoo replaces it: prefect deployment delete zoo/all")
     print(f"\nPrefect is at http://{HOST}:{port}; Ctrl-C stops it.", flush=True)
     if server:
         print(f"The page asks for a key, which this shows: {shown}")
@@ -98,7 +101,7 @@ def _serve(port: int, running: ExitStack) -> str:
     worker = subprocess.Popen(
         supervised(
             [*_PREFECT, "worker", "start", "--pool", POOL, "--work-queue", QUEUE, "--type", "process"],
-            GRACE_SECONDS + 10,
+            grace_seconds(ROOT) + 10,
         ),
         cwd=ROOT,
         env=os.environ | {"PROJECT_DIR": str(ROOT)},  # prefect.yaml: where this worker runs flows

@@ -3,7 +3,7 @@
     python -m flows.pipeline                     everything
     python -m flows.pipeline evaluate@<model>    one model, with the stages it needs
     python -m flows.pipeline --dask tcp://...    a Dask cluster prepares the data
-    prefect deployment run zoo/all               the same on a Prefect server (`python -m flows.local` starts one)
+    prefect deployment run zoo/row               the same on a Prefect server (`python -m flows.local` starts one)
 
 DVC decides what is up to date: the flow builds a stage with `dvc repro -s`, and only if `dvc status` reports a change.
 So the flow has nothing to resume and no retries: start it again, and it continues where it ended. Several flows may run
@@ -36,21 +36,26 @@ from prefect.utilities.annotations import opaque
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
-from actionzoo.process.supervisor import GRACE_SECONDS, supervised
+from actionzoo.names import did_you_mean
+from actionzoo.params import load_params
+from actionzoo.process.supervisor import supervised
 from flows import cluster, data_set, page, slots
+from flows.choices import STEPS, DataSet, chosen_models, targets_of
+from flows.dvc_lock import waits_for
 from flows.gpus import Gpus, visible_gpus
-from flows.grace import grace_seconds
+from flows.grace import WORKERS_PATIENCE_SECONDS, grace_seconds, is_run_by_worker
 from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
-from flows.request import CPU_SLOTS, Machine
+from flows.request import CPU_SLOTS, Machine, What
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
-from flows.run_labels import name_by_targets, show_begun, show_waiting
+from flows.run_labels import name_by_targets, show_begun, show_running, show_waiting
 from flows.runs import announce
 from flows.server import client_settings, free_port, local_server
 from flows.stage_run import Beginning, Places, StageRun
 
 SEND_SECONDS = 5.0
+STOPPED = "stopped; start again to continue: finished stages are not repeated."
 THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1000)  # a stage that waits occupies a thread
 
 
@@ -61,7 +66,10 @@ def build_zoo(
     gpus: list[int | str] | None = None,
     cpu_slots: int = CPU_SLOTS,
     dask: str | None = None,
-) -> State[Any]:
+    data: DataSet = None,
+    force: bool = False,
+    dry_run: bool = False,
+) -> State[Any]:  # more than six parameters: they are the fields of its form
     """Build DVC stages in the order of the graph, as many at once as there are devices.
 
     Args:
@@ -70,66 +78,81 @@ def build_zoo(
         cpu_slots: how many stages that use no GPU run at once.
         dask: address of a Dask scheduler whose workers prepare the data (tcp://10.0.0.1:8786), or `local` for workers
             on this machine; if not set, the stages prepare the data themselves.
+        data: another data set than params.yaml names (data.name): it is written there as soon as no other run builds.
+        force: build the targets, though not what they need, even if they are up to date.
+        dry_run: say what would be built, and start nothing.
     """
     names = None if gpus is None else tuple(map(str, gpus))
+    request = Request(tuple(targets or ()), force, dry_run, names, cpu_slots, dask)
     announce()
-    with data_set.held(Path.cwd(), None, show_waiting) as data:
-        show_begun(data, [key for _, _, key in (target.partition("@") for target in targets or ()) if key])
-        return build(Request(targets=tuple(targets or ()), gpus=names, cpu_slots=cpu_slots, dask=dask))
+    try:
+        with data_set.held(Path.cwd(), data, show_waiting, put_back=dry_run) as name:
+            show_begun(name, [key for _, _, key in (target.partition("@") for target in request.targets) if key])
+            return build(request)
+    except UserError as error:
+        return Failed(message=str(error))
 
 
 def build(request: Request, elsewhere: Sequence[Outcome] = ()) -> State[Any]:
     """Build what a request asks for; returns the final state of the flow run inside which it is called. The flow needs
     the task runner THREADS. `elsewhere` is what became of stages on other machines.
 
-    Each stage is a task that waits for those that it needs. It is pending until the stage's command has its devices.
+    Ctrl-C and SIGTERM end it as cancelled. In a worker's process they are raised again: Prefect knows what they mean.
     """
-    logger = get_run_logger()
-    with ExitStack() as running:
-        try:
-            root, stages, changes = ask_dvc(request.targets, request.folder)
-            before = locked_stages(root)
-            dask = None if request.dry_run else request.dask
-            machine = _machine(root, request, running.enter_context(cluster.joined(dask)))
-        except UserError as error:
-            return Failed(message=str(error))
-        if request.dry_run:
-            outcomes = _would_build(stages, changes, request)
-            page.publish(outcomes, request, machine)
-            return _conclude(outcomes)
-        devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
-        workers = f", Dask at {machine.cluster['DASK_SCHEDULER_ADDRESS']}" if machine.cluster else ""
-        logger.info(f"{len(stages)} stages; {devices}, {machine.cpu_slots} CPU slots{workers}")
+    try:
+        with ExitStack() as running:
+            return _build(request, elsewhere, running)
+    except UserError as error:
+        return Failed(message=str(error))
+    except (KeyboardInterrupt, TerminationSignal):
+        EventsWorker.drain_all(timeout=SEND_SECONDS)  # states of task runs: the signal may end this process at once
+        APILogWorker.drain_all(timeout=SEND_SECONDS)
+        if is_run_by_worker():
+            raise
+        return Cancelled(message=STOPPED)
 
-        runs: dict[str, StageRun] = {}
-        futures: dict[str, PrefectFuture[State[Any]]] = {}
-        places = Places(machine)
-        try:
-            for stage in stages:
-                forced = _is_forced(stage, request)
-                needed = [runs[name] for name in stage.needs]
-                run = StageRun(stage, machine, places, needed, changes=changes[stage.name], forced=forced)
-                runs[stage.name] = run
-                futures[stage.name] = build_stage.submit(
-                    stage.name,
-                    opaque(run),
-                    wait_for=[*(futures[name] for name in stage.needs), Beginning(run)],
-                    return_state=False,
-                )
-            wait(list(futures.values()))
-        except (KeyboardInterrupt, TerminationSignal):
-            machine.stop.set()  # stages that wait must not start in the slots that become free
-            wait(list(futures.values()))
-            if _is_run_by_worker():  # Prefect itself knows whether that was a cancel
-                _send_states()
-                raise
-            return Cancelled(message="stopped; start again to continue: finished stages are not repeated.")
-        finally:
-            machine.stop.set()
-            sort_lock(root, before, stages)
-        outcomes = [*(run.outcome or Outcome(name, "not run") for name, run in runs.items()), *elsewhere]
-        page.publish(outcomes, request, machine)
-        return _conclude(outcomes)
+
+def _build(request: Request, elsewhere: Sequence[Outcome], running: ExitStack) -> State[Any]:
+    """Each stage is a task that waits for those that it needs, and is pending until its command has devices."""
+    root, stages, changes = ask_dvc(request.targets, request.folder, lambda holder: show_waiting(waits_for(holder)))
+    show_running()
+    before = locked_stages(root)
+    machine = _machine(root, request, running.enter_context(cluster.joined(None if request.dry_run else request.dask)))
+    if request.dry_run:
+        return _end(_would_build(stages, changes, request), request, machine)
+    devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
+    workers = f", Dask at {machine.cluster['DASK_SCHEDULER_ADDRESS']}" if machine.cluster else ""
+    get_run_logger().info(f"{len(stages)} stages; {devices}, {machine.cpu_slots} CPU slots{workers}")
+
+    runs: dict[str, StageRun] = {}
+    futures: dict[str, PrefectFuture[State[Any]]] = {}
+    places = Places(machine)
+    try:
+        for stage in stages:
+            needed = [runs[name] for name in stage.needs]
+            forced = _is_forced(stage, request)
+            runs[stage.name] = StageRun(stage, machine, places, needed, changes=changes[stage.name], forced=forced)
+            futures[stage.name] = build_stage.submit(
+                stage.name,
+                opaque(runs[stage.name]),
+                wait_for=[*(futures[name] for name in stage.needs), Beginning(runs[stage.name])],
+                return_state=False,
+            )
+        wait(list(futures.values()))
+    except BaseException:  # a cancel or Ctrl-C: stages that wait must not start in the slots that become free
+        machine.stop.set()
+        wait(list(futures.values()))
+        raise
+    finally:
+        sort_lock(root, before, stages)
+    outcomes = [run.outcome or Outcome(name, "not run") for name, run in runs.items()]
+    return _end([*outcomes, *elsewhere], request, machine)
+
+
+def _end(outcomes: Sequence[Outcome], request: Request, machine: Machine) -> State[Any]:
+    """Publish what became of the stages; returns the flow's final state."""
+    page.publish(outcomes, request, machine)
+    return _conclude(outcomes)
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, retries=0)  # no timeout: Prefect's kills no process
@@ -156,6 +179,7 @@ def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machin
         cpu_slots=request.cpu_slots,
         slots=slots.machine_folder(),
         grace_seconds=grace_seconds(root),
+        patience_seconds=WORKERS_PATIENCE_SECONDS if is_run_by_worker() else None,
         stop=threading.Event(),
         cluster=cluster,
         shares=request.shares,
@@ -180,20 +204,10 @@ def _is_forced(stage: Stage, request: Request) -> bool:
     return stage.name in request.anew or (request.force and is_target(stage.name, request.targets))
 
 
-def _is_run_by_worker() -> bool:
-    return "PREFECT__FLOW_RUN_ID" in os.environ
-
-
-def _send_states() -> None:
-    """Send the task runs' states and the log now: a signal ends this process without a chance for that."""
-    EventsWorker.drain_all(timeout=SEND_SECONDS)
-    APILogWorker.drain_all(timeout=SEND_SECONDS)
-
-
 def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
     """The flow's final state: failed if a stage failed."""
 
-    def named(what: str) -> list[str]:
+    def named(what: What) -> list[str]:
         return [outcome.stage for outcome in outcomes if outcome.what == what]
 
     if failed := [outcome for outcome in outcomes if outcome.what == "failed"]:
@@ -218,12 +232,29 @@ def main() -> None:
         prog="python -m flows.pipeline",
         description="Build the zoo, or parts of it, on this machine: DVC stages as Prefect tasks. Reports to the "
         "server in PREFECT_API_URL; without it, to one that runs as long as the flow.",
-        epilog="example: python -m flows.pipeline evaluate@slowfast_r50_video_4x16x1_256e_kinetics400_rgb --gpus 0,1",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m flows.pipeline                                                 everything
+  python -m flows.pipeline train --models 'slowfast_*' --gpus 0,1          trainings of a family
+  python -m flows.pipeline --models slowfast_r50_video --dry-run           what would be built for a model
+  python -m flows.pipeline evaluate --models r50_video --data kinetics400  on another data set
+  python -m flows.pipeline evaluate@slowfast_r50_video_4x16x1_256e_kinetics400_rgb""",
     )
     parser.add_argument(
         "targets", nargs="*", help="stages or groups of stages to build, with all that they need; default: all"
     )
-    parser.add_argument("--gpus", metavar="N,N", help='GPUs to use, by number or UUID; default: all; "" for none')
+    parser.add_argument(
+        "--models",
+        type=_words,
+        metavar="NAME,NAME",
+        help="models by name, part of a name or pattern; TARGETS are then steps: " + ", ".join(STEPS),
+    )
+    parser.add_argument("--data", metavar="NAME", help="data set, written to params.yaml; default: the one named there")
+    parser.add_argument("--force", action="store_true", help="build the targets even if they are up to date")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be built, and start nothing")
+    parser.add_argument(
+        "--gpus", type=_words, metavar="N,N", help='GPUs to use, by number or UUID; default: all; "" for none'
+    )
     parser.add_argument(
         "--cpu-slots", type=int, default=CPU_SLOTS, metavar="N", help="stages without a GPU at once (%(default)s)"
     )
@@ -234,17 +265,18 @@ def main() -> None:
         "on this machine; default: the stages prepare the data themselves",
     )
     arguments = parser.parse_args()
-    gpus = None
-    if arguments.gpus is not None:
-        gpus = [name.strip() for name in arguments.gpus.split(",") if name.strip()]
-    try:
-        read_graph(arguments.targets)  # report a misspelt name before starting a server
+    try:  # report a misspelt name before starting a server
+        targets = _targets(arguments.targets, arguments.models)
+        if arguments.data is not None:
+            data_set.check(Path("params.yaml"), arguments.data)
+        root, _ = read_graph(targets)
+        grace = grace_seconds(root)
         cluster.check_address(arguments.dask)
     except UserError as error:
         sys.exit(str(error))
 
     if not PREFECT_API_URL.value():
-        sys.exit(_run_with_server())
+        sys.exit(_run_with_server(grace))
     if problem := _server_problem():
         sys.exit(problem)
 
@@ -257,14 +289,39 @@ def main() -> None:
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, interrupt)  # while the flow runs, Prefect handles it
     try:
-        state = build_zoo(arguments.targets or None, gpus, arguments.cpu_slots, arguments.dask, return_state=True)
+        state = build_zoo(
+            targets or None,
+            arguments.gpus,
+            arguments.cpu_slots,
+            arguments.dask,
+            arguments.data,
+            arguments.force,
+            arguments.dry_run,
+            return_state=True,
+        )
     except KeyboardInterrupt:
-        print("stopped; start again to continue: finished stages are not repeated.")
+        print(STOPPED)
         sys.exit(128 + received[-1])
     print(state.message)
     if state.is_cancelled():
         sys.exit(128 + (received[-1] if received else signal.SIGTERM))
     sys.exit(0 if state.is_completed() else 1)
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _targets(targets: list[str], models: list[str] | None) -> list[str]:
+    """The targets as they are, or those of the models if there are some. Raises UserError."""
+    if not models:
+        return targets
+    if wrong := [target for target in targets if target not in STEPS]:
+        raise UserError(
+            f"{wrong[0]} is no step for --models{did_you_mean(wrong[0], STEPS)}; there are {', '.join(STEPS)}"
+        )
+    params = load_params(Path("params.yaml"))
+    return list(targets_of(params, chosen_models(params, models), [step for step in STEPS if step in targets]))
 
 
 def _server_problem() -> str | None:
@@ -288,7 +345,7 @@ def _server_problem() -> str | None:
     return None
 
 
-def _run_with_server() -> int | str:
+def _run_with_server(grace_seconds: float) -> int | str:
     """Run this command again in a child process, with a server that outlives it; returns the exit status or message."""
     port, key = free_port(), new_key()
     child: subprocess.Popen[bytes] | None = None
@@ -304,7 +361,7 @@ def _run_with_server() -> int | str:
     try:
         with local_server(port, key, with_ui=False):
             child = subprocess.Popen(
-                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], GRACE_SECONDS + 5),
+                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], grace_seconds + 5),
                 env=os.environ | client_settings(port, key),
             )
             return child.wait()

@@ -58,6 +58,8 @@ class Machine:
     """The folder of the locks of devices, of all flows of this user."""
     grace_seconds: float
     """From SIGTERM to SIGKILL when a stage is stopped."""
+    patience_seconds: float | None
+    """How long the flow waits for the end of a stage that it has stopped; None: until it has ended."""
     stop: threading.Event
     cluster: Mapping[str, str] = field(repr=False)
     """Environment variables with which stages find a Dask cluster; they may hold its key."""

@@ -102,10 +102,9 @@ def watched() -> Iterator[None]:
     stop = threading.Event()
 
     def watch() -> None:
-        with get_client(sync_client=True) as client:
-            while not stop.wait(SWEEP_SECONDS):
-                with _without_server_errors():
-                    bury(client)
+        while not stop.wait(SWEEP_SECONDS):
+            with _without_server_errors(), get_client(sync_client=True) as client:
+                bury(client)
 
     threading.Thread(target=watch, name="bury", daemon=True).start()
     try:

@@ -5,6 +5,7 @@ finish()  while the task run is running: until DVC has ended
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
@@ -22,18 +23,19 @@ from prefect.states import AwaitingRetry, Completed, Pending, Retrying
 from prefect.types._datetime import now
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from actionzoo.errors import UserError
+from actionzoo.errors import TEMPORARY, UserError
 from actionzoo.files.addresses import without_secrets
 from flows import failure, progress, share, slots
 from flows.command import Stopped
+from flows.dvc_lock import waits_for
 from flows.dvc_process import DvcProcess
 from flows.graph import Stage
 from flows.request import Machine, Outcome, What
 
 RETRY_SECONDS = (10.0, 60.0, 300.0)
-"""Pauses before a stage with `meta.retries` is run again."""
-TEMPORARY = ", exited with 75"
-"""DVC's words for EX_TEMPFAIL: a stage ends with it after a fault that may pass by itself."""
+"""Pauses before a stage with `meta.retries` is run again. One that uses GPUs is not."""
+
+POLL_SECONDS = 0.5
 
 
 class Places:
@@ -45,12 +47,15 @@ class Places:
 
     @contextlib.contextmanager
     def taken(self, kind: str, stop: threading.Event, on_wait: Callable[[], object]) -> Iterator[None]:
-        """Hold a place until the block ends. `on_wait` is called again and again while none is free. Raises Stopped."""
+        """Hold a place until the block ends. `on_wait` is called every 10 s while none is free. Raises Stopped."""
         free = self._free[kind]
-        while not free.acquire(timeout=slots.POLL_SECONDS):
+        for attempt in itertools.count():
+            if free.acquire(timeout=POLL_SECONDS):
+                break
             if stop.is_set():
                 raise Stopped
-            on_wait()
+            if attempt % 20 == 0:
+                on_wait()
         try:
             yield
         finally:
@@ -102,12 +107,14 @@ class StageRun:
             if self._changes is not None:
                 self._logger.info(without_secrets(f"{self.stage.name} has changed: {self._changes}"))
             self._take_stage()
+            if self._machine.shares:
+                self._show(Pending(name="Fetching", message="what another machine may have built, from DVC's remote"))
             share.before(self.stage, self._machine, self._logger.info)
             self._start()
 
     def finish(self) -> Outcome:
         """Return when the stage has ended. Called by the thread that has called `begin`. Raises mistakes of ours."""
-        retries = iter(RETRY_SECONDS[: self.stage.retries])
+        retries = iter(RETRY_SECONDS[: 0 if self.stage.gpus else self.stage.retries])
         with self._concluding():
             while self.outcome is None:
                 with progress.shown(self._machine.root, self.stage.name):
@@ -163,9 +170,10 @@ class StageRun:
                 stop=machine.stop,
                 locks=[*self._own.descriptors, *opened.descriptors],
                 grace_seconds=machine.grace_seconds,
+                patience_seconds=machine.patience_seconds,
             )
             self._open.callback(self._dvc.end)
-            if self._dvc.asks():
+            if self._dvc.asks(lambda holder: self._wait_for("DVC", waits_for(holder))):
                 self._take_devices()
 
     def _take_devices(self) -> None:
@@ -224,7 +232,7 @@ class StageRun:
             share.after(self.stage, self._machine, self._logger.info)
 
     def _may_pass_by_itself(self) -> bool:
-        return any(TEMPORARY in line for line in self._lines)
+        return any(line.endswith(f", exited with {TEMPORARY}") for line in self._lines)  # DVC's words
 
     def _pause(self, seconds: float) -> None:
         """Before the stage is run again. The task run is in Prefect's own state for that."""

@@ -126,8 +126,9 @@ def built(checkout, with_server, client) -> tuple[str, dict]:
         output = flow.communicate(timeout=240)[0]
     finally:
         flow.kill()
-    assert flow.returncode == 1, output
-    return artifacts(client, key="zoo-demo-all")[0]["data"], seen
+    pages = artifacts(client, key="zoo-demo-all")
+    assert flow.returncode == 1 and pages, output
+    return pages[0]["data"], seen
 
 
 @pytest.fixture(scope="module")
