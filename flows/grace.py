@@ -8,8 +8,8 @@ from actionzoo.files.yaml_files import read_yaml
 from actionzoo.process.supervisor import GRACE_SECONDS
 
 WORKERS_PATIENCE_SECONDS = 25.0
-"""How long a flow that a worker runs waits for stages that it has stopped: Prefect kills it 30 s after a cancel. A stage
-with a longer grace is then left to its supervisor, which keeps its devices."""
+"""How long a flow that a worker runs waits for stages that it has stopped: Prefect kills it 30 s after a cancel. A
+stage with a longer grace is then left to its supervisor, which keeps its devices."""
 
 
 def is_run_by_worker() -> bool:

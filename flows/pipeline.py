@@ -38,9 +38,10 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.names import did_you_mean
 from actionzoo.params import load_params
-from actionzoo.process.supervisor import GRACE_SECONDS, supervised
+from actionzoo.process.supervisor import supervised
 from flows import cluster, data_set, page, slots
 from flows.choices import STEPS, DataSet, chosen_models, targets_of
+from flows.dvc_lock import waits_for
 from flows.gpus import Gpus, visible_gpus
 from flows.grace import WORKERS_PATIENCE_SECONDS, grace_seconds, is_run_by_worker
 from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
@@ -48,7 +49,7 @@ from flows.keys import new_key
 from flows.request import CPU_SLOTS, Machine, What
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
-from flows.run_labels import name_by_targets, show_begun, show_waiting
+from flows.run_labels import name_by_targets, show_begun, show_running, show_waiting
 from flows.runs import announce
 from flows.server import client_settings, free_port, local_server
 from flows.stage_run import Beginning, Places, StageRun
@@ -92,15 +93,15 @@ def build_zoo(
         return Failed(message=str(error))
 
 
-def build(request: Request) -> State[Any]:
+def build(request: Request, elsewhere: Sequence[Outcome] = ()) -> State[Any]:
     """Build what a request asks for; returns the final state of the flow run inside which it is called. The flow needs
-    the task runner THREADS.
+    the task runner THREADS. `elsewhere` is what became of stages on other machines.
 
     Ctrl-C and SIGTERM end it as cancelled. In a worker's process they are raised again: Prefect knows what they mean.
     """
     try:
         with ExitStack() as running:
-            return _build(request, running)
+            return _build(request, elsewhere, running)
     except UserError as error:
         return Failed(message=str(error))
     except (KeyboardInterrupt, TerminationSignal):
@@ -111,9 +112,10 @@ def build(request: Request) -> State[Any]:
         return Cancelled(message=STOPPED)
 
 
-def _build(request: Request, running: ExitStack) -> State[Any]:
+def _build(request: Request, elsewhere: Sequence[Outcome], running: ExitStack) -> State[Any]:
     """Each stage is a task that waits for those that it needs, and is pending until its command has devices."""
-    root, stages, changes = ask_dvc(request.targets, request.folder)
+    root, stages, changes = ask_dvc(request.targets, request.folder, lambda holder: show_waiting(waits_for(holder)))
+    show_running()
     before = locked_stages(root)
     machine = _machine(root, request, running.enter_context(cluster.joined(None if request.dry_run else request.dask)))
     if request.dry_run:
@@ -143,7 +145,8 @@ def _build(request: Request, running: ExitStack) -> State[Any]:
         raise
     finally:
         sort_lock(root, before, stages)
-    return _end([run.outcome or Outcome(name, "not run") for name, run in runs.items()], request, machine)
+    outcomes = [run.outcome or Outcome(name, "not run") for name, run in runs.items()]
+    return _end([*outcomes, *elsewhere], request, machine)
 
 
 def _end(outcomes: Sequence[Outcome], request: Request, machine: Machine) -> State[Any]:
@@ -180,6 +183,7 @@ def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machin
         stop=threading.Event(),
         cluster=cluster,
         shares=request.shares,
+        beside=request.beside,
     )
 
 
@@ -265,13 +269,14 @@ def main() -> None:
         targets = _targets(arguments.targets, arguments.models)
         if arguments.data is not None:
             data_set.check(Path("params.yaml"), arguments.data)
-        read_graph(targets)
+        root, _ = read_graph(targets)
+        grace = grace_seconds(root)
         cluster.check_address(arguments.dask)
     except UserError as error:
         sys.exit(str(error))
 
     if not PREFECT_API_URL.value():
-        sys.exit(_run_with_server())
+        sys.exit(_run_with_server(grace))
     if problem := _server_problem():
         sys.exit(problem)
 
@@ -340,7 +345,7 @@ def _server_problem() -> str | None:
     return None
 
 
-def _run_with_server() -> int | str:
+def _run_with_server(grace_seconds: float) -> int | str:
     """Run this command again in a child process, with a server that outlives it; returns the exit status or message."""
     port, key = free_port(), new_key()
     child: subprocess.Popen[bytes] | None = None
@@ -356,7 +361,7 @@ def _run_with_server() -> int | str:
     try:
         with local_server(port, key, with_ui=False):
             child = subprocess.Popen(
-                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], GRACE_SECONDS + 5),
+                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], grace_seconds + 5),
                 env=os.environ | client_settings(port, key),
             )
             return child.wait()

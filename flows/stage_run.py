@@ -27,6 +27,7 @@ from actionzoo.errors import TEMPORARY, UserError
 from actionzoo.files.addresses import without_secrets
 from flows import failure, progress, share, slots
 from flows.command import Stopped
+from flows.dvc_lock import waits_for
 from flows.dvc_process import DvcProcess
 from flows.graph import Stage
 from flows.request import Machine, Outcome, What
@@ -157,8 +158,12 @@ class StageRun:
                     self._places.taken(self._kind, machine.stop, lambda: self._wait_for_devices(opened.users()))
                 )
             self._show(Pending(name="Starting", message="DVC looks at what has changed, when its lock is free"))
+            # the flag stands before the command; without it, DVC gives up if its lock is held for 3 seconds
+            arguments = ["dvc", "--wait-for-lock", "repro", *(["-f"] if self._forced else []), "-s", stage.name]
+            if stage.name in machine.beside:
+                arguments = ["flows.beside", stage.name]
             self._dvc = DvcProcess(
-                [*(["-f"] if self._forced else []), "-s", stage.name],
+                arguments,
                 root=machine.root,
                 environment={**machine.cluster, **progress.environment(machine.root, stage.name)},
                 on_line=self._on_line,
@@ -168,7 +173,7 @@ class StageRun:
                 patience_seconds=machine.patience_seconds,
             )
             self._open.callback(self._dvc.end)
-            if self._dvc.asks():
+            if self._dvc.asks(lambda holder: self._wait_for("DVC", waits_for(holder))):
                 self._take_devices()
 
     def _take_devices(self) -> None:

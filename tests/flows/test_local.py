@@ -49,9 +49,17 @@ def test_one_command_serves_runs_whatever_became_of_the_last(
     assert ordered.returncode == 0, ordered.stdout + ordered.stderr + log.read_text()
     assert (project / f"top1_{ROW}.txt").exists()
     server = api(client_settings(port, key_of(project)))
-    runs = server.post("/flow_runs/filter", json={}).json()
-    assert sorted(run["state_name"] for run in runs) == ["Completed", "Crashed"]
-    completed = next(run["id"] for run in runs if run["state_name"] == "Completed")
+
+    def runs(state: str) -> list[str]:
+        found = server.post("/flow_runs/filter", json={"flow_runs": {"state": {"name": {"any_": [state]}}}}).json()
+        return [run["id"] for run in found]
+
+    def tasks(run: str) -> list[str]:
+        found = server.post("/task_runs/filter", json={"flow_runs": {"id": {"any_": [run]}}}).json()
+        return [task["state_type"] for task in found]
+
+    (completed,) = runs("Completed")
+    wait_for(lambda: runs("Crashed") and tasks(runs("Crashed")[0]) == ["CRASHED", "CRASHED"], 120)
 
     def is_logged(words: str) -> bool:
         of_run = {"logs": {"flow_run_id": {"any_": [completed]}}, "limit": 200}
