@@ -273,7 +273,7 @@ def origin(tmp_path_factory) -> Path:
     del params["datasets"]["demo"]["overrides"]["csn"]
     params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
     params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
-    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 6, "val_interval": 3}
+    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 5, "val_interval": 2}
     params["runtime"] |= {"workers": 1, "jobs": 1, "save_minutes": 0.01, "share_minutes": 0.001}
     workspace.published = {model: workspace.published[SLOWFAST] for model in MODELS}
     workspace.save()
