@@ -362,21 +362,30 @@ def test_models_train_on_two_machines_and_one_of_them_dies(hosts, server, wait_f
 
 
 @pytest.mark.slow
-def test_two_machines_train_a_model_together(hosts, server, wait_for, api):
-    """Also the one that has died before."""
+def test_two_machines_train_a_model_together_and_a_cancel_reaches_both(hosts, server, wait_for, api):
+    """Also the machine that has died before."""
     client, model = api(server), MODELS[3]
+
+    def ended(run: str) -> dict | None:
+        state = client.get(f"/flow_runs/{run}").json()["state"]
+        return state if state["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+
+    def children() -> dict[str, str]:
+        """Worker -> state of its newest flow run."""
+        tags = {"tags": {"all_": ["machine", f"model:{model}"]}}
+        found = client.post("/flow_runs/filter", json={"flow_runs": tags, "sort": "START_TIME_ASC"}).json()
+        return {run["labels"]["prefect.worker.name"]: run["state_type"] for run in found if run["labels"]}
+
     with hosts.working():
         parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
-        wait_for(lambda: client.get(f"/flow_runs/{parent}").json()["state_type"] in ("COMPLETED", "FAILED"), 600)
-    state = client.get(f"/flow_runs/{parent}").json()["state"]
-    assert state["type"] == "COMPLETED", state["message"]
-    found = client.post(
-        "/flow_runs/filter", json={"flow_runs": {"tags": {"all_": ["machine", f"model:{model}"]}}}
-    ).json()
-    assert {run["labels"]["prefect.worker.name"]: run["state_type"] for run in found} == {
-        "left": "COMPLETED",
-        "right": "COMPLETED",
-    }
+        wait_for(lambda: children() == dict.fromkeys(["left", "right"], "RUNNING"), 120)
+        client.post(f"/flow_runs/{parent}/set_state", json={"state": {"type": "CANCELLING"}})
+        wait_for(lambda: ended(parent) and children() == dict.fromkeys(["left", "right"], "CANCELLED"), 120)
+
+        parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
+        wait_for(lambda: ended(parent), 600)
+    assert ended(parent)["type"] == "COMPLETED", ended(parent)["message"]
+    assert children() == dict.fromkeys(["left", "right"], "COMPLETED")
     record = json.loads((hosts.coordinator.root / "runs/demo" / model / "recipe.json").read_text())
     assert (record["circumstances"]["nodes"], record["circumstances"]["processes"]) == (2, 2)
     assert hosts.status(model) == {}
