@@ -148,6 +148,32 @@ def test_a_checkout_that_a_worker_of_another_machine_uses_is_refused(monkeypatch
             pass
 
 
+@pytest.mark.parametrize("name", ["work_pool.json", "templates/kubernetes.json"])
+def test_no_flow_run_chooses_what_its_process_is(name):
+    """Prefect replaces {{ names }} of a template by values of the flow run, where the template has such a variable."""
+    template = json.loads((ROOT / "flows" / name).read_text())
+    variables = template["variables"]
+    assert variables["additionalProperties"] is False
+    used = set(re.findall(r"{{ *(\w+) *}}", json.dumps(template["job_configuration"])))
+    assert used == variables["properties"].keys() <= {"gpus", "namespace"}
+    assert not {"command", "env", "image", "working_dir"} & template["job_configuration"].keys()
+
+
+def test_prefect_kubernetes_makes_a_job_of_the_template():
+    worker = pytest.importorskip("prefect_kubernetes.worker", reason="prefect-kubernetes is not installed")
+    import asyncio
+
+    template = json.loads((ROOT / "flows/templates/kubernetes.json").read_text())
+    made = asyncio.run(worker.KubernetesWorkerJobConfiguration.from_template_and_values(template, {"gpus": 4}))
+    (container,) = made.job_manifest["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert made.job_manifest["metadata"]["namespace"] == "actionzoo"
+
+
+def test_the_script_for_slurm_is_one_for_bash():
+    subprocess.run(["bash", "-n", ROOT / "flows/templates/slurm.sbatch"], check=True)
+
+
 @pytest.fixture
 def stop():
     import threading
@@ -247,7 +273,7 @@ def origin(tmp_path_factory) -> Path:
     del params["datasets"]["demo"]["overrides"]["csn"]
     params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
     params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
-    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 6, "val_interval": 3}
+    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 5, "val_interval": 2}
     params["runtime"] |= {"workers": 1, "jobs": 1, "save_minutes": 0.01, "share_minutes": 0.001}
     workspace.published = {model: workspace.published[SLOWFAST] for model in MODELS}
     workspace.save()
@@ -336,21 +362,30 @@ def test_models_train_on_two_machines_and_one_of_them_dies(hosts, server, wait_f
 
 
 @pytest.mark.slow
-def test_two_machines_train_a_model_together(hosts, server, wait_for, api):
-    """Also the one that has died before."""
+def test_two_machines_train_a_model_together_and_a_cancel_reaches_both(hosts, server, wait_for, api):
+    """Also the machine that has died before."""
     client, model = api(server), MODELS[3]
+
+    def ended(run: str) -> dict | None:
+        state = client.get(f"/flow_runs/{run}").json()["state"]
+        return state if state["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+
+    def children() -> dict[str, str]:
+        """Worker -> state of its newest flow run."""
+        tags = {"tags": {"all_": ["machine", f"model:{model}"]}}
+        found = client.post("/flow_runs/filter", json={"flow_runs": tags, "sort": "START_TIME_ASC"}).json()
+        return {run["labels"]["prefect.worker.name"]: run["state_type"] for run in found if run["labels"]}
+
     with hosts.working():
         parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
-        wait_for(lambda: client.get(f"/flow_runs/{parent}").json()["state_type"] in ("COMPLETED", "FAILED"), 600)
-    state = client.get(f"/flow_runs/{parent}").json()["state"]
-    assert state["type"] == "COMPLETED", state["message"]
-    found = client.post(
-        "/flow_runs/filter", json={"flow_runs": {"tags": {"all_": ["machine", f"model:{model}"]}}}
-    ).json()
-    assert {run["labels"]["prefect.worker.name"]: run["state_type"] for run in found} == {
-        "left": "COMPLETED",
-        "right": "COMPLETED",
-    }
+        wait_for(lambda: children() == dict.fromkeys(["left", "right"], "RUNNING"), 120)
+        client.post(f"/flow_runs/{parent}/set_state", json={"state": {"type": "CANCELLING"}})
+        wait_for(lambda: ended(parent) and children() == dict.fromkeys(["left", "right"], "CANCELLED"), 120)
+
+        parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
+        wait_for(lambda: ended(parent), 600)
+    assert ended(parent)["type"] == "COMPLETED", ended(parent)["message"]
+    assert children() == dict.fromkeys(["left", "right"], "COMPLETED")
     record = json.loads((hosts.coordinator.root / "runs/demo" / model / "recipe.json").read_text())
     assert (record["circumstances"]["nodes"], record["circumstances"]["processes"]) == (2, 2)
     assert hosts.status(model) == {}
