@@ -147,6 +147,30 @@ Dask = Annotated[
 ]
 
 
+OnMachines = Annotated[
+    bool,
+    WithJsonSchema(
+        {
+            "type": "boolean",
+            "description": "Give each model to the next machine that has a free worker (python -m flows.worker), as a "
+            "flow run of its own. The machines share what they build through DVC's default remote.",
+        }
+    ),
+]
+
+Nodes = Annotated[
+    int,
+    Field(ge=1),
+    WithJsonSchema(
+        {
+            "type": "integer",
+            "minimum": 1,
+            "description": "On machines: how many of them train each model together.",
+        }
+    ),
+]
+
+
 def chosen_models(params: Params, words: Iterable[str]) -> tuple[str, ...]:
     """The models that `words` name, in the order of params.yaml; all if there are no words.
 

@@ -1,12 +1,14 @@
 """Run a command for a flow: its lines as they come, and an end in order when the flow is stopped or killed."""
 
+import os
+import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from actionzoo.process.supervisor import end, supervised
+from actionzoo.process.supervisor import supervised
 
 
 class Stopped(Exception):
@@ -31,34 +33,40 @@ class Command:
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         locks: Sequence[int] = (),
         grace_seconds: float | None = None,
+        patience_seconds: float | None = None,
     ) -> None:
         """Start it. Raises Stopped if `stop` is set.
 
         `on_line` gets each line of stdout and stderr at once, without its line end, called from another thread. `locks`
         are file descriptors: if this process is killed, what they lock stays locked until the command's descendants
-        have ended.
+        have ended. See `end` for `patience_seconds`.
         """
         if stop.is_set():
             raise Stopped
-        self._stop = stop
-        self._child = subprocess.Popen(
-            supervised(words, grace_seconds),
-            cwd=cwd,
-            env=env,
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            pass_fds=locks,
-            process_group=0,
-        )
-        assert self._child.stdout is not None
-        self._output = self._child.stdout
+        self._stop, self._patience = stop, patience_seconds
+        output, theirs = os.pipe()
+        try:
+            self._child = subprocess.Popen(
+                supervised(words, grace_seconds),
+                cwd=cwd,
+                env=env,
+                stdin=stdin,
+                stdout=theirs,
+                stderr=subprocess.STDOUT,
+                # With the end that we read: if this process is killed, a stage that saves its work can still print.
+                pass_fds=[*locks, output],
+                process_group=0,
+            )
+        except BaseException:
+            os.close(output)
+            raise
+        finally:
+            os.close(theirs)
 
         def read_lines() -> None:
-            for line in self._output:
-                on_line(line.rstrip())
+            with os.fdopen(output, errors="replace") as lines:
+                for line in lines:
+                    on_line(line.rstrip())
 
         self._reader = threading.Thread(target=read_lines, daemon=True)
         self._reader.start()
@@ -79,11 +87,18 @@ class Command:
 
     def end(self) -> int:
         """End the command with its descendants, if it still runs (SIGTERM, then SIGKILL after the grace), and return
-        its exit status: 128 + n when signal n ended it. All its lines have been passed on."""
-        end(self._child)
+        its exit status: 128 + n when signal n ended it. All its lines have been passed on.
+
+        If it still runs after `patience_seconds`, it is left to its supervisor.
+        """
+        if self._child.poll() is None:
+            self._child.terminate()
+        try:
+            status = self._child.wait(self._patience)
+        except subprocess.TimeoutExpired:
+            return 128 + signal.SIGTERM
         self._reader.join()
-        self._output.close()
-        return self._child.returncode
+        return status
 
 
 def run(

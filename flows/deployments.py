@@ -29,11 +29,14 @@ from flows.choices import (
     Force,
     Gpus,
     Models,
+    Nodes,
+    OnMachines,
     Step,
     What,
     chosen_models,
     targets_of,
 )
+from flows.machines import build_on_machines
 from flows.pipeline import THREADS, build
 from flows.request import CPU_SLOTS, Request
 from flows.run_labels import name_by_models, show_begun, show_waiting
@@ -69,9 +72,11 @@ def train(
     gpus: Gpus = None,
     cpu_slots: CpuSlots = CPU_SLOTS,
     dask: Dask = None,
+    machines: OnMachines = False,
+    nodes: Nodes = 1,
 ) -> State[Any]:
     """Train models, with the data that they need."""
-    return _run(["train"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(["train"], models, data, _request(force, dry_run, gpus, cpu_slots, dask, machines, nodes))
 
 
 @_deployed("evaluate")
@@ -83,9 +88,11 @@ def evaluate(
     gpus: Gpus = None,
     cpu_slots: CpuSlots = CPU_SLOTS,
     dask: Dask = None,
+    machines: OnMachines = False,
+    nodes: Nodes = 1,
 ) -> State[Any]:
     """Evaluate models on all views of the validation clips, and train them before if they are not trained."""
-    return _run(["evaluate"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(["evaluate"], models, data, _request(force, dry_run, gpus, cpu_slots, dask, machines, nodes))
 
 
 @_deployed("benchmark")
@@ -97,9 +104,10 @@ def benchmark(
     gpus: Gpus = None,
     cpu_slots: CpuSlots = CPU_SLOTS,
     dask: Dask = None,
+    machines: OnMachines = False,
 ) -> State[Any]:
     """Measure speed, memory and size of models."""
-    return _run(["benchmark"], models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(["benchmark"], models, data, _request(force, dry_run, gpus, cpu_slots, dask, machines))
 
 
 @_deployed("reproduce")
@@ -140,14 +148,30 @@ def zoo(
     gpus: Gpus = None,
     cpu_slots: CpuSlots = CPU_SLOTS,
     dask: Dask = None,
+    machines: OnMachines = False,
+    nodes: Nodes = 1,
 ) -> State[Any]:
     """Build the zoo, or steps of it for some models: data, training, evaluation, benchmark, and the report of all."""
-    return _run(what, models, data, _request(force, dry_run, gpus, cpu_slots, dask))
+    return _run(what, models, data, _request(force, dry_run, gpus, cpu_slots, dask, machines, nodes))
 
 
-def _request(force: bool, dry_run: bool, gpus: Sequence[str] | None, cpu_slots: int, dask: str | None) -> Request:
+def _anywhere(request: Request) -> State[Any]:
+    return build_on_machines(request) if request.machines else build(request)
+
+
+def _request(
+    force: bool,
+    dry_run: bool,
+    gpus: Sequence[str] | None,
+    cpu_slots: int,
+    dask: str | None,
+    machines: bool = False,
+    nodes: int = 1,
+) -> Request:  # the fields that several forms have
     names = None if gpus is None else tuple(gpus)
-    return Request(force=force, dry_run=dry_run, gpus=names, cpu_slots=cpu_slots, dask=dask)
+    return Request(
+        force=force, dry_run=dry_run, gpus=names, cpu_slots=cpu_slots, dask=dask, machines=machines, nodes=nodes
+    )
 
 
 def _run(
@@ -155,7 +179,7 @@ def _run(
     words: Sequence[str],
     data: str | None,
     request: Request,
-    build_for: Callable[[Request, Sequence[str], bool], State[Any]] = lambda request, models, every: build(request),
+    build_for: Callable[[Request, Sequence[str], bool], State[Any]] = lambda request, models, every: _anywhere(request),
 ) -> State[Any]:
     """Take the steps for the models that `words` name: judge all parameters, wait until the data set may be built, and
     build; returns the final state of the flow run.

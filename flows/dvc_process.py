@@ -7,6 +7,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,14 +15,15 @@ from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import descendants
 from flows import cluster, device_shell
 from flows.command import Command
+from flows.dvc_lock import lock_holder
 
-POLL_SECONDS = 0.1
+POLL_SECONDS, LOOK_SECONDS = 0.1, 3.0
 _SHELL = Path(__file__).with_name("device_shell")
 _SECRET = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
 
 
 class DvcProcess:
-    """`dvc repro ARGUMENTS`. To be used by the thread that makes it."""
+    """`python -m ARGUMENTS`, which is `dvc repro` or flows/beside.py. To be used by the thread that makes it."""
 
     def __init__(
         self,
@@ -33,6 +35,7 @@ class DvcProcess:
         stop: threading.Event,
         locks: Sequence[int],
         grace_seconds: float,
+        patience_seconds: float | None,
     ) -> None:
         """Start it in `root`; `environment` is added to ours. The rest is as for `Command`."""
         inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
@@ -43,8 +46,8 @@ class DvcProcess:
             device_shell.SHELL: os.environ.get("SHELL", ""),
             device_shell.PYTHON: sys.executable,
         }
-        # The flag stands before the command. Without it, DVC gives up if another stage holds its lock for 3 seconds.
-        words = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", *arguments]
+        words = [sys.executable, "-m", *arguments]
+        self._root = root
         repair_rwlock(root)
         self._socket, theirs = socket.socketpair()
         self._requests = self._socket.makefile()
@@ -59,14 +62,24 @@ class DvcProcess:
                 stdin=theirs.fileno(),
                 locks=locks,
                 grace_seconds=grace_seconds,
+                patience_seconds=patience_seconds,
             )
 
-    def asks(self) -> bool:
-        """Wait until a command asks for devices: True; False if DVC has ended. Raises Stopped."""
+    def asks(self, on_wait: Callable[[int], object] = lambda holder: None) -> bool:
+        """Wait until a command asks for devices: True; False if DVC has ended. Raises Stopped.
+
+        `on_wait` is called every few seconds with the process that holds DVC's lock, while one does.
+        """
+        looked = time.monotonic()
         while not self._command.has_ended(POLL_SECONDS):
             if self._is_asked():
                 self._shell = int(self._requests.readline())
                 return True
+            if time.monotonic() - looked > LOOK_SECONDS:
+                looked = time.monotonic()
+                holder = lock_holder(self._root)
+                if holder is not None and holder not in descendants(self._command.pid):
+                    on_wait(holder)
         return False
 
     def answer(self, environment: Mapping[str, str]) -> None:
@@ -90,4 +103,5 @@ class DvcProcess:
         return status
 
     def _is_asked(self) -> bool:
-        return bool(select.select([self._socket], [], [], 0)[0])
+        """False, too, when DVC has just ended and closed the socket."""
+        return bool(select.select([self._socket], [], [], 0)[0]) and bool(self._socket.recv(1, socket.MSG_PEEK))

@@ -1,10 +1,20 @@
 """How long a stage that is stopped has to save its work."""
 
+import os
 from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.yaml_files import read_yaml
 from actionzoo.process.supervisor import GRACE_SECONDS
+
+WORKERS_PATIENCE_SECONDS = 25.0
+"""How long a flow that a worker runs waits for stages that it has stopped: Prefect kills it 30 s after a cancel. A
+stage with a longer grace is then left to its supervisor, which keeps its devices."""
+
+
+def is_run_by_worker() -> bool:
+    """Whether this is the process of a flow run that a worker has started."""
+    return "PREFECT__FLOW_RUN_ID" in os.environ
 
 
 def grace_seconds(root: Path) -> float:

@@ -3,7 +3,7 @@
 import difflib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from actionzoo.files.addresses import without_secrets
 from actionzoo.files.atomic import atomic_write
 from actionzoo.names import NAME_RULE, is_name
 from actionzoo.process.stage import repair_rwlock
+from flows.dvc_lock import lock_holder
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,15 @@ def read_graph(targets: Iterable[str] | None = None, folder: Path | None = None)
 
 
 def ask_dvc(
-    targets: Iterable[str] | None = None, folder: Path | None = None
+    targets: Iterable[str] | None = None,
+    folder: Path | None = None,
+    on_wait: Callable[[int], object] = lambda holder: None,
 ) -> tuple[Path, list[Stage], dict[str, str | None]]:
     """As read_graph, and what DVC says of each stage: its changes, in the words of `dvc status`; None if it is up to
     date.
 
-    A stage that DVC cannot look at, as while another process builds it, has the reason for that as its change.
+    A stage that DVC cannot look at, as while another process builds it, has the reason for that as its change. If
+    another process holds DVC's lock, `on_wait` is called with its pid before this waits for it.
     """
     from dvc.exceptions import DvcException
 
@@ -58,6 +62,8 @@ def ask_dvc(
     with _opened(folder) as repo:
         root = Path(repo.root_dir)
         repair_rwlock(root)
+        if (holder := lock_holder(root)) is not None:
+            on_wait(holder)
         with repo.lock:
             planned = _planned(repo, targets)
             for stage, its in planned:

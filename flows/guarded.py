@@ -124,9 +124,14 @@ class _ShownFiles(StaticFiles):
         self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
     ) -> Response:
         response = super().file_response(full_path, stat_result, scope, status_code)
-        if Path(full_path).suffix in (".pth", ".safetensors"):
-            response.headers["content-type"] = "application/octet-stream"
+        if kind := _KINDS.get(Path(full_path).suffix):
+            response.headers["content-type"] = kind
         return response
+
+
+_TEXT, _BYTES = "text/plain; charset=utf-8", "application/octet-stream"
+_KINDS = {".log": _TEXT, ".md": _TEXT, ".csv": _TEXT, ".pth": _BYTES, ".safetensors": _BYTES}
+"""Media types of what machines' own tables give no type, or different ones."""
 
 
 def _script_hash() -> str:

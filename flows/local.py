@@ -26,6 +26,7 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.files.locks import try_lock
 from actionzoo.process.supervisor import GRACE_SECONDS, end, supervised
+from flows.grace import grace_seconds
 from flows.keys import KEY_FILE, key_file, new_key, settings_file
 from flows.server import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers
 
@@ -100,7 +101,7 @@ def _serve(port: int, running: ExitStack) -> str:
     worker = subprocess.Popen(
         supervised(
             [*_PREFECT, "worker", "start", "--pool", POOL, "--work-queue", QUEUE, "--type", "process"],
-            GRACE_SECONDS + 10,
+            grace_seconds(ROOT) + 10,
         ),
         cwd=ROOT,
         env=os.environ | {"PROJECT_DIR": str(ROOT)},  # prefect.yaml: where this worker runs flows

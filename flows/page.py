@@ -13,16 +13,18 @@ from urllib.parse import quote
 
 import httpx
 import yaml
+from prefect import get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.context import FlowRunContext
+from prefect.exceptions import PrefectException
 from prefect.runtime import deployment
-from prefect.settings import PREFECT_API_AUTH_STRING
+from prefect.settings import get_current_settings
 
 from actionzoo.accuracy import KINETICS400
 from actionzoo.files.addresses import without_secrets
 from actionzoo.files.json_files import read_json
 from actionzoo.files.markdown import escaped, fenced
-from actionzoo.run_files import Measured, RunFiles
+from actionzoo.run_files import Measured, ReproductionFiles, RunFiles
 from actionzoo.tracking.run_link import RunLink
 from actionzoo.tracking.store import UI_ADDRESS
 from flows import progress
@@ -39,17 +41,20 @@ _ORDER: tuple[What, ...] = ("failed", "stopped", "not run", "built", "restored",
 def publish(outcomes: Sequence[Outcome], request: Request, machine: Machine) -> None:
     """Publish the page. Called inside the flow run, once all its stages have ended.
 
-    Runs of one kind on one data set share the artifact's key, `zoo-demo-train`: Prefect shows them as a history.
+    Runs of one kind on one data set share the artifact's key, `zoo-demo-train`: Prefect shows them as a history. A
+    server that does not take it costs the page alone.
     """
     project = machine.root.parent if request.folder else machine.root
     dataset, kind = _dataset(project), _kind(request)
-    page = _Page(outcomes, project, machine.root, dataset)
-    words = ["zoo", *([dataset] if dataset else []), kind]
-    create_markdown_artifact(
-        page.text(),
-        key="-".join(filter(None, (re.sub("[^a-z0-9]+", "-", word.lower()).strip("-") for word in words))),
-        description=f"{kind}{f' on {dataset}' if dataset else ''}: {summary(outcomes)}",
-    )
+    words = ["zoo", dataset or "", kind, "dry-run" if request.dry_run else ""]
+    try:
+        create_markdown_artifact(
+            _Page(outcomes, project, machine.root, dataset).text(),
+            key="-".join(filter(None, (re.sub("[^a-z0-9]+", "-", word.lower()).strip("-") for word in words))),
+            description=f"{kind}{f' on {dataset}' if dataset else ''}: {summary(outcomes)}",
+        )
+    except (httpx.HTTPError, PrefectException) as error:  # what was built is built
+        get_run_logger().warning(f"the server did not take the page of this run: {type(error).__name__}")
     progress.forget(machine.root)
 
 
@@ -113,7 +118,11 @@ class _Page:
             return
         if self._has_report and (table := self._report_table()):
             yield table
-        elif self.root == self.project and (rows := self._measured()):
+        elif self.root != self.project:
+            if rows := self._reproduced():
+                yield "## Published weights, measured here"
+                yield _table(["model", "file", "top1 % published", "top1 % here", "top5 % here", "views", ""], rows)
+        elif rows := self._measured():
             yield "## Accuracies"
             if self.dataset != KINETICS400:
                 yield (
@@ -166,6 +175,18 @@ class _Page:
                 rows.append([escaped(model), *row])
         return rows
 
+    def _reproduced(self) -> list[list[str]]:
+        assert self.dataset is not None
+        rows = []
+        for model in _models(self.outcomes):
+            known = read_json(ReproductionFiles(self.project, self.dataset, model).metrics)
+            for kind, file in known.items():
+                if isinstance(file, dict):
+                    shares = (_percent(file.get(key)) for key in ("published_top1", "top1", "top5"))
+                    texts = (escaped(str(file.get(key, ""))) for key in ("protocol", "verdict"))
+                    rows.append([escaped(model), escaped(kind), *shares, *texts])
+        return rows
+
     def _links(self) -> Iterable[str]:
         links = [*self._report_links(), *(f"- {progress.link_text(link)}" for link in self._runs())]
         if links:
@@ -207,7 +228,7 @@ class _Page:
 
     def _address(self, path: Path) -> str | None:
         """Where the server shows the file; None if it does not: one that is not ours, or that of another checkout."""
-        server, key = progress.server_address(), PREFECT_API_AUTH_STRING.value()
+        server, key = progress.server_address(), get_current_settings().api.auth_string
         if not server or not key:
             return None
         address = f"{server}{FILES}/{quote(path.relative_to(self.project).as_posix())}"

@@ -38,22 +38,24 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.names import did_you_mean
 from actionzoo.params import load_params
-from actionzoo.process.supervisor import GRACE_SECONDS, supervised
+from actionzoo.process.supervisor import supervised
 from flows import cluster, data_set, page, slots
 from flows.choices import STEPS, DataSet, chosen_models, targets_of
+from flows.dvc_lock import waits_for
 from flows.gpus import Gpus, visible_gpus
-from flows.grace import grace_seconds
+from flows.grace import WORKERS_PATIENCE_SECONDS, grace_seconds, is_run_by_worker
 from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
 from flows.keys import new_key
-from flows.request import CPU_SLOTS, Machine
+from flows.request import CPU_SLOTS, Machine, What
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
-from flows.run_labels import name_by_targets, show_begun, show_waiting
+from flows.run_labels import name_by_targets, show_begun, show_running, show_waiting
 from flows.runs import announce
 from flows.server import client_settings, free_port, local_server
 from flows.stage_run import Beginning, Places, StageRun
 
 SEND_SECONDS = 5.0
+STOPPED = "stopped; start again to continue: finished stages are not repeated."
 THREADS: ThreadPoolTaskRunner[Any] = ThreadPoolTaskRunner(max_workers=1000)  # a stage that waits occupies a thread
 
 
@@ -91,58 +93,66 @@ def build_zoo(
         return Failed(message=str(error))
 
 
-def build(request: Request) -> State[Any]:
+def build(request: Request, elsewhere: Sequence[Outcome] = ()) -> State[Any]:
     """Build what a request asks for; returns the final state of the flow run inside which it is called. The flow needs
-    the task runner THREADS.
+    the task runner THREADS. `elsewhere` is what became of stages on other machines.
 
-    Each stage is a task that waits for those that it needs. It is pending until the stage's command has its devices.
+    Ctrl-C and SIGTERM end it as cancelled. In a worker's process they are raised again: Prefect knows what they mean.
     """
-    logger = get_run_logger()
-    with ExitStack() as running:
-        try:
-            root, stages, changes = ask_dvc(request.targets, request.folder)
-            before = locked_stages(root)
-            dask = None if request.dry_run else request.dask
-            machine = _machine(root, request, running.enter_context(cluster.joined(dask)))
-        except UserError as error:
-            return Failed(message=str(error))
-        if request.dry_run:
-            outcomes = _would_build(stages, changes, request)
-            page.publish(outcomes, request, machine)
-            return _conclude(outcomes)
-        devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
-        workers = f", Dask at {machine.cluster['DASK_SCHEDULER_ADDRESS']}" if machine.cluster else ""
-        logger.info(f"{len(stages)} stages; {devices}, {machine.cpu_slots} CPU slots{workers}")
+    try:
+        with ExitStack() as running:
+            return _build(request, elsewhere, running)
+    except UserError as error:
+        return Failed(message=str(error))
+    except (KeyboardInterrupt, TerminationSignal):
+        EventsWorker.drain_all(timeout=SEND_SECONDS)  # states of task runs: the signal may end this process at once
+        APILogWorker.drain_all(timeout=SEND_SECONDS)
+        if is_run_by_worker():
+            raise
+        return Cancelled(message=STOPPED)
 
-        runs: dict[str, StageRun] = {}
-        futures: dict[str, PrefectFuture[State[Any]]] = {}
-        places = Places(machine)
-        try:
-            for stage in stages:
-                forced = _is_forced(stage, request)
-                needed = [runs[name] for name in stage.needs]
-                run = StageRun(stage, machine, places, needed, changes=changes[stage.name], forced=forced)
-                runs[stage.name] = run
-                futures[stage.name] = build_stage.submit(
-                    stage.name,
-                    opaque(run),
-                    wait_for=[*(futures[name] for name in stage.needs), Beginning(run)],
-                    return_state=False,
-                )
-            wait(list(futures.values()))
-        except (KeyboardInterrupt, TerminationSignal):
-            machine.stop.set()  # stages that wait must not start in the slots that become free
-            wait(list(futures.values()))
-            if _is_run_by_worker():  # Prefect itself knows whether that was a cancel
-                _send_states()
-                raise
-            return Cancelled(message="stopped; start again to continue: finished stages are not repeated.")
-        finally:
-            machine.stop.set()
-            sort_lock(root, before, stages)
-        outcomes = [run.outcome or Outcome(name, "not run") for name, run in runs.items()]
-        page.publish(outcomes, request, machine)
-        return _conclude(outcomes)
+
+def _build(request: Request, elsewhere: Sequence[Outcome], running: ExitStack) -> State[Any]:
+    """Each stage is a task that waits for those that it needs, and is pending until its command has devices."""
+    root, stages, changes = ask_dvc(request.targets, request.folder, lambda holder: show_waiting(waits_for(holder)))
+    show_running()
+    before = locked_stages(root)
+    machine = _machine(root, request, running.enter_context(cluster.joined(None if request.dry_run else request.dask)))
+    if request.dry_run:
+        return _end(_would_build(stages, changes, request), request, machine)
+    devices = f"GPUs {', '.join(machine.gpus)}" if machine.gpus else "no GPU"
+    workers = f", Dask at {machine.cluster['DASK_SCHEDULER_ADDRESS']}" if machine.cluster else ""
+    get_run_logger().info(f"{len(stages)} stages; {devices}, {machine.cpu_slots} CPU slots{workers}")
+
+    runs: dict[str, StageRun] = {}
+    futures: dict[str, PrefectFuture[State[Any]]] = {}
+    places = Places(machine)
+    try:
+        for stage in stages:
+            needed = [runs[name] for name in stage.needs]
+            forced = _is_forced(stage, request)
+            runs[stage.name] = StageRun(stage, machine, places, needed, changes=changes[stage.name], forced=forced)
+            futures[stage.name] = build_stage.submit(
+                stage.name,
+                opaque(runs[stage.name]),
+                wait_for=[*(futures[name] for name in stage.needs), Beginning(runs[stage.name])],
+                return_state=False,
+            )
+        wait(list(futures.values()))
+    except BaseException:  # a cancel or Ctrl-C: stages that wait must not start in the slots that become free
+        machine.stop.set()
+        wait(list(futures.values()))
+        raise
+    finally:
+        sort_lock(root, before, stages)
+    outcomes = [run.outcome or Outcome(name, "not run") for name, run in runs.items()]
+    return _end([*outcomes, *elsewhere], request, machine)
+
+
+def _end(outcomes: Sequence[Outcome], request: Request, machine: Machine) -> State[Any]:
+    """Publish what became of the stages; returns the flow's final state."""
+    page.publish(outcomes, request, machine)
+    return _conclude(outcomes)
 
 
 @task(name="stage", task_run_name="{name}", cache_policy=NO_CACHE, retries=0)  # no timeout: Prefect's kills no process
@@ -169,9 +179,11 @@ def _machine(root: Path, request: Request, cluster: Mapping[str, str]) -> Machin
         cpu_slots=request.cpu_slots,
         slots=slots.machine_folder(),
         grace_seconds=grace_seconds(root),
+        patience_seconds=WORKERS_PATIENCE_SECONDS if is_run_by_worker() else None,
         stop=threading.Event(),
         cluster=cluster,
         shares=request.shares,
+        beside=request.beside,
     )
 
 
@@ -192,20 +204,10 @@ def _is_forced(stage: Stage, request: Request) -> bool:
     return stage.name in request.anew or (request.force and is_target(stage.name, request.targets))
 
 
-def _is_run_by_worker() -> bool:
-    return "PREFECT__FLOW_RUN_ID" in os.environ
-
-
-def _send_states() -> None:
-    """Send the task runs' states and the log now: a signal ends this process without a chance for that."""
-    EventsWorker.drain_all(timeout=SEND_SECONDS)
-    APILogWorker.drain_all(timeout=SEND_SECONDS)
-
-
 def _conclude(outcomes: Sequence[Outcome]) -> State[Any]:
     """The flow's final state: failed if a stage failed."""
 
-    def named(what: str) -> list[str]:
+    def named(what: What) -> list[str]:
         return [outcome.stage for outcome in outcomes if outcome.what == what]
 
     if failed := [outcome for outcome in outcomes if outcome.what == "failed"]:
@@ -267,13 +269,14 @@ def main() -> None:
         targets = _targets(arguments.targets, arguments.models)
         if arguments.data is not None:
             data_set.check(Path("params.yaml"), arguments.data)
-        read_graph(targets)
+        root, _ = read_graph(targets)
+        grace = grace_seconds(root)
         cluster.check_address(arguments.dask)
     except UserError as error:
         sys.exit(str(error))
 
     if not PREFECT_API_URL.value():
-        sys.exit(_run_with_server())
+        sys.exit(_run_with_server(grace))
     if problem := _server_problem():
         sys.exit(problem)
 
@@ -297,7 +300,7 @@ def main() -> None:
             return_state=True,
         )
     except KeyboardInterrupt:
-        print("stopped; start again to continue: finished stages are not repeated.")
+        print(STOPPED)
         sys.exit(128 + received[-1])
     print(state.message)
     if state.is_cancelled():
@@ -342,7 +345,7 @@ def _server_problem() -> str | None:
     return None
 
 
-def _run_with_server() -> int | str:
+def _run_with_server(grace_seconds: float) -> int | str:
     """Run this command again in a child process, with a server that outlives it; returns the exit status or message."""
     port, key = free_port(), new_key()
     child: subprocess.Popen[bytes] | None = None
@@ -358,7 +361,7 @@ def _run_with_server() -> int | str:
     try:
         with local_server(port, key, with_ui=False):
             child = subprocess.Popen(
-                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], GRACE_SECONDS + 5),
+                supervised([sys.executable, "-m", "flows.pipeline", *sys.argv[1:]], grace_seconds + 5),
                 env=os.environ | client_settings(port, key),
             )
             return child.wait()

@@ -32,6 +32,12 @@ class Request:
     """A DVC repository below the project, such as reproduction/; None: the one around the working directory."""
     shares: bool = False
     """Share what is built with other machines, through DVC's remote (flows/share.py)."""
+    machines: bool = False
+    """Give each model to the next machine that has a free worker (flows/machines.py)."""
+    nodes: int = 1
+    """With `machines`: how many of them train each model together."""
+    beside: tuple[str, ...] = ()
+    """Stages whose command runs without DVC: another machine builds them, and this one takes part in its work."""
     anew: tuple[str, ...] = ()
     """Stages to run even if they are up to date: data stages whose shards are not on this machine."""
 
@@ -52,11 +58,15 @@ class Machine:
     """The folder of the locks of devices, of all flows of this user."""
     grace_seconds: float
     """From SIGTERM to SIGKILL when a stage is stopped."""
+    patience_seconds: float | None
+    """How long the flow waits for the end of a stage that it has stopped; None: until it has ended."""
     stop: threading.Event
     cluster: Mapping[str, str] = field(repr=False)
     """Environment variables with which stages find a Dask cluster; they may hold its key."""
     shares: bool = False
     """Request.shares."""
+    beside: tuple[str, ...] = ()
+    """Request.beside."""
 
     @property
     def gpus(self) -> tuple[str, ...]:

@@ -51,6 +51,13 @@ def show_begun(data: str, models: Iterable[str]) -> None:
         run = client.read_flow_run(flow_run.id)
         tags = [*run.tags, *([f"data:{data}"] if data else []), *(f"model:{model}" for model in models)]
         client.update_flow_run(run.id, tags=[*dict.fromkeys(tags)])
+    show_running()
+
+
+def show_running() -> None:
+    """End the state of `show_waiting`, if the current flow run is in it."""
+    with get_client(sync_client=True) as client:
+        run = client.read_flow_run(flow_run.id)
         if run.state is not None and run.state.is_pending():
             client.set_flow_run_state(run.id, Running(), force=True)
 

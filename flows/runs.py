@@ -43,6 +43,7 @@ from actionzoo.process.supervisor import GRACE_SECONDS, descendants
 FLOW = "zoo"
 QUEUE = "default"
 """The work queue of the worker of flows.local. Workers of other machines have queues of their own."""
+WORKER_LABEL = "prefect.worker.name"
 SWEEP_SECONDS = 15.0
 SETTLED = timedelta(seconds=15)
 """The server may hear of the last states of a run's tasks some seconds after it has heard of the run's own."""
@@ -90,7 +91,7 @@ def bury_all(client: SyncPrefectClient, pool: str) -> None:
     """`bury`, and all active runs of the pool's queue without a living process. For a server that has just started and
     has no worker for this queue yet: also a run that was killed before its flow began would stay active forever."""
     bury(client, since=timedelta(days=3650))
-    for run in _active(client, pool):
+    for run in active(client, pool):
         if run.work_queue_name == QUEUE and not _is_alive(_folder() / str(run.id)):
             _end(client, run)
 
@@ -112,16 +113,21 @@ def watched() -> Iterator[None]:
         stop.set()
 
 
-def cancel(pool: str, worker: subprocess.Popen[bytes]) -> None:
+def cancel(pool: str, worker: subprocess.Popen[bytes], name: str | None = None) -> None:
     """Cancel the runs of a worker and wait until they have ended: a worker that is stopped kills its runs, but does not
-    report that to the server."""
+    report that to the server. `name`: of the worker, where workers of other machines have runs in this pool, too, whose
+    process ids may be the same as ours."""
     deadline = time.monotonic() + GRACE_SECONDS + 10
     ours: set[UUID] = set()
     with get_client(sync_client=True) as client:
         while worker.poll() is None and time.monotonic() < deadline:
             pids = {str(pid) for pid in descendants(worker.pid)}
             # a run whose process has ended still belongs to the worker, which has yet to report the end
-            runs = [run for run in _active(client, pool) if run.infrastructure_pid in pids or run.id in ours]
+            runs = [
+                run
+                for run in active(client, pool)
+                if run.id in ours or (run.infrastructure_pid in pids and name in (None, _worker_of(run)))
+            ]
             if not runs:
                 break
             ours |= {run.id for run in runs}
@@ -152,7 +158,11 @@ def _is_alive(path: Path) -> bool:
     return path.exists() and not _is_dead(path)
 
 
-def _active(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
+def _worker_of(run: FlowRun) -> str:
+    return str(run.labels.get(WORKER_LABEL, ""))
+
+
+def active(client: SyncPrefectClient, pool: str) -> list[FlowRun]:
     return client.read_flow_runs(
         work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[pool])),
         flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_ACTIVE))),

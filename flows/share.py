@@ -2,11 +2,11 @@
 
 The flow calls `before` and `after` around each stage that it runs, on machines that share (flows/machines.py). The
 transport is DVC's run cache: a stage that another machine has built with the same inputs is restored, without git and
-without dvc.lock of that machine. DVC pushes the files of a stage first, and its entry in the run cache after them, so an
-entry that can be seen has its files.
+without dvc.lock of that machine. The files of a stage are pushed first, and its entry in the run cache after them, so
+an entry that can be seen has its files.
 
-Stages of the data (`download`, `resize`, `frames`) are not fetched: DVC does not see archives and shards, so each machine
-builds its own, or finds those under a data root that machines share (ACTIONZOO_DATA).
+Stages of the data (`download`, `resize`, `frames`) are not fetched: DVC does not see archives and shards, so each
+machine builds its own, or finds those under a data root that machines share (ACTIONZOO_DATA).
 
     python -m flows.share fetch [--commit] STAGE...     restores stages; prints the names of those that it restored
     python -m flows.share push STAGE...
@@ -39,15 +39,15 @@ _EACH_MACHINE = ("download", "resize", "frames")
 def before(stage: Stage, machine: Machine, log: Callable[[str], object] = print) -> None:
     """Restore `stage` if another machine has built it. Called before DVC is asked to build it; DVC then finds it in its
     run cache. Raises UserError if the remote cannot be reached, and Stopped."""
-    if machine.shares and is_shared(stage.name):
+    if machine.shares and is_shared(stage.name) and stage.name not in machine.beside:
         push_kept_back(machine.root, machine.stop, log)
         fetch(machine.root, [stage.name], machine.stop, log)
 
 
 def after(stage: Stage, machine: Machine, log: Callable[[str], object] = print) -> None:
-    """Push what was built. Called after `stage` was built; does not fail: what could not be pushed is pushed at the next
-    start. Raises Stopped."""
-    if machine.shares:
+    """Push what was built. Called after `stage` was built; does not fail: what could not be pushed is pushed at the
+    next start. Raises Stopped."""
+    if machine.shares and stage.name not in machine.beside:
         push(machine.root, [stage.name], machine.stop, log)
 
 

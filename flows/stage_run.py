@@ -5,6 +5,7 @@ finish()  while the task run is running: until DVC has ended
 """
 
 import contextlib
+import itertools
 import threading
 import time
 from collections import deque
@@ -26,12 +27,15 @@ from actionzoo.errors import TEMPORARY, UserError
 from actionzoo.files.addresses import without_secrets
 from flows import failure, progress, share, slots
 from flows.command import Stopped
+from flows.dvc_lock import waits_for
 from flows.dvc_process import DvcProcess
 from flows.graph import Stage
 from flows.request import Machine, Outcome, What
 
 RETRY_SECONDS = (10.0, 60.0, 300.0)
-"""Pauses before a stage with `meta.retries` is run again."""
+"""Pauses before a stage with `meta.retries` is run again. One that uses GPUs is not."""
+
+POLL_SECONDS = 0.5
 
 
 class Places:
@@ -43,12 +47,15 @@ class Places:
 
     @contextlib.contextmanager
     def taken(self, kind: str, stop: threading.Event, on_wait: Callable[[], object]) -> Iterator[None]:
-        """Hold a place until the block ends. `on_wait` is called again and again while none is free. Raises Stopped."""
+        """Hold a place until the block ends. `on_wait` is called every 10 s while none is free. Raises Stopped."""
         free = self._free[kind]
-        while not free.acquire(timeout=slots.POLL_SECONDS):
+        for attempt in itertools.count():
+            if free.acquire(timeout=POLL_SECONDS):
+                break
             if stop.is_set():
                 raise Stopped
-            on_wait()
+            if attempt % 20 == 0:
+                on_wait()
         try:
             yield
         finally:
@@ -100,12 +107,14 @@ class StageRun:
             if self._changes is not None:
                 self._logger.info(without_secrets(f"{self.stage.name} has changed: {self._changes}"))
             self._take_stage()
+            if self._machine.shares:
+                self._show(Pending(name="Fetching", message="what another machine may have built, from DVC's remote"))
             share.before(self.stage, self._machine, self._logger.info)
             self._start()
 
     def finish(self) -> Outcome:
         """Return when the stage has ended. Called by the thread that has called `begin`. Raises mistakes of ours."""
-        retries = iter(RETRY_SECONDS[: self.stage.retries])
+        retries = iter(RETRY_SECONDS[: 0 if self.stage.gpus else self.stage.retries])
         with self._concluding():
             while self.outcome is None:
                 with progress.shown(self._machine.root, self.stage.name):
@@ -149,17 +158,22 @@ class StageRun:
                     self._places.taken(self._kind, machine.stop, lambda: self._wait_for_devices(opened.users()))
                 )
             self._show(Pending(name="Starting", message="DVC looks at what has changed, when its lock is free"))
+            # the flag stands before the command; without it, DVC gives up if its lock is held for 3 seconds
+            arguments = ["dvc", "--wait-for-lock", "repro", *(["-f"] if self._forced else []), "-s", stage.name]
+            if stage.name in machine.beside:
+                arguments = ["flows.beside", stage.name]
             self._dvc = DvcProcess(
-                [*(["-f"] if self._forced else []), "-s", stage.name],
+                arguments,
                 root=machine.root,
                 environment={**machine.cluster, **progress.environment(machine.root, stage.name)},
                 on_line=self._on_line,
                 stop=machine.stop,
                 locks=[*self._own.descriptors, *opened.descriptors],
                 grace_seconds=machine.grace_seconds,
+                patience_seconds=machine.patience_seconds,
             )
             self._open.callback(self._dvc.end)
-            if self._dvc.asks():
+            if self._dvc.asks(lambda holder: self._wait_for("DVC", waits_for(holder))):
                 self._take_devices()
 
     def _take_devices(self) -> None:

@@ -45,7 +45,7 @@ GRAPH = f"""
     """
 
 STAGE = """
-    import json, sys, time
+    import json, os, sys, time
     from pathlib import Path
     from actionzoo.process.progress import progress
     from actionzoo.process.stage import stage
@@ -65,7 +65,7 @@ STAGE = """
                 on_progress(model, done, 100_000)
                 done += 1
                 time.sleep(0.2)
-        Path(f"trained_{model}.txt").write_text(model)
+        Path(f"trained_{model}.txt").write_text(os.environ["ACTIONZOO_FLOW_RUN_URL"])
 
     def evaluate():
         path = Path("metrics/demo/evaluate", model, "test.json")
@@ -126,8 +126,9 @@ def built(checkout, with_server, client) -> tuple[str, dict]:
         output = flow.communicate(timeout=240)[0]
     finally:
         flow.kill()
-    assert flow.returncode == 1, output
-    return artifacts(client, key="zoo-demo-all")[0]["data"], seen
+    pages = artifacts(client, key="zoo-demo-all")
+    assert flow.returncode == 1 and pages, output
+    return pages[0]["data"], seen
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +177,12 @@ def test_the_page_links_to_the_runs_in_mlflow(page):
     assert "- [train m_long in MLflow](<https://mlflow.example/#/experiments/1/runs/m_long>)\n" in page
     local = "- [train m_b in MLflow](<http://127.0.0.1:5000/#/experiments/1/runs/m_b>) (after `make ui`)"
     assert local in page
+
+
+def test_a_stage_can_record_the_address_of_its_flow_run(built, checkout, with_server):
+    server = with_server["PREFECT_API_URL"].removesuffix("/api")
+    address = f"{server}/runs/flow-run/{built[1]['flow_run_id']}"
+    assert (checkout / "trained_m_b.txt").read_text() == address
 
 
 def test_without_the_report_the_page_shows_the_accuracies_of_the_run(page, checkout, with_server, client):

@@ -60,8 +60,7 @@ def task_runs(with_server, api):
     server = api(with_server)
 
     def of(log) -> dict[str, dict]:
-        words = next(line for line in log.read_text().splitlines() if "Beginning flow run" in line).split("'")
-        wanted = {"flow_runs": {"name": {"any_": [words[1]]}}}
+        wanted = {"flow_runs": {"id": {"any_": [log.read_text().split("/runs/flow-run/")[1].split()[0]]}}}
         return {run["name"]: run for run in server.post("/task_runs/filter", json=wanted).json()}
 
     return of

@@ -30,7 +30,6 @@ def test_a_list_of_files_in_use_that_was_cut_off_is_put_aside(tmp_path):
 
 def test_a_damaged_list_of_files_in_use_stays_while_a_process_may_need_it(tmp_path):
     path = tmp_path / ".dvc/tmp/rwlock"
-    path.parent.mkdir(parents=True)
     write_graph(tmp_path)
     dvc = start_dvc(tmp_path)
     written(tmp_path / "importing")
