@@ -270,6 +270,8 @@ def origin(tmp_path_factory) -> Path:
     workspace = Workspace(folder / "origin")
     small(workspace.params)
     params, recipe = workspace.params, workspace.params["recipes"][SLOWFAST]
+    params["datasets"]["demo"]["synthetic"] |= {"train_clips": 2, "val_clips": 1}  # one step an epoch
+    params["datasets"]["demo"]["max_bad_share"] = 0.5
     del params["datasets"]["demo"]["overrides"]["csn"]
     params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
     params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
