@@ -143,7 +143,7 @@ class _Page:
             return ""
         if len(text) > MAX_TABLE:
             return f"## Table\n\nThe table is too long for this page: {escaped(str(path))}"
-        text = re.sub(r"^(#{1,5} )", r"#\1", text, flags=re.MULTILINE)
+        text = _narrowed(re.sub(r"^(#{1,5} )", r"#\1", text, flags=re.MULTILINE))
         page = self._address(path.with_suffix(".html"))
 
         def absolute(match: re.Match[str]) -> str:
@@ -290,6 +290,25 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """`rows` are Markdown already."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+_LEFT_OUT = {"resolution", "GPUs", "backbone", "pretrain"}
+"""Columns of zoo.md that say nothing of our results; with them, Prefect's page would cut ours off."""
+
+
+def _narrowed(text: str) -> str:
+    """Markdown without these columns of its tables."""
+    lines, kept = [], None
+    for line in text.split("\n"):
+        if not line.startswith("| "):
+            kept = None
+        else:
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            if kept is None:  # the head of a table
+                kept = [number for number, cell in enumerate(cells) if cell.strip() not in _LEFT_OUT]
+            line = f"|{'|'.join(cells[number] for number in kept if number < len(cells))}|"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _time(path: Path) -> str:
