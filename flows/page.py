@@ -74,7 +74,7 @@ class _Page:
     """None in a repository without params.yaml."""
 
     def text(self) -> str:
-        parts = [self._sentence(), *self._failures(), *self._stages(), *self._accuracies(), *self._links()]
+        parts = [self._sentence(), *self._failures(), *self._links(), *self._stages(), *self._accuracies()]
         return "\n\n".join(parts) + "\n"
 
     def _sentence(self) -> str:
@@ -82,7 +82,8 @@ class _Page:
         began = context.start_time if context else None
         took = f" in {_duration((datetime.now(UTC) - began).total_seconds())}" if began else ""
         on = f" on the data set **{escaped(self.dataset)}**" if self.dataset else ""
-        return f"**{escaped(summary(self.outcomes))}**, of {len(self.outcomes)} stages{on}{took}."
+        count = f"{len(self.outcomes)} stage{'' if len(self.outcomes) == 1 else 's'}"
+        return f"**{escaped(summary(self.outcomes))}**, of {count}{on}{took}."
 
     def _failures(self) -> Iterable[str]:
         failed = [outcome for outcome in self.outcomes if outcome.what == "failed"]
