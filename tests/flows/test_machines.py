@@ -389,7 +389,8 @@ def test_two_machines_train_a_model_together_and_a_cancel_reaches_both(hosts, se
         """Worker -> state of its newest flow run."""
         tags = {"tags": {"all_": ["machine", f"model:{model}"]}}
         found = client.post("/flow_runs/filter", json={"flow_runs": tags, "sort": "START_TIME_ASC"}).json()
-        return {run["labels"]["prefect.worker.name"]: run["state_type"] for run in found if run["labels"]}
+        workers = [(run["labels"].get("prefect.worker.name"), run["state_type"]) for run in found]
+        return {worker: state for worker, state in workers if worker}
 
     with hosts.working():
         parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
