@@ -75,8 +75,8 @@ STAGE = """
     def report():
         out = Path("report/demo")
         out.mkdir(parents=True, exist_ok=True)
-        row = "| [m_long](<zoo.html#m_long>) | **25.00**\\u2020 | [ckpt](<https://example.org/x.pth>) / [ours](<../../runs/demo/m_long/best.pth>) |"
-        (out / "zoo.md").write_text(f"# Model zoo on demo\\n\\n> **This is not Kinetics-400.**\\n\\n| config | top1 | ckpt |\\n| --- | --- | --- |\\n{row}\\n")
+        row = "| [m_long](<zoo.html#m_long>) | ResNet50 \\\\| x | **25.00**\\u2020 | [ckpt](<https://example.org/x.pth>) / [ours](<../../runs/demo/m_long/best.pth>) |"
+        (out / "zoo.md").write_text(f"# Model zoo on demo\\n\\n> **This is not Kinetics-400.**\\n\\n| config | backbone | top1 | ckpt |\\n| --- | --- | --- | --- |\\n{row}\\n")
         (out / "zoo.html").write_text("<h1>the zoo</h1>")
 
     def bad():
