@@ -77,5 +77,7 @@ def test_what_was_killed_is_crashed_and_what_was_cancelled_is_cancelled_tasks_to
 
     local, log = serve(port)
     server = api(client_settings(port, key_of(project)))
-    for run in (killed_worker, killed_server):
-        wait_for(lambda run=run: states(run) == ["CRASHED"] * 3, 60)
+    wait_for(lambda: states(killed_server) == ["CRASHED"] * 3, 60)
+    # without its worker, the flow itself was told to stop: it stopped its training, and could still say so
+    wait_for(lambda: sorted(states(killed_worker)) == ["CANCELLED", "CRASHED", "CRASHED"], 60)
+    assert states(killed_worker)[0] == "CRASHED"
