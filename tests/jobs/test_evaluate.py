@@ -245,8 +245,8 @@ def test_an_evaluation_is_written_and_recorded(trained, root):
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name("demo").experiment_id])
     assert run.data.metrics["test/top1:2x1"] == metrics["top1"]
-    assert run.data.metrics["test/top1_low:2x1"] == metrics["top1_low"] and "test/top1" not in run.data.metrics
-    assert run.data.tags["test.protocol"] == "2x1" and run.data.tags["test.list_sha256"] == metrics["list_sha256"]
+    assert run.data.metrics["test/top1"] == metrics["top1"] and "test/top1_gap" not in run.data.metrics
+    assert run.data.tags["protocol"] == "2x1" and run.data.tags["test.list_sha256"] == metrics["list_sha256"]
     assert "result.json" in {item.path for item in client.list_artifacts(run.info.run_id)}
     analysis = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "error_analysis")}
     assert {"classes.csv", "confusion.csv", "views.csv", "errors.json", "confusion.svg"} <= analysis

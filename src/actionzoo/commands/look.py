@@ -162,11 +162,13 @@ def _link_report_to_runs(server: str) -> None:
 def sync() -> None:
     """Fill MLflow from the run folders.
 
-    After a clone or a checkout, or when MLflow's store was lost. Runs that are there already stay as they are.
+    After `dvc pull` or `dvc checkout`, or after MLflow's store was away or lost. Unfinished and failed trainings are
+    recorded, too, and those whose process is gone are marked as failed. What is there already stays as it is.
     """
-    from ..params import find_project
+    from ..params import load_params
     from ..tracking.record import sync as sync_runs
 
-    for done in sync_runs(find_project()):
-        why = f" ({done.reason})" if done.reason else ""
-        print(f"{done.dataset}/{done.model}: {done.action}, {done.points} values{why}")
+    params = load_params()
+    for done in sync_runs(params.root, checkpoints=params.runtime.checkpoints):
+        what = f"{done.points} values, {done.files} files" if done.run_id else done.reason
+        print(f"{done.dataset}/{done.model}: {done.action}, {what}")

@@ -100,7 +100,9 @@ class Runtime:
     keep_states: Positive
     deterministic: bool
     clip_timeout_seconds: PositiveFloat
-    scheduler: str | None
+    checkpoints: Literal["link", "upload", "reference"] = "link"
+    """How they come into MLflow: tracking.record.Checkpoints."""
+    scheduler: str | None = None
     """Address of a Dask scheduler whose workers prepare the data, tcp://10.0.0.1:8786; None: this machine alone."""
 
     @property

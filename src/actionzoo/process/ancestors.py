@@ -1,4 +1,4 @@
-"""The ancestors of this process, read from /proc: whether the DVC that started a stage is still alive. Linux only."""
+"""Processes, read from /proc: this one, its ancestors, and whether one is still alive. Linux only, but for is_alive."""
 
 import os
 import select
@@ -40,6 +40,28 @@ def dvc_above(stage: str) -> Process | None:
     return None
 
 
+def this_process() -> Process | None:
+    """None where there is no /proc."""
+    return _read(os.getpid())
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process of this pid that started then still exists on this machine; a zombie does not.
+
+    Without /proc, or with `started` 0, any process with the pid counts.
+    """
+    if started and Path("/proc/self/stat").exists():
+        now = _read(pid)
+        return now is not None and now.started == started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def wait_for_end(process: Process) -> None:
     """Return when the process has ended."""
     try:
@@ -79,8 +101,7 @@ def _read(pid: int) -> Process | None:
 
 
 def _lives(process: Process) -> bool:
-    now = _read(process.pid)
-    return now is not None and now.started == process.started
+    return is_alive(process.pid, process.started)
 
 
 def _is_dvc(pid: int) -> bool:
