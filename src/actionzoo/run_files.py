@@ -145,6 +145,11 @@ class RunFiles:
         return self.base / ".scratch" / "train" / self.dataset / self.model / ".lock"
 
     @property
+    def page(self) -> Path:
+        """The model's part of the report, as its MLflow run gets it."""
+        return self._scratch("record") / "report.html"
+
+    @property
     def record_lock(self) -> Path:
         """Held by the process that brings the MLflow record of the model up to date."""
         return self._scratch("record") / ".lock"

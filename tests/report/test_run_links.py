@@ -49,7 +49,7 @@ def test_a_row_leads_to_the_run_of_its_very_checkpoint_and_to_its_newest_logs(pr
     assert path == project / "report/demo/runs.js"
     (row,) = links(path).items()
     assert row[0] == ROW
-    assert row[1].pop("mlflow") == f"http://127.0.0.1:5000/#/experiments/1/runs/{mine}"
+    assert row[1].pop("mlflow") == f"http://127.0.0.1:5000/#/experiments/1/runs/{mine}?workflowType=machine_learning"
     assert set(row[1]) == {"log", "json"}
     for kind, ending in (("log", "20260102_120000.log"), ("json", "20260102_120000.log.json")):
         assert row[1][kind].endswith(ending) and (path.parent / row[1][kind]).is_file()

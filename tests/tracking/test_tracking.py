@@ -15,21 +15,30 @@ from pathlib import Path
 
 import pytest
 
-from actionzoo.engine.logs import RunLog, write_history
+from actionzoo.engine.logs import RunLog
 from actionzoo.files.hashes import md5_of
-from actionzoo.records import Circumstances, Execution, FileRecord, RunRecord
+from actionzoo.records import Execution
 from actionzoo.run_files import RunFiles
 from actionzoo.tracking import live
 from actionzoo.tracking.names import MAX_LINES, METRIC_NAMES, global_step, metrics_of_test, thinning, to_metrics
+from actionzoo.tracking.pages import UI_PORT
 from actionzoo.tracking.record import sync, sync_run
 from actionzoo.tracking.sessions import this_session
-from actionzoo.tracking.stages import finish_training, recorded_stage, recorded_training
-from actionzoo.tracking.store import connect, tracking_uri, ui_command
+from actionzoo.tracking.stages import recorded_training
+from actionzoo.tracking.store import connect, runs_address, tracking_uri, ui_command
 from tests.ports import reserved_port
 from tests.processes import wait_for
 from tests.small_run import write_result
-
-STAMP = "20260101_120000"
+from tests.tracking.small_training import (
+    STAMP,
+    TRAIN,
+    evaluate,
+    event,
+    publish,
+    record_of,
+    train_and_evaluate,
+    training,
+)
 
 
 @pytest.fixture(scope="session")
@@ -60,6 +69,23 @@ def new_project(root: Path, monkeypatch, empty_store: Path | None) -> Path:
 @pytest.fixture
 def files(root):
     return RunFiles(root, "demo", "row")
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, empty_store) -> Iterator[RunFiles]:
+    """A training and its evaluation, recorded once for the tests that only look at the record."""
+    with pytest.MonkeyPatch.context() as patch:
+        root = new_project(tmp_path_factory.mktemp("recorded") / "a project", patch, empty_store)
+        files = RunFiles(root, "demo", "row")
+        train_and_evaluate(files)
+        yield files
+
+
+@pytest.fixture
+def client_of_recorded(recorded, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(recorded.root)
+    return client_of()
 
 
 @pytest.fixture
@@ -118,75 +144,6 @@ def content(client, experiment="demo") -> list[dict[str, object]]:
         }
         for run in runs_of(client, experiment)
     ]
-
-
-TRAIN = {"mode": "train", "lr": 0.1, "data_time": 0.5, "top5_acc": 1.0, "loss_cls": 9.0, "grad_norm": 2.0, "time": 1.0}
-
-
-def event(step: int, loss: float, epoch: int = 1) -> dict[str, object]:
-    return TRAIN | {"epoch": epoch, "iter": step, "top1_acc": 0.25, "loss": loss}
-
-
-def record_of(files: RunFiles, **changes: object) -> RunRecord:
-    recipe = {
-        "seed": 0,
-        "model": {"family": "csn", "depth": 50, "bottleneck": "ir", "norm_eval": True, "bn_frozen": True},
-        "init": {"weights": None},
-        "clips": {"form": "videos", "short_side": 256, "clip_len": 32, "frame_interval": 2},
-        "optim": {"lr": 0.1},
-        "schedule": {"milestones": [1, 2], "epochs": 2, "log_interval": 1},
-        "test": {"num_clips": 10, "num_crops": 3, "crop_size": 256},
-    }
-    known = {"model": files.model, "dataset": files.dataset, "fingerprint": "mine", "recipe": recipe, "files": {}}
-    how = Circumstances(
-        device="cpu", processes=1, nodes=1, precision="fp32", channels_last=False, compile=False, deterministic=False
-    )
-    more = {"batch": 8, "lr": 0.05, "circumstances": how, "versions": {"actionzoo": "1", "torch": "2"}}
-    more |= {"overrides": ("schedule.epochs: 256 -> 2",), "classes": ("a", "b"), "train_clips": 80, "val_clips": 24}
-    return RunRecord(**(known | more | changes))
-
-
-@contextlib.contextmanager
-def training(files: RunFiles, stamp: str = STAMP) -> Iterator[RunLog]:
-    """A training as a stage runs it, whose steps are the test's: it gets the log."""
-    log = RunLog(files.logs, stamp)
-    log.begin({"seed": 0, "iters_per_epoch": 4, "fingerprint": "mine"}, 0)
-    record = record_of(files)
-    with recorded_training(files, stamp, record, checkpoints="link"):
-        yield log
-        publish(files, record, log, stamp)
-
-
-def publish(files: RunFiles, record: RunRecord, log: RunLog, stamp: str = STAMP) -> None:
-    """What a training leaves at its end."""
-    files.best.write_bytes(b"weights" * (1 << 18))
-    files.latest.write_bytes(b"weights of the last epoch")
-    for kind, text in (("loss", "epoch,lr,loss,top1,top5\n1,0.1,2.5,0.5,1.0\n"), ("top1", "epoch,top1\n1,0.75\n")):
-        files.plot(kind).parent.mkdir(parents=True, exist_ok=True)
-        files.plot(kind).write_text(text)
-    write_history([log.json_path], files.history)
-    known = {path.name: FileRecord(md5=md5_of(path)) for path in (files.best, files.latest)}
-    record = dataclasses.replace(record, best_epoch=1, files=known)
-    record.write(files.recipe)
-    finish_training(files, stamp, record)
-
-
-def evaluate(files: RunFiles, top1: float = 0.8) -> None:
-    """What an evaluation leaves."""
-    with recorded_stage(files, "evaluate", md5_of(files.best), "link"):
-        metrics = {"top1": top1, "top5": 1.0, "mean_class": 0.7, "clips": 40, "protocol": "10x3"}
-        write_result(files, metrics, md5_of(files.best))
-        files.errors.mkdir(exist_ok=True)
-        (files.errors / "errors.json").write_text("{}")
-
-
-def train_and_evaluate(files: RunFiles) -> None:
-    with training(files) as log:
-        for step in (1, 2, 3, 4):
-            log.event(event(step, 4.0 / step))
-        log.say("Epoch(val) ...")
-        log.event({"mode": "val", "epoch": 1, "iter": 8, "lr": 0.1, "top1_acc": 0.75, "top5_acc": 1.0})
-    evaluate(files)
 
 
 # --- where the record is
@@ -257,16 +214,17 @@ def test_four_processes_may_open_a_new_store_at_once(root):
 # --- one record, however it is made
 
 
-def test_live_after_an_outage_and_restored_elsewhere_it_is_the_same_record(root, client, tmp_path, monkeypatch):
-    files = RunFiles(root, "demo", "row")
-    train_and_evaluate(files)
-    (recorded,) = content(client)
-    assert recorded["status"] == "FINISHED"
-    assert [step for step, _ in recorded["metrics"]["train/loss"]] == [1, 2, 3, 4]
+def test_live_after_an_outage_and_restored_elsewhere_it_is_the_same_record(
+    recorded, client_of_recorded, tmp_path, monkeypatch
+):
+    root = recorded.root
+    (live_one,) = content(client_of_recorded)
+    assert live_one["status"] == "FINISHED"
+    assert [step for step, _ in live_one["metrics"]["train/loss"]] == [1, 2, 3, 4]
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/mlflow.db")
     assert [done.action for done in sync(root)] == ["recorded"]
-    assert content(client_of()) == [recorded]
+    assert content(client_of()) == [live_one]
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
     # `dvc pull` restores the outputs of stages, and no file whose name is a time
@@ -278,21 +236,20 @@ def test_live_after_an_outage_and_restored_elsewhere_it_is_the_same_record(root,
     monkeypatch.chdir(elsewhere)
     assert [done.action for done in sync(elsewhere)] == ["recorded"]
     (pulled,) = content(client_of(tracking_uri(elsewhere)))
-    assert pulled["params"] == recorded["params"] and pulled["status"] == "FINISHED"
+    assert pulled["params"] == live_one["params"] and pulled["status"] == "FINISHED"
     measured_there = ("time/", "system/", "train/memory")
-    assert pulled["metrics"] == {k: v for k, v in recorded["metrics"].items() if not k.startswith(measured_there)}
-    of_the_execution = {"training", "host", "mlflow.user", "git.commit", "git.dirty"}
-    assert pulled["tags"] == {k: v for k, v in recorded["tags"].items() if k not in of_the_execution}
+    assert pulled["metrics"] == {k: v for k, v in live_one["metrics"].items() if not k.startswith(measured_there)}
+    of_the_execution = {"training", "host", "mlflow.user", "git.commit", "git.dirty", "mlflow.source.git.commit"}
+    assert pulled["tags"] == {k: v for k, v in live_one["tags"].items() if k not in of_the_execution}
     assert pulled["files"] == {
-        k: v for k, v in recorded["files"].items() if not k.startswith("2026") and k != "environment.txt"
+        k: v for k, v in live_one["files"].items() if not k.startswith("2026") and k != "environment.txt"
     }
 
 
-def test_twice_gives_the_same(root, client):
-    train_and_evaluate(RunFiles(root, "demo", "row"))
-    before = [run.to_dictionary() for run in runs_of(client)]
-    assert [(done.action, done.points, done.files) for done in sync(root)] == [("unchanged", 0, 0)]
-    assert [run.to_dictionary() for run in runs_of(client)] == before
+def test_twice_gives_the_same(recorded, client_of_recorded):
+    before = [run.to_dictionary() for run in runs_of(client_of_recorded)]
+    assert [(done.action, done.points, done.files) for done in sync(recorded.root)] == [("unchanged", 0, 0)]
+    assert [run.to_dictionary() for run in runs_of(client_of_recorded)] == before
 
 
 def test_a_newer_evaluation_replaces_values_and_files_of_the_same_name(root, client, files):
@@ -312,16 +269,58 @@ def test_a_result_of_another_checkpoint_is_not_of_this_run(root, client, files):
     assert "result.json" not in artifacts(client, found.info.run_id)
 
 
-def test_what_people_search_for_is_found(root, client, files):
-    train_and_evaluate(files)
-    experiment = client.get_experiment_by_name("demo").experiment_id
-    for query in ("tags.model = 'row'", "metrics.`test/top1` > 0.5", "tags.protocol = '10x3'", "params.batch = '8'"):
-        assert len(client.search_runs([experiment], query)) == 1, query
+@pytest.mark.parametrize(
+    "query",
+    [
+        "tags.family = 'csn'",
+        "tags.short_side = '256' and tags.pretrain = 'none' and tags.backbone = 'ResNet50'",
+        'metrics."test/top1" > 0.5',
+        "tags.protocol = '10x3' and tags.comparable = 'false'",
+        "params.batch = '8' and attributes.run_name LIKE '%CSN R50%'",
+    ],
+)
+def test_what_people_search_for_is_found(client_of_recorded, query):
+    experiment = client_of_recorded.get_experiment_by_name("demo").experiment_id
+    assert len(client_of_recorded.search_runs([experiment], query)) == 1
 
 
-def test_parameters_are_flat_names_and_no_json(root, client, files):
-    train_and_evaluate(files)
-    params = only_run(client).data.params
+def test_the_list_opens_on_trainings_with_the_columns_of_the_zoo(recorded, client_of_recorded):
+    (experiment,) = [found for found in client_of_recorded.search_experiments() if found.name != "nothing"]
+    assert experiment.name == "demo"  # and no Default
+    address = runs_address("demo", recorded.root)
+    assert address.startswith(f"http://127.0.0.1:{UI_PORT}/#/experiments/{experiment.experiment_id}/runs?")
+    assert "workflowType=machine_learning" in address
+    key = address.rpartition("viewStateShareKey=")[2]
+    columns = json.loads(experiment.tags[f"mlflow.sharedViewState.{key}"])["selectedColumns"]
+    assert {"metrics.`test/top1`", "tags.`comparable`", "tags.`family`"} <= set(columns)
+    assert "not Kinetics-400" in experiment.tags["mlflow.note.content"]
+    client_of_recorded.set_experiment_tag(experiment.experiment_id, "mlflow.note.content", "ours")
+    connect("demo", recorded.root)
+    assert client_of_recorded.get_experiment(experiment.experiment_id).tags["mlflow.note.content"] == "ours"
+
+
+def test_a_run_has_its_data_sets_and_a_description(recorded, client_of_recorded):
+    run = only_run(client_of_recorded)
+    assert run.info.run_name == "ir-CSN R50 32x2 · frozen BN · video · 256"
+    used = {each.tags[0].value: each.dataset for each in run.inputs.dataset_inputs}
+    assert used.keys() == {"training", "validation", "evaluation"}
+    assert used["training"].digest == "5a" * 16 and json.loads(used["training"].profile)["clips"] == 80
+    note = run.data.tags["mlflow.note.content"]
+    assert "Top-1 80.00 %" in note and "Not comparable" in note and "actionzoo predict runs/demo/row" in note
+
+
+def test_what_people_write_above_the_description_stays(recorded, client_of_recorded):
+    run = only_run(client_of_recorded)
+    theirs = "Our best so far."
+    ours = run.data.tags["mlflow.note.content"]
+    client_of_recorded.set_tag(run.info.run_id, "mlflow.note.content", f"{theirs}\n\n{ours}")
+    assert sync(recorded.root)[0].action == "unchanged"
+    assert only_run(client_of_recorded).data.tags["mlflow.note.content"] == f"{theirs}\n\n{ours}"
+    client_of_recorded.set_tag(run.info.run_id, "mlflow.note.content", ours)
+
+
+def test_parameters_are_flat_names_and_no_json(client_of_recorded):
+    params = only_run(client_of_recorded).data.params
     assert {
         "dataset": "demo",
         "batch": "8",
@@ -413,7 +412,8 @@ def test_a_killed_training_is_recorded_to_its_last_line(root, client, files):
     code = """if True:
         import os, signal, sys
         from pathlib import Path
-        from tests.tracking.test_tracking import RunFiles, event, training
+        from actionzoo.run_files import RunFiles
+        from tests.tracking.small_training import event, training
         with training(RunFiles(Path(sys.argv[1]), "demo", "row")) as log:
             for step in range(1, 30):
                 log.event(event(step, 1.0))
@@ -650,7 +650,8 @@ def test_recording_is_quiet(root):
     code = """if True:
         import sys
         from pathlib import Path
-        from tests.tracking.test_tracking import RunFiles, train_and_evaluate
+        from actionzoo.run_files import RunFiles
+        from tests.tracking.small_training import train_and_evaluate
         train_and_evaluate(RunFiles(Path(sys.argv[1]), "demo", "row"))
     """
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

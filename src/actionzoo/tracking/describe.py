@@ -10,15 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from ..accuracy import comparable_top1, compare
+from ..accuracy import Comparison, comparable_top1, compare
 from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import json_lines
+from ..files.markdown import escaped
 from ..recipe import Kind, Published
-from ..records import Benchmark, Execution, FlowRun, RunRecord, TestResult
+from ..records import Benchmark, Execution, FlowRun, Reproduction, RunRecord, TestResult
 from ..run_files import Plot, ReproductionFiles, RunFiles, logs_of
 from .names import ERROR_ANALYSIS, TEST_STEP, Point, global_step, metrics_of_test, thinning, to_metrics
 from .sessions import is_gone
+from .story import story
+from .titles import benchmark_metrics, comparison_tags, display_name, recipe_tags
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 """As MLflow calls them."""
@@ -29,6 +32,21 @@ CHECKPOINTS = ("best.pth", "latest.pth")
 
 _TABLES: tuple[Plot, ...] = ("classes", "confusion", "views")
 """Plots of the error analysis."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Input:
+    """A data set that a run used."""
+
+    name: str
+    digest: str
+    """Of the manifest, or of the list of clips: equal for equal clips."""
+    context: Literal["training", "validation", "evaluation"]
+    clips: int
+    source: str
+    """The manifest, relative to the project's folder."""
+    details: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    """More counts of clips."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +69,9 @@ class Description:
     ended: int | None
     params: Mapping[str, str]
     tags: Mapping[str, str]
+    note: str
+    """Markdown, at the top of the run's page."""
+    inputs: Sequence[Input]
     flow_runs: Sequence[FlowRun]
     """All flow runs that touched the training, the latest last."""
     points: Sequence[Point]
@@ -101,10 +122,11 @@ def _finished(
     if result and result.checkpoint_md5 != md5:
         result = None
     benchmark = Benchmark.read_if_there(files.benchmark)
+    comparison = _compare(files, record, result, published)
     logs = _logs(files, stamp, record)
     points = [*_points_of_logs(logs or _there([files.history]), record), *_points_of_curves(files)]
     points += _points_of_system(files, stamp)
-    points += [Point(name, TEST_STEP, value) for name, value in _measured(files, record, result, benchmark, published)]
+    points += [Point(name, TEST_STEP, value) for name, value in _measured(result, benchmark, comparison).items()]
     sessions = sorted((s for each in executions.values() for s in each.sessions), key=lambda session: session.began)
     whole = Execution(model=files.model, dataset=files.dataset, status="finished", began=0, sessions=tuple(sessions))
     anchor = files.recipe if record else files.best
@@ -113,7 +135,7 @@ def _finished(
         dataset=files.dataset,
         model=files.model,
         experiment=files.dataset,
-        name=files.model,
+        name=display_name(files.model, record),
         stamp=stamp,
         checkpoint_md5=md5,
         known_id=execution.mlflow_run if execution else "",
@@ -121,7 +143,9 @@ def _finished(
         began=execution.began if execution else ended,
         ended=ended,
         params=_params(files, record),
-        tags=_tags(files, record, result, execution) | {"checkpoint.md5": md5},
+        tags=_tags(files, record, result, execution, comparison) | {"checkpoint.md5": md5},
+        note=story(files.model, files.dataset, record, result, comparison, published, benchmark),
+        inputs=_inputs(files, record, result),
         flow_runs=whole.flow_runs,
         points=_last_of_each(points),
         files=_files(files, logs, stamp, has_result=result is not None),
@@ -133,7 +157,8 @@ def _unfinished(files: RunFiles, stamp: str, execution: Execution, published: Pu
     record = RunRecord.from_json(execution.record, path) if execution.record else None
     logs = _logs(files, stamp, record)
     status: Status = _STATUS.get(execution.status, "RUNNING")
-    tags = _tags(files, record, None, execution)
+    comparison = _compare(files, record, None, published)
+    tags = _tags(files, record, None, execution, comparison)
     if execution.error:
         tags["error"] = execution.error
     if status == "RUNNING" and execution.sessions and is_gone(execution.sessions[-1]):
@@ -143,7 +168,7 @@ def _unfinished(files: RunFiles, stamp: str, execution: Execution, published: Pu
         dataset=files.dataset,
         model=files.model,
         experiment=files.dataset,
-        name=files.model,
+        name=display_name(files.model, record),
         stamp=stamp,
         known_id=execution.mlflow_run,
         status=status,
@@ -151,6 +176,8 @@ def _unfinished(files: RunFiles, stamp: str, execution: Execution, published: Pu
         ended=None if status == "RUNNING" else execution.ended or max(map(_milliseconds, [path, *logs])),
         params=_params(files, record),
         tags=tags,
+        note=story(files.model, files.dataset, record, None, comparison, published, error=tags.get("error", "")),
+        inputs=_inputs(files, record, None),
         flow_runs=execution.flow_runs,
         points=_last_of_each([*_points_of_logs(logs, record), *_points_of_system(files, stamp)]),
         files=_there_by_name(_of_execution(files, logs, stamp)),
@@ -178,6 +205,8 @@ def _reproduction(files: ReproductionFiles, kind: Kind, result: TestResult) -> D
         ended=ended,
         params={key: value for key, value in params.items() if value},
         tags=tags | _evaluation_tags(result),
+        note=_reproduction_note(files, kind, result),
+        inputs=[_evaluated(files.dataset, "", result)],
         flow_runs=(),
         points=[
             Point(name, TEST_STEP, value)
@@ -224,22 +253,24 @@ def _text(value: object) -> str:
 
 
 def _tags(
-    files: RunFiles, record: RunRecord | None, result: TestResult | None, execution: Execution | None
+    files: RunFiles,
+    record: RunRecord | None,
+    result: TestResult | None,
+    execution: Execution | None,
+    comparison: Comparison,
 ) -> dict[str, str]:
-    tags = {"model": files.model, "dataset": files.dataset}
+    tags = {"model": files.model, "dataset": files.dataset, "mlflow.source.name": "stages/train.py"}
+    tags |= {"mlflow.source.type": "LOCAL"} | comparison_tags(comparison, result)
     if record:
-        tags |= {"manifest.sha256": record.manifest_sha256, **record.versions}
-        if circumstances := record.circumstances:
-            tags |= {
-                "precision": circumstances.precision,
-                "device": circumstances.device_name or circumstances.device,
-                "processes": str(circumstances.processes),
-            }
+        tags |= {"manifest.sha256": record.manifest_sha256, **record.versions} | recipe_tags(record)
+        if protocol := _protocol(record):
+            tags["protocol"] = protocol
     if result:
         tags |= _evaluation_tags(result)
     if execution:
         if execution.git_commit:
             tags |= {"git.commit": execution.git_commit, "git.dirty": str(execution.git_dirty).lower()}
+            tags["mlflow.source.git.commit"] = execution.git_commit
         if execution.sessions:
             tags |= {"mlflow.user": execution.sessions[0].user, "host": execution.sessions[-1].host}
     return {key: value for key, value in tags.items() if value}
@@ -255,20 +286,68 @@ def _evaluation_tags(result: TestResult) -> dict[str, str]:
     return {key: value for key, value in tags.items() if value}
 
 
-def _measured(
-    files: RunFiles,
-    record: RunRecord | None,
-    result: TestResult | None,
-    benchmark: Benchmark | None,
-    published: Published | None,
-) -> Iterator[tuple[str, float]]:
-    if result:
-        yield from metrics_of_test(result.metrics.counts(), result.protocol).items()
-        overrides = record.overrides if record else ()
-        comparison = compare(files.dataset, overrides, result.metrics, comparable_top1(published))
-        if comparison.gap_points is not None and comparison.published_top1 is not None:
-            yield "test/top1_published", comparison.published_top1 / 100
-            yield "test/top1_gap", round(comparison.gap_points / 100, 8)
+def _protocol(record: RunRecord) -> str:
+    """Clips x crops of the recipe's own test; '' if it does not say."""
+    test = record.recipe.get("test")
+    return f"{test.get('num_clips')}x{test.get('num_crops')}" if isinstance(test, dict) else ""
+
+
+def _compare(
+    files: RunFiles, record: RunRecord | None, result: TestResult | None, published: Published | None
+) -> Comparison:
+    """The rule of report, registry and record: accuracy.compare."""
+    overrides = record.overrides if record else ()
+    return compare(files.dataset, overrides, result.metrics if result else None, comparable_top1(published))
+
+
+def _measured(result: TestResult | None, benchmark: Benchmark | None, comparison: Comparison) -> dict[str, float]:
+    """What was measured once. The published accuracy stands beside ours only where the two compare."""
+    values = metrics_of_test(result.metrics.counts(), result.protocol) if result else {}
+    if comparison.gap_points is not None and comparison.published_top1 is not None:
+        values |= {"test/top1_published": comparison.published_top1 / 100, "test/top1_gap": comparison.gap_points / 100}
+    return values | (benchmark_metrics(benchmark) if benchmark else {})
+
+
+def _inputs(files: RunFiles, record: RunRecord | None, result: TestResult | None) -> list[Input]:
+    inputs = []
+    if record and record.manifest_sha256:
+        clips = record.recipe.get("clips")
+        form = f"{clips.get('form')}_{clips.get('short_side')}" if isinstance(clips, dict) else ""
+        manifest = f"data/{files.dataset}/{form}/manifest.csv"
+        of_training = Input(
+            name=f"{files.dataset} {form} train",
+            digest=record.manifest_sha256[:32],
+            context="training",
+            clips=record.train_clips,
+            source=manifest,
+            details={"classes": len(record.classes)},
+        )
+        name, clips_of_val = f"{files.dataset} {form} val", record.val_clips
+        inputs += [of_training, dataclasses.replace(of_training, name=name, context="validation", clips=clips_of_val)]
+        if result:
+            inputs.append(_evaluated(f"{files.dataset} {form}", manifest, result))
+    return inputs
+
+
+def _evaluated(name: str, manifest: str, result: TestResult) -> Input:
+    metrics = result.metrics
+    return Input(
+        name=f"{name} {result.split}",
+        digest=(metrics.published_list_sha256 or metrics.list_sha256 or result.checkpoint_md5)[:32],
+        context="evaluation",
+        clips=metrics.clips,
+        source=manifest,
+        details={"listed": metrics.num_listed, "missing": metrics.missing, "undecodable": metrics.undecodable},
+    )
+
+
+def _reproduction_note(files: ReproductionFiles, kind: Kind, result: TestResult) -> str:
+    """What of the reproduction's own verdict is known."""
+    text = f"Published weights `{result.file}` ({kind}) of `{files.model}`, evaluated on `{files.dataset}`."
+    reproduction = Reproduction.read_if_there(files.record)
+    if reproduction and (file := reproduction.files.get(kind)):
+        text += f"\n\nPublished top-1 {file.published_top1} %: **{escaped(file.verdict)}** ({escaped(file.why)})."
+    return f"{text}\n"
 
 
 def _files(files: RunFiles, logs: Sequence[Path], stamp: str, *, has_result: bool) -> dict[str, Path]:
@@ -278,7 +357,7 @@ def _files(files: RunFiles, logs: Sequence[Path], stamp: str, *, has_result: boo
         path = files.plot("loss" if kind == "loss" else "top1")
         named[f"curves/{path.name}"] = path
     if has_result:
-        named[files.result.name] = files.result
+        named |= {files.result.name: files.result, files.page.name: files.page}
         analysis = [*(files.plot(kind) for kind in _TABLES), *sorted(files.errors.glob("*"))]
         named |= {f"{ERROR_ANALYSIS}/{path.name}": path for path in analysis}
     named[files.benchmark.name] = files.benchmark

@@ -99,7 +99,7 @@ def recording(
 class _Recorder:
     def __init__(self, request: Request):
         self._request, self._progress, self._is_warned = request, Progress(), False
-        line = [sys.executable, "-m", "actionzoo.tracking.recorder", json.dumps(dataclasses.asdict(request))]
+        line = [sys.executable, "-m", "actionzoo.jobs.recorder", json.dumps(dataclasses.asdict(request))]
         self._process: subprocess.Popen[str] | None = None
         try:
             self._process = subprocess.Popen(

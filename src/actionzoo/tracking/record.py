@@ -6,6 +6,7 @@ time and any number of times: every few seconds while a training goes on, or onc
 
 import contextlib
 import dataclasses
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -38,7 +39,9 @@ _PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
 _INDEX = "files.json"
 """An artifact of runs on a server: artifact -> md5 of its content, which MLflow does not tell."""
 
-_TEMPORARY_TAGS = ("error",)
+_NOTE_BEGINS = "<!-- What follows is written by actionzoo, again and again. Write above this line. -->"
+
+_TEMPORARY_TAGS = ("error", "not_comparable")
 """Tags that go when what they tell has passed. All others stay: another machine may know more of a training."""
 
 
@@ -102,6 +105,7 @@ def write(
     run, is_new = _find_or_create(store, description, known)
     _write_params(store, run, description)
     _write_tags(store, run, description)
+    _write_inputs(store, run, description)
     points = _write_points(store, run, description, known)
     files = _write_files(store, run, description, known, checkpoints) if with_files and store.keeps_files else 0
     _write_status(store, run, description)
@@ -130,6 +134,15 @@ def sync(root: Path, *, dataset: str | None = None, checkpoints: Checkpoints = "
             done += [_sync(description, root, "link") for description in describe_reproductions(reproduction)]
         except UserError as error:
             done.append(Synced(reproduction.dataset, reproduction.model, "skipped", reason=str(error)))
+    return done
+
+
+def sync_unfinished(root: Path, checkpoints: Checkpoints = "link") -> list[Synced]:
+    """`sync` for the trainings that have not finished alone: those whose process is gone are marked as FAILED."""
+    done = []
+    for files in map(files_of, _folders(root / "runs", None)):
+        with contextlib.suppress(UserError):
+            done += [sync_run(files, checkpoints, stamp) for stamp in unfinished_stamps(files)]
     return done
 
 
@@ -223,6 +236,7 @@ def _write_tags(store: Store, run: "Run", description: Description) -> None:
     from mlflow.entities import RunTag
 
     wanted = dict(description.tags)
+    wanted["mlflow.note.content"] = _note(run.data.tags.get("mlflow.note.content", ""), description.note)
     if description.stamp:
         wanted["training"] = description.stamp
     if flow_runs := description.flow_runs:
@@ -240,6 +254,36 @@ def _write_tags(store: Store, run: "Run", description: Description) -> None:
     for key in _TEMPORARY_TAGS:
         if key in run.data.tags and key not in wanted:
             store.client.delete_tag(run.info.run_id, key)
+
+
+def _note(known: str, ours: str) -> str:
+    """The description of a run: what people have written above our part stays."""
+    theirs = known.partition(_NOTE_BEGINS)[0].rstrip()
+    return f"{theirs}\n\n{_NOTE_BEGINS}\n\n{ours}".lstrip()
+
+
+def _write_inputs(store: Store, run: "Run", description: Description) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    known = {(each.dataset.name, each.dataset.digest) for each in (run.inputs.dataset_inputs if run.inputs else ())}
+    new = [each for each in description.inputs if (each.name, each.digest) not in known]
+    if new:
+        store.client.log_inputs(
+            run.info.run_id,
+            [
+                DatasetInput(
+                    Dataset(
+                        name=each.name,
+                        digest=each.digest,
+                        source_type="local",
+                        source=json.dumps({"uri": each.source}),
+                        profile=json.dumps({"clips": each.clips, **each.details}),
+                    ),
+                    [InputTag("mlflow.data.context", each.context)],
+                )
+                for each in new
+            ],
+        )
 
 
 def _write_points(store: Store, run: "Run", description: Description, known: Known) -> int:

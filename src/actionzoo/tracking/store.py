@@ -22,13 +22,11 @@ from ..files.addresses import without_secrets
 from ..files.links import link_or_copy
 from ..files.locks import locked
 from ..params import find_project, workspace_of
+from .pages import UI_PORT, experiment_tags, run_page, runs_page, ui_address
 
 if TYPE_CHECKING:  # mlflow takes a second to import, and a command that records nothing does without
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Run
-
-UI_ADDRESS = "http://127.0.0.1:5000"
-"""The address of MLflow's pages that `ui_command` starts, on its default port."""
 
 _LINK_FROM_BYTES = 1 << 20
 """Files from this size on are hard links in a store on this machine."""
@@ -57,10 +55,10 @@ def tracking_uri(root: Path | None = None) -> str:
     return f"sqlite:///{workspace_of((root or find_project()).resolve()) / 'mlflow.db'}"
 
 
-def ui_command(root: Path | None = None, port: int = 5000) -> str:
+def ui_command(root: Path | None = None, port: int = UI_PORT) -> str:
     """The command line that opens MLflow's pages; to be typed in the project's folder."""
     uri = tracking_uri(root)
-    if urllib.parse.urlparse(uri).scheme in ("http", "https"):
+    if is_server(root):
         return shlex.join([_in_project(Path(sys.executable), root), "-m", "webbrowser", "-t", without_secrets(uri)])
     if (database := database_of(uri)) is not None:
         uri = f"sqlite:///{_in_project(database, root)}"
@@ -84,11 +82,9 @@ def run_pages(
     """Model -> address of the MLflow page of the newest run that made its checkpoint, for models that have one.
 
     `checkpoints`: model -> md5 of its checkpoint. `server`: address of the pages; default: the store, if it is a
-    server, else UI_ADDRESS. Creates nothing: without a store the answer is empty.
+    server, else where `actionzoo ui` opens them. Creates nothing: without a store the answer is empty.
     """
     uri = tracking_uri(root)
-    if server is None:
-        server = uri if urllib.parse.urlparse(uri).scheme in ("http", "https") else UI_ADDRESS
     if ((database := database_of(uri)) is not None and not database.exists()) or not checkpoints:
         return {}
     try:
@@ -97,8 +93,31 @@ def run_pages(
     except Exception as error:
         logger.warning("tracking: could not search MLflow at %s for runs (%s)", shown_uri(root), one_line(error))
         return {}
-    base = f"{without_secrets(server).rstrip('/')}/#/experiments/{store.experiment_id}/runs"
-    return {model: f"{base}/{id}" for model, id in found.items() if id is not None}
+    pages = server or pages_address(root)
+    return {model: run_page(pages, store.experiment_id, id) for model, id in found.items() if id is not None}
+
+
+def pages_address(root: Path | None = None) -> str:
+    """Where MLflow's pages are: at the store, if it is a server, else where `actionzoo ui` opens them."""
+    return without_secrets(tracking_uri(root)) if is_server(root) else ui_address()
+
+
+def runs_address(experiment: str, root: Path | None = None, server: str | None = None) -> str:
+    """Address of the list of the experiment's runs, with the zoo's columns; of the pages alone if the store fails.
+
+    The experiment is created if need be.
+    """
+    server = server or pages_address(root)
+    try:
+        return runs_page(server, connect(experiment, root).experiment_id)
+    except Exception as error:
+        logger.warning("tracking: MLflow at %s cannot be used (%s)", shown_uri(root), one_line(error))
+        return server
+
+
+def is_server(root: Path | None = None) -> bool:
+    """Whether the store is a server, which shows its own pages; others are shown by `ui_command`."""
+    return urllib.parse.urlparse(tracking_uri(root)).scheme in ("http", "https")
 
 
 def connect(experiment: str, root: Path | None = None) -> Store:
@@ -160,7 +179,8 @@ def _make_store(database: Path) -> None:
     partial = database.with_name(f"{database.name}.partial")
     for leftover in database.parent.glob(f"{partial.name}*"):
         leftover.unlink()
-    mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    client = mlflow.MlflowClient(f"sqlite:///{partial}")
+    client.delete_experiment("0")  # MLflow's own, Default, which would stay empty
     os.replace(partial, database)
 
 
@@ -180,10 +200,14 @@ def _experiment(client: MlflowClient, name: str, folder: Path | None) -> Experim
             if found is None:
                 raise
             return found
-        return client.get_experiment(id)
+        found = client.get_experiment(id)
     if found.lifecycle_stage == "deleted":
         logger.warning("tracking: experiment %s was deleted in MLflow; it is restored with its runs", name)
         client.restore_experiment(found.experiment_id)
+    for key, value in experiment_tags(name).items():
+        # people may have written a description of their own
+        if found.tags.get(key) != value and (key != "mlflow.note.content" or key not in found.tags):
+            client.set_experiment_tag(found.experiment_id, key, value)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The process that records a training in MLflow while it goes on: python -m actionzoo.tracking.recorder.
+"""The process that records a training in MLflow while it goes on: python -m actionzoo.jobs.recorder.
 
 It calls record.write every few seconds, for the folder that its first argument names (live.Request). A store that is
 away is tried again each time; one that hangs holds this process alone, which the stage ends when its time is up. After
@@ -17,10 +17,11 @@ import time
 
 from ..errors import UserError
 from ..files.locks import locked
-from .live import LAST_ATTEMPTS, Progress, Request
-from .record import Known, write
-from .store import one_line
-from .system import sample_regularly
+from ..tracking.live import LAST_ATTEMPTS, Progress, Request
+from ..tracking.record import Known, write
+from ..tracking.store import one_line
+from ..tracking.system import sample_regularly
+from .model_page import write_model_page
 
 _VALUES_SECONDS, _FILES_SECONDS = 5.0, 60.0
 """Between two calls, and between two that send files. Logs grow, and each time they are sent whole."""
@@ -53,6 +54,8 @@ def _record(request: Request, known: dict[int, Known], *, with_files: bool) -> b
     """Record once, and print how it went; whether it succeeded."""
     error, files = "", request.files()
     try:
+        if not request.is_reproduction:
+            write_model_page(files)
         for number, description in enumerate(request.descriptions()):
             with locked(files.record_lock):
                 write(
