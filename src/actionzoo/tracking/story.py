@@ -49,7 +49,7 @@ def experiment_story(dataset: str) -> str:
     """The description of an experiment."""
     if dataset.endswith("-reproduction"):
         of = escaped(dataset.removesuffix("-reproduction"))
-        return f"Published weights, evaluated on {of}: nothing was trained here. `dvc --cd reproduction repro` adds runs.\n"
+        return f"Published weights, evaluated on {of}; nothing was trained. `dvc --cd reproduction repro` adds runs.\n"
     what = (
         "Kinetics-400, the data set of the published accuracies."
         if dataset == KINETICS400
