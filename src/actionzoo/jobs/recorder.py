@@ -17,7 +17,7 @@ import time
 
 from ..errors import UserError
 from ..files.locks import locked
-from ..tracking.live import LAST_ATTEMPTS, Progress, Request
+from ..tracking.live import Progress, Request
 from ..tracking.record import Known, write
 from ..tracking.store import one_line
 from ..tracking.system import sample_regularly
@@ -25,6 +25,12 @@ from .model_page import write_model_page
 
 _VALUES_SECONDS, _FILES_SECONDS = 5.0, 60.0
 """Between two calls, and between two that send files. Logs grow, and each time they are sent whole."""
+
+_PAUSE = 20
+"""Between two calls, so many times as long as the one before has taken: 5 % of a CPU core at most."""
+
+_LAST_SECONDS, _LAST_ATTEMPTS = 20.0, 3
+"""So long, or so often if they fail at once, the last values are sent before the recorder gives up."""
 
 
 def main(argument: str) -> None:
@@ -36,18 +42,23 @@ def main(argument: str) -> None:
         sampler.daemon = True
         sampler.start()
     known: dict[int, Known] = {}
-    seconds, files_due, is_last, attempts = 0.0, 0.0, False, 0
+    seconds, files_due, is_last = 0.0, 0.0, False
     while not is_last:
         if is_last := _is_closed(seconds) or os.getppid() != parent:
             is_ending.set()
-        with_files = is_last or time.monotonic() >= files_due
+        began = time.monotonic()
+        with_files = is_last or began >= files_due
         is_done = _record(request, known, with_files=with_files)
         if with_files and is_done:
             files_due = time.monotonic() + _FILES_SECONDS
-        seconds = _VALUES_SECONDS
-    while not is_done and (attempts := attempts + 1) < LAST_ATTEMPTS:
+        seconds = max(_VALUES_SECONDS, _PAUSE * (time.monotonic() - began))
+    attempts, deadline = 1, time.monotonic() + _LAST_SECONDS
+    while not is_done and time.monotonic() < deadline:
         time.sleep(1)
-        is_done = _record(request, known, with_files=True)
+        began = time.monotonic()
+        is_done, attempts = _record(request, known, with_files=True), attempts + 1
+        if attempts >= _LAST_ATTEMPTS and time.monotonic() - began < 1:  # nobody answers
+            break
 
 
 def _record(request: Request, known: dict[int, Known], *, with_files: bool) -> bool:

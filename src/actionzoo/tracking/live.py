@@ -22,9 +22,6 @@ _log = logging.getLogger(__name__)
 END_SECONDS = 25.0
 """So long a stage waits at its end for the last values and files to be recorded."""
 
-LAST_ATTEMPTS = 3
-"""How often the last values are sent before the recorder gives up."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
@@ -139,6 +136,9 @@ class _Recorder:
         except subprocess.TimeoutExpired:
             is_late = True
             self._process.kill()
+        except BaseException:  # Ctrl-C
+            self._process.kill()
+            raise
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(1)
         self._reader.join(1)

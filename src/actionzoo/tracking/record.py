@@ -96,7 +96,9 @@ def write(
     with_files: bool = True,
     known: Known | None = None,
 ) -> Written:
-    """Make MLflow's run what the description says, and create it if there is none. Raises MLflow's errors and OSError.
+    """Make MLflow's run what the description says, and create it if there is none.
+
+    Raises MLflow's errors, OSError, and UserError if the store takes values alone.
 
     `root`: the project's folder. `with_files`: also send files. `known`: of the calls before for the same training.
     """
@@ -109,6 +111,12 @@ def write(
     points = _write_points(store, run, description, known)
     files = _write_files(store, run, description, known, checkpoints) if with_files and store.keeps_files else 0
     _write_status(store, run, description)
+    if with_files and description.files and not store.keeps_files:
+        # MLflow stores absolute paths: files of a copied project would go into the original
+        raise UserError(
+            f"MLflow at {shown_uri(root)} was created in another folder, and keeps its files there. Values are stored, "
+            "files are not; remove it and the folder mlruns, then run `actionzoo sync`, which rebuilds both"
+        )
     return Written(run.info.run_id, is_new, points, files)
 
 

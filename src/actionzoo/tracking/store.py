@@ -136,14 +136,6 @@ def connect(experiment: str, root: Path | None = None) -> Store:
         client = mlflow.MlflowClient(uri)
         found = _experiment(client, experiment, database.parent)
     home = found.tags.get("actionzoo.folder", str(database.parent))
-    if home != str(database.parent):
-        # MLflow stores absolute paths: files of a copied project would go into the original
-        logger.warning(
-            "tracking: %s was created in %s, and MLflow stores files there. Values are recorded, files are not; "
-            "remove it and the folder mlruns, then run `actionzoo sync`, which rebuilds both from the run folders.",
-            database,
-            home,
-        )
     return Store(client, found.experiment_id, keeps_files=home == str(database.parent))
 
 
