@@ -21,7 +21,6 @@ from ..tracking.live import Progress, Request
 from ..tracking.record import Known, write
 from ..tracking.store import one_line
 from ..tracking.system import sample_regularly
-from .model_page import write_model_page
 
 _VALUES_SECONDS, _FILES_SECONDS = 5.0, 60.0
 """Between two calls, and between two that send files. Logs grow, and each time they are sent whole."""
@@ -65,7 +64,9 @@ def _record(request: Request, known: dict[int, Known], *, with_files: bool) -> b
     """Record once, and print how it went; whether it succeeded."""
     error, files = "", request.files()
     try:
-        if not request.is_reproduction:
+        if not request.is_reproduction and files.result.is_file():
+            from .model_page import write_model_page  # not yet needed while it trains
+
             write_model_page(files)
         for number, description in enumerate(request.descriptions()):
             with locked(files.record_lock):
