@@ -13,7 +13,8 @@ reproduction/                                                    the same of pub
 import dataclasses
 import json
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -206,14 +207,43 @@ def make_output_folders(root: Path, dataset: str, models: Iterable[str]) -> None
     `dvc metrics` and `dvc plots` report a folder output that is absent as "failed to load", and say nothing of an empty
     one. Folders that dvc.lock knows are left alone: if such a folder is absent, `dvc pull` or `dvc checkout` is due.
     """
-    lock = root / "dvc.lock"
-    known = lock.read_text(encoding="utf-8") if lock.is_file() else ""
+    known = _locked(root)
+    for folder in _tables(root, dataset, models):
+        if _line(root, folder) not in known:
+            folder.mkdir(parents=True, exist_ok=True)
+
+
+def delete_tables(root: Path, dataset: str, kept: Collection[str]) -> list[str]:
+    """Delete the folders of metrics and plots of all models but those to keep; returns the models that had some.
+
+    The report depends on all folders that are there, and a colleague's clone has only those of the graph. A folder that
+    dvc.lock does not know is kept: DVC could not restore it.
+    """
+    known = _locked(root)
+    folders = [path for top in ("metrics", "plots") for path in sorted((root / top / dataset).glob("*/*"))]
+    gone = [folder for folder in folders if folder.name not in kept and _line(root, folder) in known]
+    for folder in gone:
+        shutil.rmtree(folder)
+    return list(dict.fromkeys(folder.name for folder in gone))
+
+
+def _tables(root: Path, dataset: str, models: Iterable[str]) -> Iterator[Path]:
+    """The folders of metrics and plots of models."""
     for model in models:
         files = RunFiles(root, dataset, model)
-        tables = [files.metrics(stage) for stage in _METRICS] + [files.plot(kind) for kind in get_args(Plot)]
-        for folder in (table.parent for table in tables):
-            if f"path: {folder.relative_to(root).as_posix()}\n" not in known:
-                folder.mkdir(parents=True, exist_ok=True)
+        yield from (files.metrics(stage).parent for stage in _METRICS)
+        yield from (files.plot(kind).parent for kind in get_args(Plot))
+
+
+def _locked(root: Path) -> str:
+    """The text of dvc.lock; empty if it is not there."""
+    lock = root / "dvc.lock"
+    return lock.read_text(encoding="utf-8") if lock.is_file() else ""
+
+
+def _line(root: Path, folder: Path) -> str:
+    """The line of dvc.lock that names the folder."""
+    return f"path: {folder.relative_to(root).as_posix()}\n"
 
 
 def logs_of(folder: Path, mark: str) -> list[Path]:

@@ -41,3 +41,17 @@ def test_an_unknown_model_is_told_the_near_one(project, actionzoo):
     done = actionzoo("keep", SLOWFAST.replace("video", "vidoe"))
     assert done.status == 1 and f"did you mean {SLOWFAST}" in done.err
     assert (project / "params.yaml").read_text() == text
+
+
+def test_tables_of_the_others_go_if_dvc_can_restore_them(project, actionzoo):
+    """The report depends on all tables that are there; those of models that the graph lacks would change it."""
+    kept = project / "metrics/demo/train" / SLOWFAST
+    locked, unknown = project / "metrics/demo/train" / CSN, project / "plots/demo/loss" / CSN
+    for folder in (kept, locked, unknown):
+        folder.mkdir(parents=True)
+        (folder / "table").write_text("1")
+    (project / "dvc.lock").write_text(
+        f"    - path: metrics/demo/train/{CSN}\n    - path: metrics/demo/train/{SLOWFAST}\n"
+    )
+    assert f"which DVC's cache keeps: {CSN}" in actionzoo("keep", SLOWFAST).out
+    assert kept.is_dir() and unknown.is_dir() and not locked.exists()

@@ -79,14 +79,18 @@ def keep(
     """Delete all other models' recipes from params.yaml.
 
     The graph is then about these models. DVC expects that all of a graph is built: otherwise `dvc pull`, `dvc checkout`
-    and `dvc exp apply` warn about every model that is not, and end with an error. Git has the deleted recipes.
+    and `dvc exp apply` warn about every model that is not, and end with an error. Git has the deleted recipes, DVC's
+    cache the results: `git checkout params.yaml`, then `dvc checkout`.
     """
     from ..params import load_params
     from ..params.keep import keep_models
+    from ..run_files import delete_tables
 
     params = load_params()
     kept = keep_models(params, [resolve(params, model) for model in models])
     print(f"{kept.path}: {len(kept.recipes)} of {len(params.recipes)} models kept: {', '.join(kept.recipes)}")
+    if built := delete_tables(params.root, params.name, kept.recipes):
+        print(f"tables in metrics/ and plots/ deleted, which DVC's cache keeps: {', '.join(built)}")
 
 
 @command(epilog="example: actionzoo built")
