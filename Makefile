@@ -1,11 +1,15 @@
-# make demo | make test | make prefect | make ui | make lint | make lock
+ifneq ($(wildcard pyproject.toml flows/local.py),pyproject.toml flows/local.py)
+$(error run this in the checkout: make -C $(patsubst %/,%,$(dir $(abspath $(firstword $(MAKEFILE_LIST))))) $(MAKECMDGOALS))
+endif
+
+# make demo | make test | make prefect | make worker | make ui | make lint | make lock
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test lint lock prefect ui
+.PHONY: install demo test lint lock prefect worker ui
 
 install: $(READY)
 
@@ -47,6 +51,10 @@ lock:
 PORT ?= 4200
 prefect: $(READY)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flows.local --port $(PORT)
+
+# A worker on this machine for a Prefect server elsewhere, which PREFECT_API_URL names (docs/machines.md)
+worker: $(READY)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m flows.worker $(if $(LIMIT),--limit $(LIMIT))
 
 # MLflow's pages on 127.0.0.1:5000
 ui: $(READY)

@@ -7,5 +7,5 @@ from pathlib import Path
 os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-if not (Path.home() / ".prefect" / "profiles.toml").exists():  # a user's own Prefect profiles stay in use
+if not os.path.exists(Path.home() / ".prefect" / "profiles.toml"):  # a user's own Prefect profiles stay in use
     os.environ.setdefault("PREFECT_HOME", str(Path(__file__).resolve().parent.parent / ".prefect"))

@@ -21,7 +21,7 @@ from actionzoo.names import did_you_mean
 
 LOCAL = "local"
 CONNECT_SECONDS = 20.0
-_ADDRESS = re.compile(r"(?:([a-z]+)://)?([\w.-]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
+ADDRESS = re.compile(r"(?:([a-z]+)://)?([\w.-]+|\[[0-9A-Fa-f:.%]+\]):([0-9]{1,5})")
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def joined(dask: str | None) -> Iterator[dict[str, str]]:
                 address = runner.client.scheduler_info(n_workers=0)["address"]
         except (OSError, ValueError, TypeError) as error:
             raise _no_scheduler(dask, error) from None
-        yield {"DASK_SCHEDULER_ADDRESS": address}
+        yield {"DASK_SCHEDULERADDRESS": address}
 
 
 def check_address(dask: str | None) -> None:
@@ -60,7 +60,7 @@ def check_address(dask: str | None) -> None:
 
 def _split_address(dask: str) -> tuple[str | None, str, int]:
     """(scheme, host, port). Raises UserError."""
-    if not (match := _ADDRESS.fullmatch(dask)):
+    if not (match := ADDRESS.fullmatch(dask)):
         shown = "no address" if "@" in dask and "://" not in dask else without_secrets(dask)
         raise UserError(
             f"dask is {shown}{did_you_mean(dask, [LOCAL])}; write the address that `dask scheduler` prints, as in "
@@ -135,7 +135,7 @@ def _workers_here() -> Iterator[dict[str, str]]:
         }
         with DaskTaskRunner(cluster_class="distributed.LocalCluster", cluster_kwargs=options) as runner:
             yield {
-                "DASK_SCHEDULER_ADDRESS": runner.client.scheduler_info(n_workers=0)["address"],
+                "DASK_SCHEDULERADDRESS": runner.client.scheduler_info(n_workers=0)["address"],
                 "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": keys["ca_file"],
                 "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT": keys["cert"],
                 "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY": keys["key"],

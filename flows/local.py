@@ -19,16 +19,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.files.locks import try_lock
 from actionzoo.process.supervisor import GRACE_SECONDS, end, supervised
+from flows.grace import grace_seconds
 from flows.keys import KEY_FILE, key_file, new_key, settings_file
 from flows.server import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers
 
-POOL = "actionzoo"  # as in prefect.yaml
+POOL, QUEUE = "actionzoo", "default"  # as in prefect.yaml
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -41,8 +43,7 @@ def main() -> None:
     )
     parser.add_argument("--port", type=_port, default=4200, metavar="N", help="port of the server (%(default)s)")
     port = parser.parse_args().port
-    os.environ.setdefault("PREFECT_HOME", str(ROOT / ".prefect"))
-    os.environ["PROJECT_DIR"] = str(ROOT)  # prefect.yaml: where the flows run
+    os.environ["PREFECT_HOME"] = os.path.abspath(os.environ.get("PREFECT_HOME") or ROOT / ".prefect")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _leave)
     try:
@@ -61,27 +62,34 @@ def _port(text: str) -> int:
 def _serve(port: int, running: ExitStack) -> str:
     """Run until the worker or the server ends by itself; returns a message that names it. `running` stops what was
     started, last first."""
-    running.enter_context(_only_one(port))
+    home = Path(os.environ["PREFECT_HOME"])
+    _check_home(home)
+    running.enter_context(_only_one(home, port))
     users_key = os.environ.get("PREFECT_API_AUTH_STRING")
     uses_existing = _is_usable(port, users_key)
     key = users_key if uses_existing and users_key else new_key()
     os.environ |= client_settings(port, key)
-    from flows import runs  # imports prefect, which reads the environment: not before it is complete
-    from flows.pool import make_pool
+    from prefect.client.orchestration import get_client  # prefect reads the environment: not before it is complete
+
+    from flows import runs
+    from flows.pool import is_deployed, make_pool
 
     server = None
     if uses_existing:
         print(f"using the Prefect server that runs on port {port}", flush=True)
         prefix = ""
     else:
-        path = running.enter_context(key_file(Path(os.environ["PREFECT_HOME"]), key))
+        path = running.enter_context(key_file(home, key))
         shown = f"cat {shlex.quote(str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path))}"
         prefix = "" if running.enter_context(settings_file(ROOT, key)) else f'PREFECT_API_AUTH_STRING="$({shown})" '
         print(f"starting a Prefect server on port {port}", flush=True)
-        server = running.enter_context(local_server(port, key, with_ui=True))
-        runs.mark_crashed(POOL)
+        server = running.enter_context(local_server(port, key, with_ui=True, files=ROOT))
+        with get_client(sync_client=True) as client:
+            runs.bury_all(client, POOL)
     make_pool(POOL)
-    _prefect("--no-prompt", "deploy", "--all")
+    menus = _deploy()
+    if is_deployed("zoo/all"):
+        print("zoo/all is of an older version, and still works; zoo/zoo replaces it: prefect deployment delete zoo/all")
     print(f"\nPrefect is at http://{HOST}:{port}; Ctrl-C stops it.", flush=True)
     if server:
         print(f"The page asks for a key, which this shows: {shown}")
@@ -91,8 +99,12 @@ def _serve(port: int, running: ExitStack) -> str:
         flush=True,
     )
     worker = subprocess.Popen(
-        supervised([*_PREFECT, "worker", "start", "--pool", POOL, "--type", "process"], GRACE_SECONDS + 10),
+        supervised(
+            [*_PREFECT, "worker", "start", "--pool", POOL, "--work-queue", QUEUE, "--type", "process"],
+            grace_seconds(ROOT) + 10,
+        ),
         cwd=ROOT,
+        env=os.environ | {"PROJECT_DIR": str(ROOT)},  # prefect.yaml: where this worker runs flows
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches only this process, which stops the worker before the server
     )
@@ -103,9 +115,11 @@ def _serve(port: int, running: ExitStack) -> str:
             runs.cancel(POOL, worker)
 
     running.callback(cancel_runs)
+    running.enter_context(runs.watched())
     while worker.poll() is None:
         if server and server.poll() is not None:
-            return f"the Prefect server ended by itself; see {os.environ['PREFECT_HOME']}/server.log"
+            return f"the Prefect server ended by itself; see {home}/server.log"
+        menus = _deploy(menus)
         time.sleep(0.2)
     return "the worker ended by itself; its last lines are above"
 
@@ -143,15 +157,36 @@ def _is_usable(port: int, key: str | None) -> bool:
             )
 
 
+def _check_home(home: Path) -> None:
+    """Create the folder of Prefect's files. Raises UserError if it, or what lies there, cannot be read and written."""
+    paths = (
+        home,
+        *(home / name for name in ("profiles.toml", "prefect.db", "local.lock", "server.log", "key", "runs")),
+    )
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        faults = [f"{path} is not yours to read and write" for path in paths if path.exists() and not _is_ours(path)]
+        fault = next(iter(faults), None)
+    except OSError as error:
+        fault = f"{error.filename}: {error.strerror}"
+    if fault:
+        raise UserError(
+            f"Prefect's files cannot be kept in {home} ({fault}). Give the folder to your user, or set PREFECT_HOME to "
+            "another one, as in PREFECT_HOME=~/prefect."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    return os.access(path, os.R_OK | os.W_OK | (os.X_OK if path.is_dir() else 0))
+
+
 @contextmanager
-def _only_one(port: int) -> Iterator[None]:
+def _only_one(home: Path, port: int) -> Iterator[None]:
     """Raise UserError if flows.local already runs on this PREFECT_HOME: each would mark the other's runs as crashed."""
-    path = Path(os.environ["PREFECT_HOME"]) / "local.lock"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with path.open("a+") as lock:
+    with (home / "local.lock").open("a+") as lock:
         if not try_lock(lock):
             lock.seek(0)
-            raise UserError(f"flows.local already runs for {path.parent}, on port {lock.read()}; use that one.")
+            raise UserError(f"flows.local already runs for {home}, on port {lock.read()}; use that one.")
         lock.truncate(0)
         lock.write(str(port))
         lock.flush()
@@ -161,8 +196,41 @@ def _only_one(port: int) -> Iterator[None]:
 _PREFECT = [sys.executable, "-m", "prefect"]  # of this environment, whatever PATH says
 
 
+@dataclass(frozen=True)
+class Menus:
+    """What the deployments' forms list, and when params.yaml was written from which it was read."""
+
+    written: float | None
+    names: tuple[str, ...] = ()
+
+
+def _deploy(known: Menus | None = None) -> Menus:
+    """Create or update the deployments, but not if `known` is what params.yaml lists; returns what they list."""
+    from flows.choices import PARAMS, listed
+
+    written = PARAMS.stat().st_mtime if PARAMS.exists() else None
+    if known and written == known.written:
+        return known
+    names = (*listed("recipes"), *listed("datasets"))
+    if known and names in ((), known.names):  # nothing new, or cannot be read now: a flow run says why
+        return Menus(written, known.names)
+    try:
+        _prefect("--no-prompt", "deploy", "--all")
+    except UserError as error:
+        if not known:
+            raise
+        print(f"the forms do not list what params.yaml has now: {error}", flush=True)
+    else:
+        if known:
+            print("the forms list the models and data sets that params.yaml has now", flush=True)
+    return Menus(written, names)
+
+
 def _prefect(*arguments: str) -> None:
-    done = subprocess.run([*_PREFECT, *arguments], cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    # PROJECT_DIR would become part of the deployments, for all workers
+    own = {name: value for name, value in os.environ.items() if name != "PROJECT_DIR"}
+    command = [*_PREFECT, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=own, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         raise UserError(without_secrets(f"prefect {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}"))
 

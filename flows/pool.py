@@ -14,6 +14,16 @@ from prefect.exceptions import ObjectNotFound
 TEMPLATE = Path(__file__).with_name("work_pool.json")
 
 
+def is_deployed(name: str) -> bool:
+    """Whether the server has a deployment of this name, as in `zoo/train`."""
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            return False
+    return True
+
+
 def make_pool(name: str) -> None:
     """Create the pool, or replace the template of an existing one: older releases created it with Prefect's own."""
     template = json.loads(TEMPLATE.read_text())

@@ -28,6 +28,7 @@ from actionzoo.files.addresses import without_secrets
 from actionzoo.process.supervisor import end, supervised
 
 HOST = "127.0.0.1"
+FILES = "/files"  # below it, the server shows the reports and runs of a checkout (flows/guarded.py)
 START_SECONDS = 180.0  # the first start creates a database; 10 s is usual
 
 
@@ -41,17 +42,18 @@ class Answer(Enum):
 
 
 @contextmanager
-def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.Popen[bytes]]:
+def local_server(port: int, key: str, *, with_ui: bool, files: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """Start a server on `port`, wait until it answers, and stop it when the block ends. Its log is
-    PREFECT_HOME/server.log. Raises UserError if the port is taken or the server does not start.
+    PREFECT_HOME/server.log. `files`: a checkout whose reports and runs it shows. Raises UserError if the port is taken
+    or the server does not start.
     """
     log = Path(os.environ.get("PREFECT_HOME", Path.home() / ".prefect")) / "server.log"
     log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # bound here: while the server is starting, which takes seconds, no other program can get the port
     with _bind(port) as bound, log.open("w") as output:
-        fd = bound.fileno()
+        fd, shown = bound.fileno(), ["--files", str(files)] if files else []
         server = subprocess.Popen(
-            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port), "--fd", str(fd)]),
+            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port), "--fd", str(fd), *shown]),
             pass_fds=[fd],
             env={**os.environ, **client_settings(port, key), **_server_settings(port, key, with_ui)},
             stdin=subprocess.DEVNULL,
@@ -63,13 +65,30 @@ def local_server(port: int, key: str, *, with_ui: bool) -> Iterator[subprocess.P
         deadline = time.monotonic() + START_SECONDS
         while who_answers(port, key) is not Answer.OURS:
             if server.poll() is not None or time.monotonic() > deadline:
-                last = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-5:])
-                last = without_secrets(last).replace(key, "***")
-                raise UserError(f"the Prefect server on port {port} did not start; see {log}, which ends:\n{last}")
+                raise UserError(f"the Prefect server on port {port} did not start: {_why(log, key)}")
             time.sleep(0.1)
         yield server
     finally:
         end(server)
+
+
+def _why(log: Path, key: str) -> str:
+    """Why a server did not start, from its log."""
+    said = log.read_text(errors="replace")
+    database = os.environ.get("PREFECT_API_DATABASE_CONNECTION_URL") or log.with_name("prefect.db")
+    other = "set PREFECT_HOME to another folder for a new database"
+    for words, reason in {
+        "Can't locate revision": f"its database is of a newer Prefect; install that one, or {other}",
+        "file is not a database": f"its database is damaged; put a copy in its place, or {other}",
+        "malformed": f"its database is damaged; put a copy in its place, or {other}",
+        "readonly database": f"its database cannot be written; make it writable, or {other}",
+        "unable to open database": f"its database cannot be opened; make it readable and writable, or {other}",
+        "disk is full": "the disk is full; free some space",
+    }.items():
+        if words in said:
+            return without_secrets(f"{reason} ({database}). Its log is {log}.")
+    last = "".join(said.splitlines(keepends=True)[-5:])
+    return f"see {log}, which ends:\n{without_secrets(last).replace(key, '***')}"
 
 
 def client_settings(port: int, key: str) -> dict[str, str]:

@@ -3,7 +3,7 @@
 import argparse
 
 from actionzoo.job import Job
-from actionzoo.jobs.torchrun import launch_torchrun
+from actionzoo.jobs.torchrun import launch_torchrun, training_runtime
 from actionzoo.jobs.train import train
 from actionzoo.params import load_params
 from actionzoo.process.stage import stage
@@ -23,7 +23,7 @@ def main() -> None:
     with stage("train"):
         params = load_params()
         make_output_folders(params.root, params.name, params.models())
-        launch_torchrun(params.runtime)
+        launch_torchrun(training_runtime(params.runtime))
         if summary := train(Job.of(params, args.model)):
             print(summary)
 

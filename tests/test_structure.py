@@ -53,7 +53,8 @@ def importers(names: tuple[str, ...], folder: Path) -> set[str]:
         (("ffmpeg", "imageio_ffmpeg"), {"src/actionzoo/kinetics/transcode.py"}),
         (("onnx", "onnxruntime", "onnxscript"), {"src/actionzoo/predict/export.py"}),
         (("dask", "distributed"), {"src/actionzoo/kinetics/cluster.py"}),
-        (("prefect", "dvc"), set()),
+        (("dvc", "dvc_objects"), {"src/actionzoo/files/dvc_remote.py"}),
+        (("prefect",), set()),
     ],
 )
 def test_each_foreign_tool_sits_behind_one_file(names, only):

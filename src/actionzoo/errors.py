@@ -11,6 +11,17 @@ class UserError(Exception):
     """
 
 
+class TemporaryFault(UserError):
+    """A fault outside of this machine that may pass by itself, as of a network: the same command may succeed later.
+
+    A stage leaves with status TEMPORARY, by which a flow knows that another attempt is worth while.
+    """
+
+
+TEMPORARY = 75
+"""EX_TEMPFAIL of sysexits.h."""
+
+
 class MachineFault(UserError):
     """The machine failed, not the data: disk, memory, processes, files. Nothing may be recorded about the clip at hand;
     the work stays unfinished, and the next run does it."""

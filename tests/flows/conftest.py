@@ -33,6 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     own.pop("CUDA_VISIBLE_DEVICES", None)
     return own | {
         "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "ACTIONZOO_SLOTS": str(tmp_path_factory.mktemp("slots")),
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "src")]),
         processes.MARK: uuid.uuid4().hex,
     }
@@ -47,10 +48,16 @@ def own_prefect_home(environment: dict[str, str]) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def with_server(environment: dict[str, str]) -> Iterator[dict[str, str]]:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder whose reports and runs the server shows."""
+    return tmp_path_factory.mktemp("checkout")
+
+
+@pytest.fixture(scope="session")
+def with_server(environment: dict[str, str], checkout: Path) -> Iterator[dict[str, str]]:
     """The environment, with a Prefect server to report to."""
     key = new_key()
-    with reserved_port() as port, local_server(port, key, with_ui=False):
+    with reserved_port() as port, local_server(port, key, with_ui=True, files=checkout):
         yield environment | client_settings(port, key)
 
 
@@ -97,21 +104,22 @@ def http() -> Iterator[httpx.Client]:
         yield client
 
 
+def make_repository_in(repository: Path, dvc_yaml: str) -> Path:
+    """A new DVC repository in that folder."""
+    repository.mkdir(exist_ok=True)
+    run = {"cwd": repository, "check": True, "env": {**os.environ, "DVC_NO_ANALYTICS": "1"}}
+    subprocess.run(["git", "init", "-q"], **run)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], **run)
+    (repository / "dvc.yaml").write_text(textwrap.dedent(dvc_yaml))
+    (repository / "in.txt").write_text("one\n")
+    return repository
+
+
 @pytest.fixture
 def make_repository(tmp_path: Path) -> Callable[[str], Path]:
     """A function: text of a dvc.yaml -> the folder of a new DVC repository with it and a file in.txt."""
 
-    def make(dvc_yaml: str, folder: str = "repository") -> Path:
-        repository = tmp_path / folder
-        repository.mkdir()
-        run = {"cwd": repository, "check": True, "env": {**os.environ, "DVC_NO_ANALYTICS": "1"}}
-        subprocess.run(["git", "init", "-q"], **run)
-        subprocess.run([sys.executable, "-m", "dvc", "init", "-q"], **run)
-        (repository / "dvc.yaml").write_text(textwrap.dedent(dvc_yaml))
-        (repository / "in.txt").write_text("one\n")
-        return repository
-
-    return make
+    return lambda dvc_yaml, folder="repository": make_repository_in(tmp_path / folder, dvc_yaml)
 
 
 @pytest.fixture

@@ -82,3 +82,39 @@ command.run(["bash", "-c", "bash -c 'touch begun; sleep 600; true'; true"], cwd=
     parent.kill()
     parent.wait()
     assert left_running() == []
+
+
+def test_a_stage_that_saves_for_longer_than_the_flow_waits_is_left_to_its_supervisor(tmp_path, environment, wait_for):
+    words = f"trap 'sleep 2; touch {tmp_path}/saved; exit' TERM; echo begun; while true; do sleep 0.1; done"
+    begun = threading.Event()
+    left = command.Command(
+        ["bash", "-c", words],
+        cwd=tmp_path,
+        env=environment,
+        on_line=lambda line: begun.set(),
+        stop=threading.Event(),
+        patience_seconds=0.2,
+    )
+    assert begun.wait(60)
+    assert left.end() == 128 + signal.SIGTERM
+    assert not (tmp_path / "saved").exists()
+    wait_for(lambda: (tmp_path / "saved").exists())
+
+
+def test_a_stage_whose_flow_was_killed_can_print_while_it_saves(tmp_path, environment, wait_for, left_running):
+    saves = (
+        f"trap 'echo saving || exit; touch {tmp_path}/saved; exit' TERM; touch begun; while true; do sleep 0.1; done"
+    )
+    program = f"""
+import threading, os
+from pathlib import Path
+from flows import command
+command.run(["bash", "-c", {saves!r}], cwd=Path({str(tmp_path)!r}), env=os.environ, on_line=print,
+            stop=threading.Event())
+"""
+    flow = subprocess.Popen([sys.executable, "-c", program], env=environment)
+    wait_for(lambda: (tmp_path / "begun").exists() or flow.poll() is not None)
+    flow.kill()
+    flow.wait()
+    assert left_running() == []
+    assert (tmp_path / "saved").exists()

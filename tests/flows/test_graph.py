@@ -1,7 +1,10 @@
+import subprocess
+import sys
+
 import pytest
 
 from actionzoo.errors import UserError
-from flows.graph import Stage, read_graph
+from flows.graph import Stage, ask_dvc, read_graph
 
 TWO_ROWS = """
     stages:
@@ -71,6 +74,38 @@ def test_gpus_that_are_no_number_are_told(make_repository, monkeypatch):
     )
     with pytest.raises(UserError, match=r"dvc\.yaml: meta\.gpus of train is 'two'"):
         read_graph()
+
+
+def test_commands_and_retries_are_read(make_repository, monkeypatch):
+    monkeypatch.chdir(
+        make_repository(
+            """
+            stages:
+              one: {cmd: [cp in.txt a.txt, cp in.txt b.txt], deps: [in.txt], outs: [a.txt, b.txt], meta: {retries: 3}}
+            """
+        )
+    )
+    assert read_graph()[1] == [Stage("one", gpus=0, needs=(), commands=2, retries=3)]
+
+
+def test_dvc_says_what_has_changed(two_rows):
+    subprocess.run([sys.executable, "-m", "dvc", "repro", "-q", "train"], cwd=two_rows, check=True)
+    (two_rows / "trained_b.txt").write_text("changed")
+    root, stages, changes = ask_dvc(["evaluate@b"])
+    assert root == two_rows
+    assert [stage.name for stage in stages] == ["resize", "train@b", "evaluate@b"]
+    assert (changes["resize"], changes["train@b"]) == (None, '{"changed outs": {"trained_b.txt": "modified"}}')
+    assert "evaluate@b" in changes and changes["evaluate@b"] is not None
+
+
+def test_a_stage_that_another_dvc_builds_counts_as_changed(make_repository, monkeypatch, start, wait_for):
+    repository = make_repository(
+        "stages: {slow: {cmd: touch begun; sleep 600; cp in.txt out.txt, deps: [in.txt], outs: [out.txt]}}"
+    )
+    dvc = start([sys.executable, "-m", "dvc", "repro"], cwd=repository)
+    wait_for(lambda: (repository / "begun").exists() or dvc.poll() is not None)
+    monkeypatch.chdir(repository)
+    assert "is busy" in (ask_dvc()[2]["slow"] or "")
 
 
 def test_a_folder_without_dvc_is_told(tmp_path, monkeypatch):

@@ -1,12 +1,15 @@
 """A foreign page and another user of the machine attack the server of `make prefect`."""
 
 import functools
+import hashlib
 import json
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+from base64 import b64encode
 from pathlib import Path
 
 import httpx
@@ -14,7 +17,9 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync import client as websocket
 
-from flows.server import Answer, client_settings, own_origins, who_answers
+from actionzoo.report.page import write_page
+from actionzoo.report.results import ZooReport
+from flows.server import Answer, client_settings, local_server, own_origins, who_answers
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +144,114 @@ def test_the_key_is_on_no_command_line(with_server):
             assert key not in process.read_bytes(), process
         except OSError:  # it ended meanwhile
             continue
+
+
+@pytest.fixture(scope="module")
+def shown(checkout) -> Path:
+    """The checkout whose files the server shows, with a report, a run, and files that it must not show."""
+    for name, content in {
+        "report/guarded/zoo.html": "<h1>zoo</h1>",
+        "report/guarded/data/classes.jpg": "picture",
+        "reproduction/report/guarded/reproduction.html": "<h1>published</h1>",
+        "runs/guarded/row/20260101_120000.log": "epoch 1",
+        "runs/guarded/row/best.pth": "weights",
+        "report/guarded/.hidden": "hidden",
+        ".prefect/key": "a:key",
+        "prefect.toml": "a:key",
+        "data/guarded/archive.txt": "clips",
+    }.items():
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).write_text(content)
+    (checkout / "report" / "guarded" / "key.txt").symlink_to(checkout / ".prefect" / "key")
+    (checkout / "report" / "guarded" / "out.txt").symlink_to("/etc/hostname")
+    (checkout / "report" / "guarded" / "inside.html").symlink_to("zoo.html")
+    return checkout
+
+
+@pytest.fixture
+def files(url) -> str:
+    return f"http://{url.host}:{url.port}/files"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("report/guarded/zoo.html", "text/html; charset=utf-8"),
+        ("report/guarded/inside.html", "text/html; charset=utf-8"),
+        ("report/guarded/data/classes.jpg", "image/jpeg"),
+        ("reproduction/report/guarded/reproduction.html", "text/html; charset=utf-8"),
+        ("runs/guarded/row/20260101_120000.log", "text/plain; charset=utf-8"),
+        ("runs/guarded/row/best.pth", "application/octet-stream"),
+    ],
+)
+def test_reports_and_runs_are_shown_to_who_has_the_key(http, files, key, shown, name, kind):
+    said = http.get(f"{files}/{name}", auth=key)
+    assert (said.status_code, said.text, said.headers["content-type"]) == (200, (shown / name).read_text(), kind)
+    assert said.headers["x-content-type-options"] == "nosniff"
+    assert said.headers["cross-origin-resource-policy"] == "same-origin"
+    policy = said.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy and "script-src 'self'" in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2].partition(";")[0]
+    head = http.head(f"{files}/{name}", auth=key)
+    assert (head.status_code, head.text, head.headers["content-length"]) == (200, "", str(len(said.content)))
+
+
+@pytest.mark.parametrize("wrong", [None, ("actionzoo", "word"), ("", "")])
+def test_a_browser_is_asked_for_the_key_before_it_is_told_what_is_there(http, files, shown, wrong):
+    for name in ("report/guarded/zoo.html", "report/guarded/nothing.html", ""):
+        said = http.get(f"{files}/{name}", auth=wrong)
+        assert said.status_code == 401
+        assert said.headers["www-authenticate"] == 'Basic realm="actionzoo", charset="UTF-8"'
+        assert "zoo" not in said.text
+
+
+@pytest.mark.parametrize("sent", ["Basic", "Basic %%%", "Basic YQ==", "Bearer word", "\xff"])
+def test_a_damaged_key_is_no_key(http, files, shown, sent):
+    said = http.get(f"{files}/report/guarded/zoo.html", headers={"Authorization": sent.encode("latin-1")})
+    assert said.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/", "/report", "/report/", "/report/guarded", "/report/guarded/", "/.prefect/key", "/prefect.toml",
+     "/data/guarded/archive.txt", "/report/../.prefect/key", "/report/%2e%2e/.prefect/key", "/report/..%2f.prefect/key",
+     "/report/guarded/..%5c..%5c.prefect/key", "//etc/hostname", "/report//etc/hostname", "/%2fetc/hostname",
+     "/report/guarded/key.txt", "/report/guarded/out.txt", "/report/guarded/.hidden", "/report/guarded/zoo.html%00",
+     "/report/guarded/zoo.html/", "/report/" + "x" * 5000, "/reports/guarded/zoo.html", "/RUNS/guarded/row/best.pth"],
+)  # fmt: skip
+def test_nothing_else_of_the_checkout_is_shown_and_no_folder_is_listed(url, key, shown, path):
+    login = b64encode(":".join(key).encode()).decode()
+    headers = f"Host: {url.host}:{url.port}\nAuthorization: Basic {login}\nConnection: close\n\n"
+    said = answer(url, f"GET /files{path} HTTP/1.1\n{headers}")
+    assert said.split()[1] == ("200" if path.endswith("zoo.html/") else "404"), said
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
+def test_files_are_for_reading_only(http, files, key, shown, method):
+    said = http.request(method, f"{files}/report/guarded/zoo.html", auth=key)
+    assert said.status_code == 405
+    assert (shown / "report/guarded/zoo.html").read_text() == "<h1>zoo</h1>"
+
+
+def test_foreign_pages_read_no_files_even_with_the_key(http, files, key, shown):
+    for headers in ({"Origin": "http://evil.example"}, {"Origin": "null"}, {"Host": "evil.example"}):
+        said = http.get(f"{files}/report/guarded/zoo.html", headers=headers, auth=key)
+        assert said.status_code == 403
+
+
+def test_a_server_without_a_checkout_shows_no_files(tmp_path, monkeypatch, http, port):
+    """That of a flow that runs without `make prefect`."""
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
+    with local_server(port, "some:key", with_ui=False):
+        assert http.get(f"http://127.0.0.1:{port}/files/README.md", auth=("some", "key")).status_code == 404
+
+
+def test_the_script_of_a_report_may_run_and_no_other(tmp_path, http, files, key, shown):
+    write_page(ZooReport(dataset="guarded", models=[]), tmp_path)
+    inline = re.findall(r"<script>(.*?)</script>", (tmp_path / "zoo.html").read_text(), re.DOTALL)
+    hashes = [b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline]
+    policy = http.get(f"{files}/report/guarded/zoo.html", auth=key).headers["content-security-policy"]
+    assert re.findall(r"'sha256-([^']*)'", policy) == hashes and len(hashes) == 1
 
 
 def local(project: Path, environment: dict[str, str], port: int) -> subprocess.CompletedProcess:

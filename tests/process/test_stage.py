@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from actionzoo.files.locks import try_lock
 from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import supervised
 from tests.dvc_graph import environment, kill, start_dvc, write_graph, written
@@ -25,6 +26,28 @@ def test_a_list_of_files_in_use_that_was_cut_off_is_put_aside(tmp_path):
         path.write_text(cut_off)
         repair_rwlock(tmp_path)
         assert not path.exists() and path.with_name("rwlock.damaged").read_text() == cut_off
+
+
+def test_a_damaged_list_of_files_in_use_stays_while_a_process_may_need_it(tmp_path):
+    path = tmp_path / ".dvc/tmp/rwlock"
+    write_graph(tmp_path)
+    dvc = start_dvc(tmp_path)
+    written(tmp_path / "importing")
+    path.write_text('{"wri')
+    repair_rwlock(tmp_path)
+    assert path.exists()  # a DVC of this repository
+    kill(dvc)
+    (tmp_path / "go").touch()  # the stage sees that DVC has ended
+    path.write_text(f'{{"write": {{"data/a": {{"pid": {os.getppid()}, "cm')
+    repair_rwlock(tmp_path)
+    assert path.exists()  # a process that it names
+    path.write_text('{"wri')
+    with path.with_name("rwlock.lock").open("a") as guard:
+        assert try_lock(guard)
+        repair_rwlock(tmp_path)
+        assert path.exists()  # a process that writes it
+    repair_rwlock(tmp_path)
+    assert not path.exists()
 
 
 COMMANDS = {

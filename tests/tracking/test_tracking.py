@@ -21,8 +21,9 @@ from actionzoo.records import Execution
 from actionzoo.run_files import RunFiles
 from actionzoo.tracking import live
 from actionzoo.tracking.names import MAX_LINES, METRIC_NAMES, global_step, metrics_of_test, thinning, to_metrics
-from actionzoo.tracking.pages import UI_PORT
+from actionzoo.tracking.pages import UI_PORT, run_page
 from actionzoo.tracking.record import sync, sync_run
+from actionzoo.tracking.run_link import RunLink, read_links
 from actionzoo.tracking.sessions import this_session
 from actionzoo.tracking.stages import recorded_training
 from actionzoo.tracking.store import connect, runs_address, tracking_uri, ui_command
@@ -351,6 +352,19 @@ def test_the_record_says_who_ran_the_training_and_from_which_commit(root, client
     assert (tags["flow_run.id"], tags["flow_run.name"], tags["flow_runs"]) == ("8", "brave-crab", "7, 8")
     assert tags["flow_run.url"].endswith("/flow-run/7") and tags["mlflow.user"]
     assert tags["precision"] == "fp32" and tags["actionzoo"] == "1"
+
+
+def test_the_flow_that_started_a_run_is_told_where_it_is_to_be_seen(root, client, files, monkeypatch, tmp_path):
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    monkeypatch.setenv("ACTIONZOO_PROGRESS", str(folder))
+    with training(files):
+        pass
+    run = only_run(client)
+    page = run_page(f"http://127.0.0.1:{UI_PORT}", run.info.experiment_id, run.info.run_id)
+    assert read_links(folder) == [RunLink("row", "train", page, is_served=False)]
+    (folder / "mlflow-damaged.json").write_text('{"name": 1}')
+    assert len(read_links(folder)) == 1
 
 
 # --- trainings that do not finish

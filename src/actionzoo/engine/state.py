@@ -7,7 +7,7 @@ latest.pth                   weights of the last epoch
 
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,8 @@ class StateFolder:
     path: Path
     about: Mapping[str, Any] = field(default_factory=dict)
     """What the training was made of; plain values, stored with each state."""
+    on_saved: Callable[[Path, State], None] = lambda path, state: None
+    """Called in the first process after each saved state, with its file."""
 
     def state_path(self, state: State) -> Path:
         return self.path / f"state-{state.finished_epochs:05d}-{state.finished_steps:07d}.pth"

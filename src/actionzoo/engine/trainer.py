@@ -160,7 +160,9 @@ class Trainer:
                 "totals": vars(self.totals),
                 "rngs": rngs,
             }
-            save_checkpoint(self._folder.state_path(self.state), content)
+            path = self._folder.state_path(self.state)
+            save_checkpoint(path, content)
+            self._folder.on_saved(path, self.state)
             self._folder.keep_newest(self._plan.keep_states)
         self._saved_at = time.monotonic()
 

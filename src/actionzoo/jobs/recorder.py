@@ -18,8 +18,10 @@ import time
 from ..errors import UserError
 from ..files.locks import locked
 from ..tracking.live import Progress, Request
+from ..tracking.pages import run_page
 from ..tracking.record import Known, write
-from ..tracking.store import one_line
+from ..tracking.run_link import RunLink, leave_link
+from ..tracking.store import is_server, one_line, pages_address
 from ..tracking.system import sample_regularly
 
 _VALUES_SECONDS, _FILES_SECONDS = 5.0, 60.0
@@ -70,13 +72,16 @@ def _record(request: Request, known: dict[int, Known], *, with_files: bool) -> b
             write_model_page(files)
         for number, description in enumerate(request.descriptions()):
             with locked(files.record_lock):
-                write(
+                written = write(
                     description,
                     files.root,
                     checkpoints=request.checkpoints,
                     with_files=with_files,
                     known=known.setdefault(number, Known()),
                 )
+            page = run_page(pages_address(files.root), written.experiment_id, written.run_id)
+            name = description.name if request.is_reproduction else description.model
+            leave_link(RunLink(name, "train" if request.stamp else "evaluate", page, is_server(files.root)))
     except Exception as failure:
         error = str(failure) if isinstance(failure, UserError) else one_line(failure)
     progress = Progress(

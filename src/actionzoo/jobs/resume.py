@@ -3,9 +3,10 @@
 import contextlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError
+from ..files.atomic import atomic_write
 from ..files.json_files import read_json, write_json
 from ..files.links import link_or_copy
 from ..job import Job
@@ -14,6 +15,9 @@ from ..records import RunRecord
 from ..run_files import RunFiles
 from ..tracking.sessions import new_stamp
 from ..weights.provenance import Provenance, init_source
+
+if TYPE_CHECKING:
+    from ..engine.distributed import World
 
 
 class RunMemory:
@@ -88,6 +92,27 @@ def take_state(source: Path, scratch: Path, record: RunRecord) -> None:
     about = saved["about"]
     stamp, run_id = about.get("stamp"), about.get("mlflow_run")
     RunMemory(scratch / "run.json").remember(_provenance(about), stamp=stamp or "", run_id=run_id)
+
+
+def spread_states(scratch: Path, world: "World") -> None:
+    """Give the first process's newest saved state to machines that do not see its folder. Every process must call it.
+
+    Without it, they would go on from another state, or start over.
+    """
+    from ..engine.state import saved_states
+
+    names = world.gather(next((path.name for path in saved_states(scratch)), ""))
+    if len(set(names)) == 1:
+        return
+    content = world.gather(saved_states(scratch)[0].read_bytes() if world.is_first and names[0] else b"")[0]
+    if world.local_rank == 0 and names[world.rank] != names[0]:
+        scratch.mkdir(parents=True, exist_ok=True)
+        for path in saved_states(scratch):
+            path.unlink()
+        if names[0]:
+            with atomic_write(scratch / names[0]) as file:
+                file.write(content)
+    world.wait()
 
 
 def other_unfinished(files: RunFiles, scratch: Path, record: RunRecord) -> list[str]:

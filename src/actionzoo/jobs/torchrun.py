@@ -1,10 +1,23 @@
 """Several processes for one command: it starts itself again under torchrun."""
 
+import dataclasses
 import os
 import sys
 
 from ..errors import UserError
 from ..params.settings import Runtime
+
+NODES, RENDEZVOUS = "ACTIONZOO_NODES", "ACTIONZOO_RENDEZVOUS"
+"""Environment variables that replace runtime.nodes and runtime.rendezvous for a training: a flow sets them."""
+
+JOIN_SECONDS = 7 * 24 * 3600
+"""How long the first machine waits for the others, whose devices may be in use."""
+
+
+def training_runtime(runtime: Runtime) -> Runtime:
+    """The runtime of a training, with the machines that a flow has chosen."""
+    nodes, rendezvous = os.environ.get(NODES), os.environ.get(RENDEZVOUS)
+    return dataclasses.replace(runtime, nodes=int(nodes), rendezvous=rendezvous) if nodes and rendezvous else runtime
 
 
 def launch_torchrun(runtime: Runtime) -> None:
@@ -23,6 +36,7 @@ def launch_torchrun(runtime: Runtime) -> None:
     meeting = ["--standalone"]
     if runtime.nodes > 1 and runtime.rendezvous:
         meeting = ["--nnodes", str(runtime.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", runtime.rendezvous]
+        meeting += ["--rdzv-conf", f"join_timeout={JOIN_SECONDS}"]
     command = [sys.executable, "-m", "torch.distributed.run", *meeting, "--nproc-per-node", str(runtime.gpus)]
     threads = max(1, (os.cpu_count() or 1) // runtime.gpus)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))  # torchrun would warn, and take 1

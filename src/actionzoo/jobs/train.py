@@ -28,7 +28,8 @@ from ..weights.initial import check_initial_weights, load_initial_weights
 from ..weights.provenance import Provenance, versions
 from ..zoo import build_model, freeze
 from .adopt import adopt_states, adopt_training
-from .resume import RunMemory, changes_since, other_unfinished, state_about, take_state
+from .resume import RunMemory, changes_since, other_unfinished, spread_states, state_about, take_state
+from .shared_states import SharedStates, shared_states
 
 if TYPE_CHECKING:
     import torch
@@ -64,20 +65,27 @@ def train(job: Job, *, resume: Path | None = None) -> str:
     from ..engine.distributed import joined
 
     record = _record_of(job, num_processes)
+    shared: SharedStates | None = None
     with joined(job.device_type) as world, contextlib.ExitStack() as held:
         if world.is_first:
             held.enter_context(_locked(files, scratch))
             drop_cached(files.unfinished, job.root)
             adopt_states(job, num_processes)
             scratch.mkdir(parents=True, exist_ok=True)
+            shared = held.enter_context(shared_states(job, scratch))
             if resume:
                 take_state(resume, scratch, record)
+            elif shared:
+                shared.take_newest(record, _print)
         world.wait()
+        spread_states(scratch, world)
         if job.runtime.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True)
-        record = _train(job, record, scratch, world)
+        record = _train(job, record, scratch, world, shared)
         if world.is_first:
+            if shared:
+                shared.delete()
             keep(scratch, files.base, _outputs(files))
     return f"train: {record.summary()}; weights in {files.best}" if world.is_first else ""
 
@@ -118,7 +126,11 @@ def _record_of(job: Job, num_processes: int) -> RunRecord:
     )
 
 
-def _train(job: Job, record: RunRecord, scratch: Path, world: "World") -> RunRecord:
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
+def _train(job: Job, record: RunRecord, scratch: Path, world: "World", shared: SharedStates | None) -> RunRecord:
     """Train in every process; the first one logs, records and publishes. Returns the finished record."""
     from ..engine.data import TrainingData
     from ..engine.listener import Listener
@@ -157,9 +169,10 @@ def _train(job: Job, record: RunRecord, scratch: Path, world: "World") -> RunRec
     recorded = recorded_training(
         job.files, memory.stamp, record, checkpoints=job.runtime.checkpoints, mlflow_run=memory.run_id or ""
     )
-    with recorded, progress("steps", lines=False) as on_progress:
-        folder = StateFolder(scratch, state_about(record) | {"stamp": memory.stamp})
-        steps_per_epoch = math.ceil(len(training) / plan.accumulate)
+    steps_per_epoch = math.ceil(len(training) / plan.accumulate)
+    with recorded, progress("steps", lines=False, per_epoch=steps_per_epoch) as on_progress:
+        about = state_about(record) | {"stamp": memory.stamp}
+        folder = StateFolder(scratch, about, shared.offer) if shared else StateFolder(scratch, about)
         report = TrainingReport(job, record.fingerprint, steps_per_epoch, lines, log, on_progress)
         state = train_network(network, data, plan, folder, report, world)
         record = _publish(job.files, scratch, _finished(record, state), state, log)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..errors import MachineFault, UserError
+from ..errors import MachineFault, TemporaryFault, UserError
 from ..files.addresses import without_secrets
 from ..files.atomic import atomic_write, check_same_file_system, sync_folder
 from ..files.data_folder import DataFolder
@@ -68,7 +68,8 @@ def download(
         except MachineFault:
             raise
         except UserError as error:  # messages must not hold the secrets of an address
-            raise UserError(without_secrets(str(error))) from None
+            kind = TemporaryFault if isinstance(error, TemporaryFault) else UserError
+            raise kind(without_secrets(str(error))) from None
 
 
 def _download(
@@ -111,12 +112,13 @@ def _download(
                 patience.stop.set()
                 pool.shutdown(cancel_futures=True)
                 raise
-    failed |= {name: found for name, found in inspected.items() if isinstance(found, str)}
+    failed |= {name: Failed(found) for name, found in inspected.items() if isinstance(found, str)}
     failed |= {
-        name: "the mirror does not have it" for name in names if inspected[name] is None and name not in optional
+        name: Gone("the mirror does not have it") for name in names if inspected[name] is None and name not in optional
     }
     if failed:
-        raise UserError(
+        may_come_later = all(isinstance(reason, Failed) for reason in failed.values())
+        raise (TemporaryFault if may_come_later else UserError)(
             f"{len(failed)} of {len(names)} files could not be fetched from {source}; the others are kept, run again:"
             + "".join(f"\n  {name}: {reason}" for name, reason in sorted(failed.items()))
         )
@@ -160,8 +162,8 @@ def _fetch(
     scratch: Path,
     records: "_Records",
     on_progress: Callable[[int], None],
-) -> str:
-    """Fetch one file to its place; returns '' or the reason why that failed."""
+) -> Gone | Failed | None:
+    """Fetch one file to its place; returns None or the reason why that failed."""
     partial = scratch / name.replace("/", "_")
     partial.parent.mkdir(parents=True, exist_ok=True)
     for attempt in itertools.count(1):
@@ -172,9 +174,9 @@ def _fetch(
         except BrokenArchive as error:
             discard(partial)
             if attempt == 2:
-                return f"not a whole archive, fetched twice: {error.error}"
+                return Gone(f"not a whole archive, fetched twice: {error.error}")
         except (Gone, Failed) as error:
-            return str(error)
+            return error
     records.forget(name)
     (archive / name).parent.mkdir(parents=True, exist_ok=True)
     os.replace(partial, archive / name)
@@ -183,7 +185,7 @@ def _fetch(
     records.keep(name, dataclasses.replace(facts, size=size, etag=version.etag, modified=version.modified))
     # its version; and the file itself, since renaming one of a file's two names to the other does nothing
     discard(partial)
-    return ""
+    return None
 
 
 def _check(path: Path) -> ArchivedFile:

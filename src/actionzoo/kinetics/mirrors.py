@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from ..errors import UserError
+from ..errors import TemporaryFault, UserError
 from ..files.links import place_link
 from ..files.text import MAX_TEXT_BYTES, decode_text
 from .transfer import Failed, Gone, Patience, Remote, Web, discard
@@ -76,7 +76,7 @@ def open_mirror(source: str, split: str, patience: Patience) -> Iterator[Mirror]
         with contextlib.closing(mirror):
             found = try_inspect(mirror, name)
             if isinstance(found, str):
-                raise UserError(f"data source {source}: {found}; check the network and the source, then run again")
+                raise TemporaryFault(f"data source {source}: {found}; check the network and the source, then run again")
             if found:
                 yield mirror
                 return
@@ -102,7 +102,7 @@ def listed_parts(mirror: Mirror, split: str) -> dict[int, str]:
     try:
         text = mirror.read(name)
     except Failed as error:
-        raise UserError(f"{mirror.root}/{name}: {error}; check the network, then run again") from None
+        raise TemporaryFault(f"{mirror.root}/{name}: {error}; check the network, then run again") from None
     if text is None:
         raise UserError(f"{mirror.root}/{name} is not there; it lists the parts of {split}. Check the data source")
     parts = {}

@@ -1,7 +1,9 @@
-"""Narrow params.yaml to some of its models, so that DVC's graph is about these alone."""
+"""Edit params.yaml in the layout that DVC gives it, so that other lines stay as they are."""
 
 import io
 from collections.abc import Collection
+from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
 
@@ -11,10 +13,10 @@ from .read import Params, load_params
 
 
 def keep_models(params: Params, models: Collection[str]) -> Params:
-    """Delete the recipes of all other models from params.yaml, and what data sets say of these; returns the new values.
+    """Narrow params.yaml to some of its models, so that DVC's graph is about these alone; returns the new values.
 
-    The other lines stay as they are, as far as they are laid out as DVC lays them out. Raises UserError for an unknown
-    model, and leaves the file as it was.
+    Deletes the recipes of the other models, and what data sets say of these. Raises UserError for an unknown model, and
+    leaves the file as it was.
     """
     for model in models:
         params.check_model(model)
@@ -31,11 +33,22 @@ def keep_models(params: Params, models: Collection[str]) -> Params:
             del overrides[key]
         if demo:
             demo[:] = [model for model in demo if model in models]
+    _write(params.path, content)
+    return load_params(params.path)
+
+
+def choose_dataset(path: Path, name: str) -> None:
+    """Set data.name in the params.yaml at `path`, as `dvc exp run -S data.name=...` does. The file has been judged."""
+    content = _YAML.load(path.read_text(encoding="utf-8"))
+    content["data"]["name"] = name
+    _write(path, content)
+
+
+def _write(path: Path, content: Any) -> None:
     text = io.StringIO()
     _YAML.dump(content, text)
-    with atomic_write(params.path) as file:
+    with atomic_write(path) as file:
         file.write(text.getvalue().encode())
-    return load_params(params.path)
 
 
 _YAML = YAML()  # in its own layout, as DVC uses it

@@ -1,4 +1,5 @@
-"""Processes, read from /proc: this one, its ancestors, and whether one is still alive. Linux only, but for is_alive."""
+"""Processes, read from /proc: this one, the DVC that started a stage, and whether one is still alive. Linux only, but
+for is_alive."""
 
 import os
 import select
@@ -79,6 +80,24 @@ def wait_for_end(process: Process) -> None:
             poll.poll()
     finally:
         os.close(end)
+
+
+def dvc_lives_in(root: Path) -> bool:
+    """Whether a DVC process of this machine, other than this process, has its working directory in `root`."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and int(entry) != os.getpid() and _is_dvc(int(entry)):
+            try:
+                folder = Path(os.readlink(f"/proc/{entry}/cwd"))
+            except OSError:  # it has ended, or is another user's
+                continue
+            if folder.is_relative_to(root.resolve()):
+                return True
+    return False
+
+
+def lives(pid: int) -> bool:
+    """Whether there is a process with this pid on this machine, and it is no zombie."""
+    return _read(pid) is not None
 
 
 def _above() -> Iterator[Process]:

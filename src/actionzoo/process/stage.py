@@ -5,6 +5,7 @@ import errno
 import json
 import logging
 import os
+import re
 import select
 import signal
 import sys
@@ -14,15 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from ..errors import MACHINE_ERRNOS, UserError, machine_fault
+from ..errors import MACHINE_ERRNOS, TEMPORARY, TemporaryFault, UserError, machine_fault
 from ..files.addresses import without_secrets
-from .ancestors import dvc_above, wait_for_end
+from ..files.locks import try_lock
+from .ancestors import dvc_above, dvc_lives_in, lives, wait_for_end
 from .supervisor import die_with_parent
 
 
 @contextlib.contextmanager
 def stage(name: str) -> Iterator[None]:
-    """Run the block as the command `name`: errors that a user can fix are printed as one sentence, with exit status 1.
+    """Run the block as the command `name`: errors that a user can fix are printed as one sentence, with exit status 1
+    (TEMPORARY for faults that may pass by themselves).
 
     Started by DVC, the process ends when DVC ends.
     """
@@ -50,7 +53,7 @@ def stage(name: str) -> Iterator[None]:
         if (sentence := _sentence(error)) is None:
             _flush()
             raise
-        _leave(name, sentence)
+        _leave(name, sentence, TEMPORARY if isinstance(error, TemporaryFault) else 1)
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
@@ -139,20 +142,41 @@ def sigterm_as_exit() -> Iterator[None]:
 
 
 def repair_rwlock(root: Path) -> None:
-    """Move .dvc/tmp/rwlock to rwlock.damaged if it is no JSON: DVC writes it in place, and refuses to start after a
-    kill has cut it off. A file that is being written is valid a moment later, so it is read several times.
+    """Move .dvc/tmp/rwlock to rwlock.damaged if it is no JSON and no process can need it any more: DVC writes it in
+    place, and refuses to start after a kill has cut it off.
+
+    The file stays if a process holds the lock under which DVC writes it, or a DVC of this repository still lives, or a
+    process that the file names: a DVC that has its entries in the file fails without them.
     """
     path = root / ".dvc" / "tmp" / "rwlock"
-    for _ in range(4):
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-            return
-        except FileNotFoundError:
-            return
-        except ValueError:
+    if _damaged_text(path) is None:
+        return
+    with path.with_name("rwlock.lock").open("a") as guard:
+        for _ in range(10):
+            if try_lock(guard):
+                break
             time.sleep(0.3)
-    with contextlib.suppress(FileNotFoundError):
-        os.replace(path, path.with_name("rwlock.damaged"))
+        else:
+            return
+        text = _damaged_text(path)
+        if text is None or dvc_lives_in(root):
+            return
+        named = {int(pid) for pid in re.findall(r'"pid": *(\d{1,9})', text)} - {os.getpid()}
+        if not any(lives(pid) for pid in named):
+            os.replace(path, path.with_name("rwlock.damaged"))
+
+
+def _damaged_text(path: Path) -> str | None:
+    """The file's text if it is there and is no JSON."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    try:
+        json.loads(text)
+    except ValueError:
+        return text
+    return None
 
 
 def _end_with_dvc(name: str, of_dvc: str) -> None:
@@ -183,8 +207,8 @@ class _Formatter(logging.Formatter):
         return without_secrets(super().format(record))
 
 
-def _leave(name: str, message: str) -> NoReturn:
+def _leave(name: str, message: str, status: int = 1) -> NoReturn:
     with contextlib.suppress(OSError):  # the terminal may be closed
         print(without_secrets(f"{name}: error: {message}"), file=sys.stderr, flush=True)
     _flush()
-    sys.exit(1)
+    sys.exit(status)

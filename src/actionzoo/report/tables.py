@@ -4,7 +4,6 @@ Columns are those of the published tables, in their order, with ours beside the 
 result of the published model carries a mark next to it.
 """
 
-import html
 import json
 import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..accuracy import Reason
 from ..files.atomic import atomic_write
+from ..files.markdown import escaped
 from ..kinetics.manifest import STATES, USABLE
 from ..records import Metrics
 from ..weights.provenance import versions
@@ -179,7 +179,7 @@ def notes_of(report: ZooReport, language: Language) -> list[str]:
     texts, now = TEXTS[language], versions()
     trained = {model.entry.name: model.trained_with for model in report.models}
     others = [
-        texts.trained_with.format(model=_md(name), versions=_md(_versions(known)))
+        texts.trained_with.format(model=escaped(name), versions=escaped(_versions(known)))
         for name, known in trained.items()
         if any(now.get(program, version) != version for program, version in known.items())
     ]
@@ -281,33 +281,33 @@ def _interval(metrics: Metrics, name: str) -> str:
 
 def _markdown(report: ZooReport, language: Language) -> str:
     texts = TEXTS[language]
-    parts = [f"# {_md(texts.title.format(dataset=report.dataset))}"]
-    parts += [f"> **⚠ {_md(warning, keep='`')}**" for warning in warnings(report, language)]
+    parts = [f"# {escaped(texts.title.format(dataset=report.dataset))}"]
+    parts += [f"> **⚠ {escaped(warning, keep='`')}**" for warning in warnings(report, language)]
     parts += [texts.summary.format(count=len(report.evaluated), models=len(report.models))]
     for family, models in report.families.items():
         rows = [_markdown_row(model, language) for model in models]
-        parts += [f"## {_md(family)}", _md_table(texts.columns, rows, left=1)]
+        parts += [f"## {escaped(family)}", _md_table(texts.columns, rows, left=1)]
         if used := {mark for model in models for mark in our_cells(model, language).marks}:
             legend = [f"{sign} {texts.marks[mark]}" for mark, sign in MARKS.items() if mark in used]
-            parts += ["  \n".join(_md(line.format(dataset=report.dataset)) for line in legend)]
+            parts += ["  \n".join(escaped(line.format(dataset=report.dataset)) for line in legend)]
     parts += [
         f"## {texts.notes_title}",
         "\n".join(f"{n}. {note}" for n, note in enumerate(notes_of(report, language), start=1)),
     ]
     notes = {model.entry.name: published_cells(model.entry).note[language] for model in report.models}
     if any(notes.values()):
-        lines = [f"- {_md(name)}: {_md(note)}" for name, note in notes.items() if note]
+        lines = [f"- {escaped(name)}: {escaped(note)}" for name, note in notes.items() if note]
         parts += [f"## {texts.remarks_title}", "\n".join(lines)]
     if files := _file_lines(report, texts):
         parts += [f"## {texts.files_title}", "\n".join(files)]
     if report.changed:
         parts += [f"## {texts.changed_title}"]
         for overrides, names in report.changed.items():
-            parts += ["\n".join(f"- {_md(name)}" for name in names)]
+            parts += ["\n".join(f"- {escaped(name)}" for name in names)]
             parts += ["```\n" + "\n".join(override.replace("`", "'") for override in overrides) + "\n```"]
     if report.clip_states:
         parts += [f"## {texts.clips_title}"]
-        clip_rows = [[_md(cell) for cell in line] for line in clip_lines(report)]
+        clip_rows = [[escaped(cell) for cell in line] for line in clip_lines(report)]
         parts += [_md_table(texts.clip_columns, clip_rows, left=2)]
     return "\n\n".join(parts) + "\n"
 
@@ -323,14 +323,14 @@ def _markdown_row(model: ModelResults, language: Language) -> list[str]:
         return " / ".join(links)
 
     return [
-        f"[{_md(entry.name)}](<zoo.html#{urllib.parse.quote(entry.name)}>)",
+        f"[{escaped(entry.name)}](<zoo.html#{urllib.parse.quote(entry.name)}>)",
         texts.short_side.format(side=entry.short_side),
-        *(_md(text) for text in (published.gpus, published.backbone, published.pretrained)),
+        *(escaped(text) for text in (published.gpus, published.backbone, published.pretrained)),
         published.top1,
         _md_cell(ours.top1),
         published.top5,
         _md_cell(ours.top5),
-        _md(published.inference),
+        escaped(published.inference),
         _md_cell(ours.speed),
         published.gpu_mem,
         _md_cell(ours.memory),
@@ -346,28 +346,22 @@ def _file_lines(report: ZooReport, texts: Texts) -> list[str]:
     for model in report.models:
         links = [f"[{text}](<{model.files[kind]}>)" for kind, text in texts.files.items() if kind in model.files]
         if links:
-            lines.append(f"- {_md(model.entry.name)}: {', '.join(links)}")
+            lines.append(f"- {escaped(model.entry.name)}: {', '.join(links)}")
     return lines
 
 
 def _md_cell(cell: Cell) -> str:
     notes = "; ".join(cell.notes)
     if not cell.value:
-        return _md(notes)
+        return escaped(notes)
     marks = "".join(MARKS[mark] for mark in cell.marks)
-    return f"**{_md(cell.value)}**{marks}" + (f" {_md(notes)}" if notes else "")
+    return f"**{escaped(cell.value)}**{marks}" + (f" {escaped(notes)}" if notes else "")
 
 
 def _md_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
     """The first `left` columns are aligned left, the others centred."""
     rule = [":--"] * left + [":--:"] * (len(columns) - left)
     return "\n".join(f"| {' | '.join(row)} |" for row in [columns, rule, *rows])
-
-
-def _md(text: str, keep: str = "") -> str:
-    """Text escaped so that Markdown shows it as it is, also in a table; signs in `keep` stay Markdown."""
-    text = html.escape(" ".join(text.split()), quote=False)
-    return "".join(f"\\{sign}" if sign in "\\`*[]|" and sign not in keep else sign for sign in text)
 
 
 def _md_address(address: str) -> str:

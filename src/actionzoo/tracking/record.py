@@ -63,6 +63,7 @@ class Written:
     """What one call has changed."""
 
     run_id: str
+    experiment_id: str
     is_new: bool
     points: int
     """Values that were sent."""
@@ -117,7 +118,7 @@ def write(
             f"MLflow at {shown_uri(root)} was created in another folder, and keeps its files there. Values are stored, "
             "files are not; remove it and the folder mlruns, then run `actionzoo sync`, which rebuilds both"
         )
-    return Written(run.info.run_id, is_new, points, files)
+    return Written(run.info.run_id, store.experiment_id, is_new, points, files)
 
 
 def sync(root: Path, *, dataset: str | None = None, checkpoints: Checkpoints = "link") -> list[Synced]:

@@ -1,0 +1,329 @@
+"""Machines that share nothing but a DVC remote and a Prefect server, on PostgreSQL where that is installed.
+
+Each machine is a clone with a home, a device and a folder of locks of its own; all are processes of this host.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import machines, share
+from flows.graph import read_graph
+from flows.keys import new_key
+from flows.server import client_settings, local_server
+from tests import processes
+from tests.ports import reserved_port
+from tests.test_end_to_end import SLOWFAST, Workspace, small
+
+ROOT = Path(__file__).resolve().parents[2]
+PIPELINE = """
+    stages:
+      prepare:
+        cmd: cp in.txt prepared.txt && echo prepare >> ran
+        deps: [in.txt]
+        outs: [prepared.txt]
+      train:
+        foreach: [a, b]
+        do:
+          cmd: cp prepared.txt trained_${item}.txt && echo train@${item} >> ran
+          deps: [prepared.txt]
+          outs: ["trained_${item}.txt"]
+          meta: {gpus: 1}
+    """
+
+
+@pytest.fixture
+def clones(make_repository, tmp_path) -> tuple[Path, Path]:
+    """Two clones of a repository with a DVC remote; in the first one, everything is built."""
+    first = make_repository(PIPELINE, "first")
+    run("dvc", "remote", "add", "--default", "team", str(tmp_path / "remote"), cwd=first)
+    second = tmp_path / "second"
+    shutil.copytree(first, second)
+    run("dvc", "repro", cwd=first)
+    return first, second
+
+
+def run(*words: str, cwd: Path, **options) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+ALL = ["prepare", "train@a", "train@b"]
+
+
+def test_what_one_clone_has_pushed_another_restores_without_its_lock_file(clones, stop):
+    first, second = clones
+    assert share.push(first, ALL, stop, print)
+    assert share.fetch(second, ALL, stop, print, commit=True) == ALL
+    assert "up to date" in run("dvc", "status", cwd=second)
+    assert not (second / "ran").exists()
+
+
+def test_a_stage_whose_inputs_differ_is_not_restored(clones, stop):
+    first, second = clones
+    assert share.push(first, ALL, stop, print)
+    (second / "in.txt").write_text("two\n")
+    assert share.fetch(second, ALL, stop, print) == []
+
+
+def test_what_could_not_be_pushed_is_said_and_pushed_later(clones, stop, monkeypatch, tmp_path):
+    first, second = clones
+    monkeypatch.setattr(share, "RETRY_SECONDS", (0.1,))
+    (tmp_path / "remote").write_text("a file, where a folder should be")
+    said: list[str] = []
+    assert not share.push(first, ["train@a"], stop, said.append)
+    assert share.kept_back(first) == ["train@a"]
+    assert "trying again" in said[0] and "train@a: built, but other machines do not have it yet" in said[-1]
+    (tmp_path / "remote").unlink()
+    assert share.push_kept_back(first, stop, print) and share.kept_back(first) == []
+    assert share.push(first, ["prepare"], stop, print)
+    assert share.fetch(second, ["prepare", "train@a"], stop, print) == ["prepare", "train@a"]
+
+
+def test_files_that_cannot_be_fetched_are_an_error_and_no_reason_to_build_again(clones, stop, monkeypatch, tmp_path):
+    from actionzoo.errors import UserError
+
+    first, second = clones
+    monkeypatch.setattr(share, "RETRY_SECONDS", ())
+    assert share.push(first, ["prepare"], stop, print)
+    for path in (tmp_path / "remote" / "files").rglob("*"):
+        if path.is_file():
+            path.unlink()
+            path.mkdir()  # it exists, and reading it fails
+    with pytest.raises(UserError, match=r"DVC.s remote: IsADirectoryError"):
+        share.fetch(second, ["prepare"], stop, print)
+
+
+def test_models_are_the_keys_of_stages_with_gpus(clones, monkeypatch):
+    monkeypatch.chdir(clones[0])
+    _, stages = read_graph()
+    assert machines.stages_of_models(stages) == {"a": ["train@a"], "b": ["train@b"]}
+
+
+def test_a_checkout_that_differs_from_the_one_that_gives_models_away_is_refused(clones):
+    from actionzoo.errors import UserError
+
+    first, second = clones
+    machines.check_project(second, machines.project_of(first))
+    (second / "dvc.yaml").write_text(f"{(second / 'dvc.yaml').read_text()}\n# changed\n")
+    with pytest.raises(UserError, match=r"dvc\.yaml in .* differ from those of the flow run"):
+        machines.check_project(second, machines.project_of(first))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "PREFECT_API_URL is not set: set it to the server's address"),
+        ({"PREFECT_API_URL": "http://127.0.0.1:9/api"}, "no Prefect server answers at http://127.0.0.1:9/api"),
+    ],
+)
+def test_a_worker_without_a_server_says_so_in_a_sentence(project, own_environment, settings, said):
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.worker"], cwd=project, env=own_environment | settings, text=True,
+        capture_output=True, timeout=120)  # fmt: skip
+    assert done.returncode == 1 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_checkout_that_a_worker_of_another_machine_uses_is_refused(monkeypatch, tmp_path):
+    from actionzoo.errors import UserError
+    from flows import worker
+
+    monkeypatch.setattr(worker, "ROOT", tmp_path)
+    with worker._own_checkout(), worker._own_checkout():  # two workers of one machine
+        (tmp_path / ".dvc/tmp/worker.host").write_text("elsewhere")
+        with pytest.raises(UserError, match="a worker on elsewhere uses this checkout"), worker._own_checkout():
+            pass
+
+
+@pytest.fixture
+def stop():
+    import threading
+
+    return threading.Event()
+
+
+@pytest.fixture(scope="module")
+def postgres(tmp_path_factory) -> Iterator[str | None]:
+    """The connection string of a database on PostgreSQL; None if that is not installed."""
+    if not (shutil.which("initdb") and shutil.which("pg_ctl")):
+        yield None
+        return
+    folder = Path("/tmp") / f"actionzoo-postgres-{os.getpid()}"  # its user may not see pytest's folders
+    user = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+    folder.mkdir(mode=0o700)
+    try:
+        if user:
+            shutil.chown(folder, "postgres", "postgres")
+        quiet = {"check": True, "capture_output": True, "cwd": "/tmp", **user}
+        (data := folder / "data")
+        subprocess.run(["initdb", "-D", data, "-A", "trust", "-U", "prefect", "--no-sync"], **quiet)
+        with reserved_port() as port:
+            options = f"-c listen_addresses=127.0.0.1 -c port={port} -c unix_socket_directories={folder} -c fsync=off"
+            control = ["pg_ctl", "-D", str(data), "-l", str(folder / "log"), "-w"]
+            subprocess.run([*control, "-o", options, "start"], **quiet | {"capture_output": False})
+            try:
+                subprocess.run(["createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "prefect", "prefect"], **quiet)
+                yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/prefect"
+            finally:
+                subprocess.run([*control, "-m", "immediate", "stop"], **quiet)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server(environment, postgres) -> Iterator[dict[str, str]]:
+    """The environment of a client of a server of these tests."""
+    key = new_key()
+    with pytest.MonkeyPatch.context() as patch, reserved_port() as port:
+        if postgres:
+            patch.setenv("PREFECT_API_DATABASE_CONNECTION_URL", postgres)
+        with local_server(port, key, with_ui=False):
+            yield client_settings(port, key)
+
+
+class Machine:
+    """A clone of the project with a home, a device and locks of its own."""
+
+    def __init__(self, folder: Path, origin: Path, environment: dict[str, str]):
+        self.name, self.root = folder.name, folder / "actionzoo"
+        subprocess.run(["git", "clone", "-q", origin, self.root], check=True)
+        own = {name: folder / name.lower() for name in ("HOME", "TMPDIR", "ACTIONZOO_SLOTS", "PREFECT_HOME")}
+        for path in own.values():
+            path.mkdir(mode=0o700)
+        self.environment = environment | {name: str(path) for name, path in own.items()}
+        self.environment |= {"CUDA_VISIBLE_DEVICES": "0", "MACHINE": f"{folder}", "PYTHONPATH": str(ROOT / "src")}
+        self.log = folder / "worker.log"
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        with self.log.open("w") as output:
+            return subprocess.Popen(
+                [sys.executable, "-m", "flows.worker", "--name", self.name, *arguments],
+                cwd=self.root, env=self.environment, stdout=output, stderr=subprocess.STDOUT)  # fmt: skip
+
+    def run(self, *words: str) -> str:
+        return run(*words, cwd=self.root, env=self.environment)
+
+    def die(self) -> None:
+        """Kill all processes of the machine, as a power cut does."""
+        mark = f"MACHINE={self.environment['MACHINE']}\0".encode()
+        while found := [process for process in Path("/proc").glob("[0-9]*") if _has(process, mark)]:
+            for process in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(process.name), signal.SIGKILL)
+            time.sleep(0.05)
+
+
+def _has(process: Path, mark: bytes) -> bool:
+    try:
+        return mark in (process / "environ").read_bytes() and processes.is_running(int(process.name))
+    except OSError:
+        return False
+
+
+TEMPLATE = ("--base-job-template", "flows/work_pool.json")
+MODELS = [SLOWFAST.replace("slowfast", f"slowfast{number}") for number in (1, 2, 3)]
+
+
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory) -> Path:
+    """A repository with three models that train for some seconds."""
+    folder = tmp_path_factory.mktemp("machines")
+    workspace = Workspace(folder / "origin")
+    small(workspace.params)
+    params, recipe = workspace.params, workspace.params["recipes"][SLOWFAST]
+    del params["datasets"]["demo"]["overrides"]["csn"]
+    params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
+    params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
+    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 6, "val_interval": 3}
+    params["runtime"] |= {"workers": 1, "jobs": 1, "save_minutes": 0.01, "share_minutes": 0.001}
+    workspace.published = {model: workspace.published[SLOWFAST] for model in MODELS}
+    workspace.save()
+    run("dvc", "remote", "add", "--default", "team", str(folder / "remote"), cwd=workspace.root)
+    git = ["git", "-C", workspace.root, "-c", "user.name=x", "-c", "user.email=x@example.org"]
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-qm", "all"], check=True)
+    return workspace.root
+
+
+@pytest.mark.slow
+def test_models_train_on_two_machines_and_one_of_them_dies(origin, server, environment, wait_for, api, tmp_path):
+    own = {name: value for name, value in environment.items() if name not in ("PREFECT_HOME", "PYTHONPATH")} | server
+    own |= {
+        "ACTIONZOO_LOST_SECONDS": "40",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
+    }
+    hosts = {name: Machine(tmp_path / name, origin, own) for name in ("coordinator", "left", "right")}
+    coordinator = hosts["coordinator"]
+    coordinator.run(
+        *[
+            "prefect",
+            "work-pool",
+            "create",
+            "actionzoo",
+            "--type",
+            "process",
+            "--base-job-template",
+            "flows/work_pool.json",
+        ]
+    )
+    coordinator.run("prefect", "--no-prompt", "deploy", "--all")
+    client = api(server)
+
+    def children() -> list[dict]:
+        return client.post("/flow_runs/filter", json={"flow_runs": {"tags": {"all_": ["machine"]}}}).json()
+
+    def shared(model: str) -> list[Path]:
+        return sorted((origin.parent / "remote" / "actionzoo").rglob(f"{model}/*/state-*.pth"))
+
+    def of(name: str) -> dict | None:
+        return next((run for run in children() if run["labels"].get("prefect.worker.name") == name), None)
+
+    started = [coordinator.start("--queue", "default", "--limit", "1")]
+    try:
+        started += [hosts[name].start() for name in ("left", "right")]
+        ordered = coordinator.run(
+            "prefect", "deployment", "run", "zoo/train", "-p", "machines=true", "-p", f"models={json.dumps(MODELS)}"
+        )
+        parent = re.search(r"[0-9a-f]{8}-[0-9a-f-]{27}", ordered)[0]
+
+        wait_for(lambda: (run := of("left")) and shared(run["name"]) and of("right"), 300)
+        states = sorted(run["state_type"] for run in children())
+        assert states == ["RUNNING", "RUNNING", "SCHEDULED"]
+        killed = of("left")
+        hosts["left"].die()
+
+        wait_for(lambda: client.get(f"/flow_runs/{parent}").json()["state_type"] in ("COMPLETED", "FAILED"), 600)
+        state = client.get(f"/flow_runs/{parent}").json()["state"]
+        assert state["type"] == "COMPLETED", state["message"]
+        crashed = client.get(f"/flow_runs/{killed['id']}").json()
+        assert crashed["state"]["type"] == "CRASHED" and "heartbeat" in crashed["state"]["message"]
+        again = next(run for run in children() if run["name"] == f"{killed['name']} · start 2")
+        assert again["labels"]["prefect.worker.name"] == "right"
+        lines = client.post(
+            "/logs/filter", json={"logs": {"flow_run_id": {"any_": [again["id"]]}}, "limit": 200}
+        ).json()
+        assert any("going on from state-" in line["message"] for line in lines), lines
+
+        assert json.loads(coordinator.run("dvc", "status", "--json", *(f"train@{model}" for model in MODELS))) == {}
+        assert not any(shared(model) for model in MODELS)
+    finally:
+        for worker in started:
+            worker.send_signal(signal.SIGINT)
+        for worker in started:
+            worker.wait(120)
+        for machine in hosts.values():
+            machine.die()
