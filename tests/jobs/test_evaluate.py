@@ -248,6 +248,8 @@ def test_an_evaluation_is_written_and_recorded(trained, root):
     assert run.data.metrics["test/top1"] == metrics["top1"] and "test/top1_gap" not in run.data.metrics
     assert run.data.tags["protocol"] == "2x1" and run.data.tags["test.list_sha256"] == metrics["list_sha256"]
     assert "result.json" in {item.path for item in client.list_artifacts(run.info.run_id)}
+    page = Path(client.download_artifacts(run.info.run_id, "report.html")).read_text()
+    assert "not comparable (on demo)" in page and "Worst clips" in page and "data:image/jpeg;base64" in page
     analysis = {Path(item.path).name for item in client.list_artifacts(run.info.run_id, "error_analysis")}
     assert {"classes.csv", "confusion.csv", "views.csv", "errors.json", "confusion.svg"} <= analysis
 
