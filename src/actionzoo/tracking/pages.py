@@ -17,7 +17,7 @@ _COLUMNS = {
         *("comparable", "not_comparable", "protocol", "family", "backbone", "pretrain", "form", "short_side"),
         *("precision", "gpus", "flow_run.name"),
     ),
-    "attributes": ("User", "Source", "Dataset"),
+    "attributes": ("User",),
 }
 
 

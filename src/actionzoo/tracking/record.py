@@ -208,8 +208,9 @@ def _find_or_create(store: Store, description: Description, known: Known) -> "tu
         run_id = description.known_id
     is_new = not run_id
     if is_new:
-        tags = {"model": description.model} | ({"training": description.stamp} if description.stamp else {})
-        tags |= {"checkpoint.md5": description.checkpoint_md5} if description.checkpoint_md5 else {}
+        # mlflow.user counts here alone for the column User
+        tags = {key: value[:_TAG_LENGTH] for key, value in description.tags.items()}
+        tags |= {"training": description.stamp} if description.stamp else {}
         run_id = store.client.create_run(
             store.experiment_id, description.began, tags, run_name=description.name
         ).info.run_id
