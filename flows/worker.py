@@ -23,7 +23,8 @@ from pathlib import Path
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.files.locks import try_lock
-from actionzoo.process.supervisor import GRACE_SECONDS, end, supervised
+from actionzoo.process.supervisor import end, supervised
+from flows.grace import grace_seconds
 
 POOL = "actionzoo"
 QUEUE = "machines"
@@ -93,7 +94,7 @@ def _work(arguments: argparse.Namespace, running: ExitStack) -> str:
     words += ["--pool", arguments.pool, "--work-queue", arguments.queue]
     words += ["--name", arguments.name, "--limit", str(limit)]
     worker = subprocess.Popen(
-        supervised(words, GRACE_SECONDS + 10),
+        supervised(words, grace_seconds(ROOT) + 10),
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C reaches only this process, which cancels the runs first

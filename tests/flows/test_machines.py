@@ -148,6 +148,32 @@ def test_a_checkout_that_a_worker_of_another_machine_uses_is_refused(monkeypatch
             pass
 
 
+@pytest.mark.parametrize("name", ["work_pool.json", "templates/kubernetes.json"])
+def test_no_flow_run_chooses_what_its_process_is(name):
+    """Prefect replaces {{ names }} of a template by values of the flow run, where the template has such a variable."""
+    template = json.loads((ROOT / "flows" / name).read_text())
+    variables = template["variables"]
+    assert variables["additionalProperties"] is False
+    used = set(re.findall(r"{{ *(\w+) *}}", json.dumps(template["job_configuration"])))
+    assert used == variables["properties"].keys() <= {"gpus", "namespace"}
+    assert not {"command", "env", "image", "working_dir"} & template["job_configuration"].keys()
+
+
+def test_prefect_kubernetes_makes_a_job_of_the_template():
+    worker = pytest.importorskip("prefect_kubernetes.worker", reason="prefect-kubernetes is not installed")
+    import asyncio
+
+    template = json.loads((ROOT / "flows/templates/kubernetes.json").read_text())
+    made = asyncio.run(worker.KubernetesWorkerJobConfiguration.from_template_and_values(template, {"gpus": 4}))
+    (container,) = made.job_manifest["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert made.job_manifest["metadata"]["namespace"] == "actionzoo"
+
+
+def test_the_script_for_slurm_is_one_for_bash():
+    subprocess.run(["bash", "-n", ROOT / "flows/templates/slurm.sbatch"], check=True)
+
+
 @pytest.fixture
 def stop():
     import threading
@@ -234,7 +260,7 @@ def _has(process: Path, mark: bytes) -> bool:
 
 
 TEMPLATE = ("--base-job-template", "flows/work_pool.json")
-MODELS = [SLOWFAST.replace("slowfast", f"slowfast{number}") for number in (1, 2, 3)]
+MODELS = [SLOWFAST.replace("slowfast", f"slowfast{number}") for number in (1, 2, 3, 4)]
 
 
 @pytest.fixture(scope="module")
@@ -244,10 +270,12 @@ def origin(tmp_path_factory) -> Path:
     workspace = Workspace(folder / "origin")
     small(workspace.params)
     params, recipe = workspace.params, workspace.params["recipes"][SLOWFAST]
+    params["datasets"]["demo"]["synthetic"] |= {"train_clips": 2, "val_clips": 1}  # one step an epoch
+    params["datasets"]["demo"]["max_bad_share"] = 0.5
     del params["datasets"]["demo"]["overrides"]["csn"]
     params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
     params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
-    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 6, "val_interval": 3}
+    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 5, "val_interval": 2}
     params["runtime"] |= {"workers": 1, "jobs": 1, "save_minutes": 0.01, "share_minutes": 0.001}
     workspace.published = {model: workspace.published[SLOWFAST] for model in MODELS}
     workspace.save()
@@ -258,72 +286,122 @@ def origin(tmp_path_factory) -> Path:
     return workspace.root
 
 
-@pytest.mark.slow
-def test_models_train_on_two_machines_and_one_of_them_dies(origin, server, environment, wait_for, api, tmp_path):
+class Hosts:
+    """A coordinator and two machines, which a server knows."""
+
+    def __init__(self, folder: Path, origin: Path, environment: dict[str, str]):
+        self.remote = origin.parent / "remote"
+        self.all = {name: Machine(folder / name, origin, environment) for name in ("coordinator", "left", "right")}
+        self.coordinator, self.left, self.right = self.all.values()
+        self.coordinator.run(*["prefect", "work-pool", "create", "actionzoo", "--type", "process"], *TEMPLATE)
+        self.coordinator.run("prefect", "--no-prompt", "deploy", "--all")
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[dict[str, subprocess.Popen]]:
+        """Workers on all machines, by name; nothing is left of them after the block."""
+        workers = {"coordinator": self.coordinator.start("--queue", "default", "--limit", "1")}
+        workers |= {name: self.all[name].start() for name in ("left", "right")}
+        try:
+            yield workers
+            for worker in workers.values():
+                worker.send_signal(signal.SIGINT)
+            for worker in workers.values():
+                worker.wait(120)
+        finally:
+            for machine in self.all.values():
+                machine.die()
+
+    def order(self, *parameters: str) -> str:
+        """Start a flow run of zoo/train; returns its id."""
+        words = [word for parameter in ("machines=true", *parameters) for word in ("-p", parameter)]
+        ordered = self.coordinator.run("prefect", "deployment", "run", "zoo/train", *words)
+        return re.search(r"[0-9a-f]{8}-[0-9a-f-]{27}", ordered)[0]
+
+    def states(self, model: str) -> list[Path]:
+        """States of an unfinished training in the remote."""
+        return sorted((self.remote / "actionzoo").rglob(f"{model}/*/state-*.pth"))
+
+    def status(self, *models: str) -> dict:
+        """What `dvc status` says of the coordinator's trainings."""
+        return json.loads(self.coordinator.run("dvc", "status", "--json", *(f"train@{model}" for model in models)))
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory, origin, server, environment) -> Hosts:
     own = {name: value for name, value in environment.items() if name not in ("PREFECT_HOME", "PYTHONPATH")} | server
-    own |= {
-        "ACTIONZOO_LOST_SECONDS": "40",
-        "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}:{own['PATH']}",
-    }
-    hosts = {name: Machine(tmp_path / name, origin, own) for name in ("coordinator", "left", "right")}
-    coordinator = hosts["coordinator"]
-    coordinator.run(
-        *[
-            "prefect",
-            "work-pool",
-            "create",
-            "actionzoo",
-            "--type",
-            "process",
-            "--base-job-template",
-            "flows/work_pool.json",
-        ]
-    )
-    coordinator.run("prefect", "--no-prompt", "deploy", "--all")
-    client = api(server)
+    own |= {"ACTIONZOO_LOST_SECONDS": "40", "OMP_NUM_THREADS": "1"}
+    own["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), own["PATH"]])
+    return Hosts(tmp_path_factory.mktemp("hosts"), origin, own)
+
+
+@pytest.mark.slow
+def test_models_train_on_two_machines_of_which_one_dies_and_the_other_is_stopped(hosts, server, wait_for, api):
+    client, models = api(server), MODELS[:3]
 
     def children() -> list[dict]:
         return client.post("/flow_runs/filter", json={"flow_runs": {"tags": {"all_": ["machine"]}}}).json()
 
-    def shared(model: str) -> list[Path]:
-        return sorted((origin.parent / "remote" / "actionzoo").rglob(f"{model}/*/state-*.pth"))
-
     def of(name: str) -> dict | None:
         return next((run for run in children() if run["labels"].get("prefect.worker.name") == name), None)
 
-    started = [coordinator.start("--queue", "default", "--limit", "1")]
-    try:
-        started += [hosts[name].start() for name in ("left", "right")]
-        ordered = coordinator.run(
-            "prefect", "deployment", "run", "zoo/train", "-p", "machines=true", "-p", f"models={json.dumps(MODELS)}"
-        )
-        parent = re.search(r"[0-9a-f]{8}-[0-9a-f-]{27}", ordered)[0]
+    def start(number: int) -> dict | None:
+        """The flow run to which the model of the killed machine was given."""
+        return next((run for run in children() if run["name"] == f"{killed['name']} · start {number}"), None)
 
-        wait_for(lambda: (run := of("left")) and shared(run["name"]) and of("right"), 300)
-        states = sorted(run["state_type"] for run in children())
-        assert states == ["RUNNING", "RUNNING", "SCHEDULED"]
+    with hosts.working() as workers:
+        parent = hosts.order(f"models={json.dumps(models)}")
+        wait_for(lambda: (run := of("left")) and hosts.states(run["name"]) and of("right"), 300)
+        assert sorted(run["state_type"] for run in children()) == ["RUNNING", "RUNNING", "SCHEDULED"]
         killed = of("left")
-        hosts["left"].die()
+        hosts.left.die()
 
+        wait_for(lambda: (run := start(2)) and run["state_type"] == "RUNNING", 300)
+        shutil.rmtree(hosts.left.root / ".scratch")  # it comes back without its own states
+        workers["left"] = hosts.left.start()
+        workers["right"].send_signal(signal.SIGINT)  # it hands the model back, as before a maintenance
         wait_for(lambda: client.get(f"/flow_runs/{parent}").json()["state_type"] in ("COMPLETED", "FAILED"), 600)
-        state = client.get(f"/flow_runs/{parent}").json()["state"]
-        assert state["type"] == "COMPLETED", state["message"]
-        crashed = client.get(f"/flow_runs/{killed['id']}").json()
-        assert crashed["state"]["type"] == "CRASHED" and "heartbeat" in crashed["state"]["message"]
-        again = next(run for run in children() if run["name"] == f"{killed['name']} · start 2")
-        assert again["labels"]["prefect.worker.name"] == "right"
-        lines = client.post(
-            "/logs/filter", json={"logs": {"flow_run_id": {"any_": [again["id"]]}}, "limit": 200}
-        ).json()
-        assert any("going on from state-" in line["message"] for line in lines), lines
 
-        assert json.loads(coordinator.run("dvc", "status", "--json", *(f"train@{model}" for model in MODELS))) == {}
-        assert not any(shared(model) for model in MODELS)
-    finally:
-        for worker in started:
-            worker.send_signal(signal.SIGINT)
-        for worker in started:
-            worker.wait(120)
-        for machine in hosts.values():
-            machine.die()
+    state = client.get(f"/flow_runs/{parent}").json()["state"]
+    assert state["type"] == "COMPLETED", state["message"]
+    crashed = client.get(f"/flow_runs/{killed['id']}").json()
+    assert crashed["state"]["type"] == "CRASHED" and "heartbeat" in crashed["state"]["message"]
+    assert [(run["labels"]["prefect.worker.name"], run["state_type"]) for run in (start(2), start(3))] == [
+        ("right", "CANCELLED"),
+        ("left", "COMPLETED"),
+    ]
+    of_starts = {"logs": {"flow_run_id": {"any_": [start(2)["id"], start(3)["id"]]}}, "limit": 200}
+    lines = [line["message"] for line in client.post("/logs/filter", json=of_starts).json()]
+    assert any("going on from state-" in line for line in lines), lines
+    assert hosts.status(*models) == {}
+    assert not any(hosts.states(model) for model in models)
+
+
+@pytest.mark.slow
+def test_two_machines_train_a_model_together_and_a_cancel_reaches_both(hosts, server, wait_for, api):
+    """Also the machine that has died before."""
+    client, model = api(server), MODELS[3]
+
+    def ended(run: str) -> dict | None:
+        state = client.get(f"/flow_runs/{run}").json()["state"]
+        return state if state["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+
+    def children() -> dict[str, str]:
+        """Worker -> state of its newest flow run."""
+        tags = {"tags": {"all_": ["machine", f"model:{model}"]}}
+        found = client.post("/flow_runs/filter", json={"flow_runs": tags, "sort": "START_TIME_ASC"}).json()
+        workers = [(run["labels"].get("prefect.worker.name"), run["state_type"]) for run in found]
+        return {worker: state for worker, state in workers if worker}
+
+    with hosts.working():
+        parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
+        wait_for(lambda: children() == dict.fromkeys(["left", "right"], "RUNNING"), 120)
+        client.post(f"/flow_runs/{parent}/set_state", json={"state": {"type": "CANCELLING"}})
+        wait_for(lambda: ended(parent) and children() == dict.fromkeys(["left", "right"], "CANCELLED"), 120)
+
+        parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
+        wait_for(lambda: ended(parent), 600)
+    assert ended(parent)["type"] == "COMPLETED", ended(parent)["message"]
+    assert children() == dict.fromkeys(["left", "right"], "COMPLETED")
+    record = json.loads((hosts.coordinator.root / "runs/demo" / model / "recipe.json").read_text())
+    assert (record["circumstances"]["nodes"], record["circumstances"]["processes"]) == (2, 2)
+    assert hosts.status(model) == {}
