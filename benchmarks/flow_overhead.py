@@ -97,8 +97,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["PREFECT_HOME"] = f"{folder}/prefect"
         os.environ["ACTIONZOO_SLOTS"] = f"{folder}/slots"
-        from flows.keys import new_key
-        from flows.server import client_settings, free_port, local_server
+        from flows.server.keys import new_key
+        from flows.server.process import client_settings, free_port, local_server
 
         port, key = free_port(), new_key()
         with local_server(port, key, with_ui=False):

@@ -36,11 +36,11 @@ from flows.choices import (
     chosen_models,
     targets_of,
 )
-from flows.machines import build_on_machines
+from flows.machines.coordinator import build_on_machines
 from flows.pipeline import THREADS, build
 from flows.request import CPU_SLOTS, Request
 from flows.run_labels import name_by_models, show_begun, show_waiting
-from flows.runs import announce
+from flows.server.runs import announce
 
 PARAMS = Path("params.yaml")  # the worker starts flows in the project's folder
 REPRODUCTION = Path("reproduction")  # a DVC repository of its own

@@ -14,7 +14,7 @@ from actionzoo.files.addresses import without_secrets
 from actionzoo.files.atomic import atomic_write
 from actionzoo.names import NAME_RULE, is_name
 from actionzoo.process.stage import repair_rwlock
-from flows.dvc_lock import lock_holder
+from flows.stage.dvc_lock import lock_holder
 
 
 @dataclass(frozen=True)

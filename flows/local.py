@@ -26,9 +26,9 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.files.locks import try_lock
 from actionzoo.process.supervisor import GRACE_SECONDS, end, supervised
-from flows.grace import grace_seconds
-from flows.keys import KEY_FILE, key_file, new_key, settings_file
-from flows.server import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers
+from flows.server.keys import KEY_FILE, key_file, new_key, settings_file
+from flows.server.process import HOST, Answer, api_url, client_settings, free_port, local_server, who_answers
+from flows.stage.grace import grace_seconds
 
 POOL, QUEUE = "actionzoo", "default"  # as in prefect.yaml
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,8 +71,8 @@ def _serve(port: int, running: ExitStack) -> str:
     os.environ |= client_settings(port, key)
     from prefect.client.orchestration import get_client  # prefect reads the environment: not before it is complete
 
-    from flows import runs
-    from flows.pool import is_deployed, make_pool
+    from flows.server import runs
+    from flows.server.pool import is_deployed, make_pool
 
     server = None
     if uses_existing:

@@ -27,9 +27,9 @@ from actionzoo.files.markdown import escaped, fenced
 from actionzoo.run_files import Measured, ReproductionFiles, RunFiles
 from actionzoo.tracking.pages import ui_address
 from actionzoo.tracking.run_link import RunLink
-from flows import progress
 from flows.request import Machine, Outcome, Request, What
-from flows.server import FILES
+from flows.server.process import FILES
+from flows.stage import progress
 
 MAX_STAGES, MAX_FAILURES, MAX_TABLE = 300, 20, 100_000
 """The most stages and failures on the page, and the most characters of the zoo's table."""

@@ -39,20 +39,21 @@ from actionzoo.files.addresses import without_secrets
 from actionzoo.names import did_you_mean
 from actionzoo.params import load_params
 from actionzoo.process.supervisor import supervised
-from flows import cluster, data_set, page, slots
+from flows import cluster, data_set, page
 from flows.choices import STEPS, DataSet, chosen_models, targets_of
-from flows.dvc_lock import waits_for
-from flows.gpus import Gpus, visible_gpus
-from flows.grace import WORKERS_PATIENCE_SECONDS, grace_seconds, is_run_by_worker
 from flows.graph import Stage, ask_dvc, is_target, locked_stages, read_graph, sort_lock
-from flows.keys import new_key
 from flows.request import CPU_SLOTS, Machine, What
 from flows.request import Outcome as Outcome
 from flows.request import Request as Request
 from flows.run_labels import name_by_targets, show_begun, show_running, show_waiting
-from flows.runs import announce
-from flows.server import client_settings, free_port, local_server
-from flows.stage_run import Beginning, Places, StageRun
+from flows.server.keys import new_key
+from flows.server.process import client_settings, free_port, local_server
+from flows.server.runs import announce
+from flows.stage import slots
+from flows.stage.dvc_lock import waits_for
+from flows.stage.gpus import Gpus, visible_gpus
+from flows.stage.grace import WORKERS_PATIENCE_SECONDS, grace_seconds, is_run_by_worker
+from flows.stage.stage_run import Beginning, Places, StageRun
 
 SEND_SECONDS = 5.0
 STOPPED = "stopped; start again to continue: finished stages are not repeated."

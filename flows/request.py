@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from flows.gpus import Gpus
+from flows.stage.gpus import Gpus
 
 CPU_SLOTS = 2
 """Stages without a GPU at once; each of them uses several processes of its own."""
@@ -31,9 +31,9 @@ class Request:
     folder: Path | None = None
     """A DVC repository below the project, such as reproduction/; None: the one around the working directory."""
     shares: bool = False
-    """Share what is built with other machines, through DVC's remote (flows/share.py)."""
+    """Share what is built with other machines, through DVC's remote (flows/machines/share.py)."""
     machines: bool = False
-    """Give each model to the next machine that has a free worker (flows/machines.py)."""
+    """Give each model to the next machine that has a free worker (flows/machines/coordinator.py)."""
     nodes: int = 1
     """With `machines`: how many of them train each model together."""
     beside: tuple[str, ...] = ()

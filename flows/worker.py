@@ -24,7 +24,7 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.files.locks import try_lock
 from actionzoo.process.supervisor import end, supervised
-from flows.grace import grace_seconds
+from flows.stage.grace import grace_seconds
 
 POOL = "actionzoo"
 QUEUE = "machines"
@@ -73,9 +73,10 @@ def _work(arguments: argparse.Namespace, running: ExitStack) -> str:
     if not (ROOT / ".dvc").is_dir():
         raise UserError(f"{ROOT} is no DVC repository: a worker builds in a clone of the project (`git clone`)")
     running.enter_context(_own_checkout())
-    from flows import runs, share  # imports prefect, which reads the environment: not before it is complete
-    from flows.lost_machines import HEARTBEAT_SECONDS
-    from flows.machine import ADD_REMOTE
+    from flows.machines import share  # imports prefect, which reads the environment: not before it is complete
+    from flows.machines.lost_machines import HEARTBEAT_SECONDS
+    from flows.machines.machine import ADD_REMOTE
+    from flows.server import runs
 
     _check_pool(arguments.pool)
     limit = arguments.limit or _models_at_once()
@@ -143,8 +144,8 @@ def _hand_back(pool: str, worker: str) -> None:
     """Mark the flow runs of the worker, so that their models go to other machines when they have ended."""
     from prefect.client.orchestration import get_client
 
-    from flows import runs
-    from flows.given_models import HANDED_BACK
+    from flows.machines.given_models import HANDED_BACK
+    from flows.server import runs
 
     with get_client(sync_client=True) as client:
         for run in runs.active(client, pool):
@@ -155,7 +156,7 @@ def _hand_back(pool: str, worker: str) -> None:
 def _models_at_once() -> int:
     """GPUs of this machine / GPUs of a training; 1 if it has none."""
     from actionzoo.params import load_params
-    from flows.gpus import visible_gpus
+    from flows.stage.gpus import visible_gpus
 
     return max(1, len(visible_gpus().found) // load_params(ROOT / "params.yaml").runtime.gpus)
 

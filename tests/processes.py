@@ -38,7 +38,9 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def left_running(environment: Mapping[str, str], seconds: float = 20.0, apart_from: str = "flows.guarded") -> list[str]:
+def left_running(
+    environment: Mapping[str, str], seconds: float = 20.0, apart_from: str = "flows.server.guarded"
+) -> list[str]:
     """Command lines of the processes that carry the mark of `environment`, looked for until there are none or the time
     is over. Those that contain `apart_from` do not count."""
     mark = f"{MARK}={environment[MARK]}".encode()

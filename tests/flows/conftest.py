@@ -17,8 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from flows.keys import new_key
-from flows.server import client_settings, local_server
+from flows.server.keys import new_key
+from flows.server.process import client_settings, local_server
 from tests import processes
 from tests.ports import reserved_port
 

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from flows import command
+from flows.stage import command
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_all_ends_when_the_parent_is_killed(tmp_path, environment, left_running,
     program = f"""
 import threading, os
 from pathlib import Path
-from flows import command
+from flows.stage import command
 command.run(["bash", "-c", "bash -c 'touch begun; sleep 600; true'; true"], cwd=Path({str(tmp_path)!r}),
             env=os.environ, on_line=print, stop=threading.Event())
 """
@@ -118,7 +118,7 @@ def test_a_stage_whose_flow_was_killed_can_print_while_it_saves(tmp_path, enviro
     program = f"""
 import threading, os
 from pathlib import Path
-from flows import command
+from flows.stage import command
 command.run(["bash", "-c", {saves!r}], cwd=Path({str(tmp_path)!r}), env=os.environ, on_line=print,
             stop=threading.Event())
 """

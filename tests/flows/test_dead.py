@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from actionzoo.process.supervisor import descendants
-from flows.server import client_settings
+from flows.server.process import client_settings
 
 pytestmark = pytest.mark.slow
 
@@ -70,7 +70,7 @@ def test_what_was_killed_is_crashed_and_what_was_cancelled_is_cancelled_tasks_to
     local, log = serve(port)
     server = api(client_settings(port, key_of(project)))
     killed_server = begin()
-    os.kill(child_of(local, "flows.guarded"), signal.SIGKILL)
+    os.kill(child_of(local, "flows.server.guarded"), signal.SIGKILL)
     assert local.wait(120) == 1
     assert "the Prefect server ended by itself" in log.read_text()
     assert left_running() == []

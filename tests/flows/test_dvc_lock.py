@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from flows.dvc_lock import lock_holder, waits_for
-from flows.dvc_process import DvcProcess
 from flows.graph import ask_dvc
+from flows.stage.dvc_lock import lock_holder, waits_for
+from flows.stage.dvc_process import DvcProcess
 
 HOLD = """
 import sys

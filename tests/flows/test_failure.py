@@ -1,4 +1,4 @@
-from flows.failure import MAX_CHARACTERS, reason
+from flows.stage.failure import MAX_CHARACTERS, reason
 
 DVC = "ERROR: failed to reproduce 'train@row': failed to run: python stages/train.py row, exited with 1"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.server import client_settings
+from flows.server.process import client_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"

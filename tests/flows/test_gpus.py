@@ -5,8 +5,8 @@ import re
 import pytest
 
 from actionzoo.errors import UserError
-from flows import gpus
-from flows.gpus import Gpu, Gpus, visible_gpus
+from flows.stage import gpus
+from flows.stage.gpus import Gpu, Gpus, visible_gpus
 
 TWO_A100 = """
 echo 'GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5d5ba0d6-d33d-2b2c-524d-9e3d8d2b8a77)'

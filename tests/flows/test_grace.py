@@ -7,7 +7,7 @@ import pytest
 from actionzoo.errors import UserError
 from actionzoo.params import load_params
 from actionzoo.process.supervisor import GRACE_SECONDS
-from flows.grace import grace_seconds
+from flows.stage.grace import grace_seconds
 
 ROOT = Path(__file__).resolve().parents[2]
 

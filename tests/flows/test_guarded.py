@@ -19,7 +19,7 @@ from websockets.sync import client as websocket
 
 from actionzoo.report.page import write_page
 from actionzoo.report.results import ZooReport
-from flows.server import Answer, client_settings, local_server, own_origins, who_answers
+from flows.server.process import Answer, client_settings, local_server, own_origins, who_answers
 
 pytestmark = pytest.mark.slow
 

@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from actionzoo.files.atomic import atomic_write
-from flows.keys import key_file, new_key, settings_file
+from flows.server.keys import key_file, new_key, settings_file
 
 
 def mode_of(path):

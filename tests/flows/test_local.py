@@ -14,7 +14,7 @@ import pytest
 from actionzoo.errors import UserError
 from actionzoo.files.locks import try_lock
 from flows import local
-from flows.server import client_settings
+from flows.server.process import client_settings
 from tests.processes import in_child
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from flows import machine, machines, share
 from flows.graph import read_graph
-from flows.keys import new_key
-from flows.server import client_settings, local_server
+from flows.machines import coordinator as machines
+from flows.machines import machine, share
+from flows.server.keys import new_key
+from flows.server.process import client_settings, local_server
 from tests import processes
 from tests.ports import reserved_port
 from tests.test_end_to_end import SLOWFAST, Workspace, small

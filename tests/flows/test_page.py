@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
-from flows.keys import new_key
-from flows.server import client_settings, local_server, own_origins
+from flows.server.keys import new_key
+from flows.server.process import client_settings, local_server, own_origins
 from tests.ports import reserved_port
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -123,7 +123,10 @@ def test_only_faults_that_may_pass_by_themselves_are_tried_again(make_repository
         "on_a_gpu": stage.format("on_a_gpu", 75, "deps: [in.txt], outs: [on_a_gpu.txt], meta: {retries: 3, gpus: 1}"),
     }
     repository = make_repository("stages:\n" + "".join(f"  {name}: {text}\n" for name, text in stages.items()))
-    program = "from flows import pipeline, stage_run; stage_run.RETRY_SECONDS = (0.1, 0.1); pipeline.main()"
+    program = (
+        "from flows import pipeline; from flows.stage import stage_run; "
+        "stage_run.RETRY_SECONDS = (0.1, 0.1); pipeline.main()"
+    )
     said = subprocess.run(
         [sys.executable, "-c", program], cwd=repository, env=with_server, capture_output=True, text=True, timeout=300
     )
@@ -383,7 +386,7 @@ def test_a_server_that_wants_another_key_is_one_sentence(build, make_repository)
 
 def test_flows_know_nothing_of_the_networks(environment):
     program = """
-import sys, flows.pipeline, flows.local, flows.runs
+import sys, flows.pipeline, flows.local, flows.server.runs
 print([name for name in sys.modules if name.split(".")[0] == "torch" or name.startswith("actionzoo.models")])
 """
     said = subprocess.run([sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True)

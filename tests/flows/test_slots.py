@@ -9,15 +9,15 @@ import threading
 import pytest
 
 from actionzoo.errors import UserError
-from flows import slots
-from flows.command import Stopped
+from flows.stage import slots
+from flows.stage.command import Stopped
 
 ZERO, TWO, THREE = ({str(number): str(number) for number in range(count)} for count in (1, 2, 3))
 
 HOLD = """
 import sys, threading, time
 from pathlib import Path
-from flows import slots
+from flows.stage import slots
 folder, count, *names = sys.argv[1:]
 def on_wait(users):
     print("waiting", flush=True)
@@ -68,7 +68,7 @@ def test_devices_of_a_killed_flow_stay_taken_while_its_stage_still_goes_down(
 import os, threading
 from pathlib import Path
 from actionzoo.process import supervisor
-from flows import command, slots
+from flows.stage import command, slots
 supervisor.GRACE_SECONDS = 3.0
 never = threading.Event()
 words = ["bash", "-c", "trap '' TERM; touch {tmp_path}/begun; while true; do sleep 0.1; done"]

@@ -99,7 +99,7 @@ class Runtime:
     """Longest time between two saved states of a training."""
     keep_states: Positive
     grace_seconds: PositiveFloat = 25.0
-    """From SIGTERM to SIGKILL when a flow stops a stage; flows/grace.py reads it."""
+    """From SIGTERM to SIGKILL when a flow stops a stage; flows/stage/grace.py reads it."""
     share_minutes: Annotated[float, Field(ge=0)]
     """Longest time between two states of a training in DVC's remote, on machines that share one; 0: none there."""
     deterministic: bool

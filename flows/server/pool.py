@@ -11,7 +11,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.exceptions import ObjectNotFound
 
-TEMPLATE = Path(__file__).with_name("work_pool.json")
+TEMPLATE = Path(__file__).parent.with_name("work_pool.json")
 
 
 def is_deployed(name: str) -> bool:

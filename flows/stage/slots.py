@@ -18,7 +18,7 @@ from urllib.parse import quote
 
 from actionzoo.errors import UserError
 from actionzoo.files.locks import locked, try_lock, unlock
-from flows.command import Stopped
+from flows.stage.command import Stopped
 
 POLL_SECONDS = 0.2
 

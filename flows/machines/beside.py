@@ -1,6 +1,6 @@
 """Run a stage's command without DVC: for a machine that takes part in a training that another machine builds.
 
-python -m flows.beside STAGE
+python -m flows.machines.beside STAGE
 """
 
 import os

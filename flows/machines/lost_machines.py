@@ -54,7 +54,7 @@ def watch(client: SyncPrefectClient, deployment: UUID) -> None:
     for name, (after, expect, within, message) in rules.items():
         rule = AutomationCore(
             name=name,
-            description="Made by actionzoo (flows/lost_machines.py).",
+            description="Made by actionzoo (flows/machines/lost_machines.py).",
             trigger=EventTrigger(
                 match=ResourceSpecification({"prefect.resource.id": "prefect.flow-run.*"}),
                 match_related=related,

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from actionzoo.process.stage import repair_rwlock
 from actionzoo.process.supervisor import descendants
-from flows import cluster, device_shell
-from flows.command import Command
-from flows.dvc_lock import lock_holder
+from flows import cluster
+from flows.stage import device_shell
+from flows.stage.command import Command
+from flows.stage.dvc_lock import lock_holder
 
 POLL_SECONDS, LOOK_SECONDS = 0.1, 3.0
 _SHELL = Path(__file__).with_name("device_shell")
@@ -23,7 +24,7 @@ SECRET = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH
 
 
 class DvcProcess:
-    """`python -m ARGUMENTS`, which is `dvc repro` or flows/beside.py. To be used by the thread that makes it."""
+    """`python -m ARGUMENTS`, which is `dvc repro` or machines/beside.py. To be used by the thread that makes it."""
 
     def __init__(
         self,

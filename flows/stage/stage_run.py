@@ -28,12 +28,13 @@ from prefect.utilities.engine import emit_task_run_state_change_event
 
 from actionzoo.errors import TEMPORARY, UserError
 from actionzoo.files.addresses import without_secrets
-from flows import failure, progress, share, slots
-from flows.command import Stopped
-from flows.dvc_lock import waits_for
-from flows.dvc_process import SECRET, DvcProcess
 from flows.graph import Stage
+from flows.machines import share
 from flows.request import Machine, Outcome, What
+from flows.stage import failure, progress, slots
+from flows.stage.command import Stopped
+from flows.stage.dvc_lock import waits_for
+from flows.stage.dvc_process import SECRET, DvcProcess
 
 RETRY_SECONDS = (10.0, 60.0, 300.0)
 """Pauses before a stage with `meta.retries` is run again. One that uses GPUs is not."""
@@ -198,7 +199,7 @@ class StageRun:
             # the flag stands before the command; without it, DVC gives up if its lock is held for 3 seconds
             arguments = ["dvc", "--wait-for-lock", "repro", *(["-f"] if self._forced else []), "-s", stage.name]
             if stage.name in machine.beside:
-                arguments = ["flows.beside", stage.name]
+                arguments = ["flows.machines.beside", stage.name]
             self._dvc = DvcProcess(
                 arguments,
                 root=machine.root,

@@ -4,7 +4,7 @@
       └ zoo/machine for each model         on the queue `machines`, which the workers of all machines poll
 
 Every machine has its own clone of the project, and all share what they build through DVC's default remote
-(flows/share.py). A machine that dies stops sending the heartbeats of its flow runs. An automation of the Prefect server
+(share.py). A machine that dies stops sending the heartbeats of its flow runs. An automation of the Prefect server
 then marks them as crashed, and the flow run that gave the model away gives it to another machine, which goes on from
 the last saved state in the remote (src/actionzoo/jobs/shared_states.py).
 
@@ -22,10 +22,10 @@ from prefect.client.schemas.objects import State
 from prefect.states import Failed
 
 from actionzoo.errors import UserError
-from flows import share
-from flows.given_models import GivenModels
 from flows.graph import Stage, read_graph
-from flows.machine import ADD_REMOTE, project_of
+from flows.machines import share
+from flows.machines.given_models import GivenModels
+from flows.machines.machine import ADD_REMOTE, project_of
 from flows.pipeline import build
 from flows.request import Outcome, Request
 

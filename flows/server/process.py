@@ -1,7 +1,7 @@
 """A Prefect server on this machine, for its user only, for as long as it is needed.
 
-It listens on loopback, answers only requests that carry its key (flows/keys.py), and refuses requests of foreign pages
-(flows/guarded.py).
+It listens on loopback, answers only requests that carry its key (keys.py), and refuses requests of foreign pages
+(guarded.py).
 
 Prefect can start a temporary server itself. That one is in the flow's process group, so Ctrl-C ends it first and the
 flow then retries for minutes; and it outlives a flow that is killed. This one has a session of its own and a supervisor
@@ -28,7 +28,7 @@ from actionzoo.files.addresses import without_secrets
 from actionzoo.process.supervisor import end, supervised
 
 HOST = "127.0.0.1"
-FILES = "/files"  # below it, the server shows the reports and runs of a checkout (flows/guarded.py)
+FILES = "/files"  # below it, the server shows the reports and runs of a checkout (flows/server/guarded.py)
 START_SECONDS = 180.0  # the first start creates a database; 10 s is usual
 
 
@@ -53,7 +53,7 @@ def local_server(port: int, key: str, *, with_ui: bool, files: Path | None = Non
     with _bind(port) as bound, log.open("w") as output:
         fd, shown = bound.fileno(), ["--files", str(files)] if files else []
         server = subprocess.Popen(
-            supervised([sys.executable, "-m", "flows.guarded", "--port", str(port), "--fd", str(fd), *shown]),
+            supervised([sys.executable, "-m", "flows.server.guarded", "--port", str(port), "--fd", str(fd), *shown]),
             pass_fds=[fd],
             env={**os.environ, **client_settings(port, key), **_server_settings(port, key, with_ui)},
             stdin=subprocess.DEVNULL,
@@ -98,9 +98,9 @@ def client_settings(port: int, key: str) -> dict[str, str]:
 
 def _server_settings(port: int, key: str, with_ui: bool) -> dict[str, str]:
     """Environment variables of the server; they override what the user has set for other servers."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     return {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),  # where flows.guarded is
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),  # where guarded.py is
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(port),
         "PREFECT_SERVER_API_AUTH_STRING": key,

@@ -1,6 +1,6 @@
 """Share what stages build with other machines through DVC's default remote.
 
-The flow calls `before` and `after` around each stage that it runs, on machines that share (flows/machines.py). The
+The flow calls `before` and `after` around each stage that it runs, on machines that share (see coordinator.py). The
 transport is DVC's run cache: a stage that another machine has built with the same inputs is restored, without git and
 without dvc.lock of that machine. The files of a stage are pushed first, and its entry in the run cache after them, so
 an entry that can be seen has its files.
@@ -8,8 +8,8 @@ an entry that can be seen has its files.
 Stages of the data (`download`, `resize`, `frames`) are not fetched: DVC does not see archives and shards, so each
 machine builds its own, or finds those under a data root that machines share (ACTIONZOO_DATA).
 
-    python -m flows.share fetch [--commit] STAGE...     restores stages; prints the names of those that it restored
-    python -m flows.share push STAGE...
+    python -m flows.machines.share fetch [--commit] STAGE...     restores stages; prints their names
+    python -m flows.machines.share push STAGE...
 """
 
 import argparse
@@ -23,10 +23,10 @@ from typing import Any
 from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.process.stage import repair_rwlock
-from flows import command
-from flows.dvc_process import SECRET
 from flows.graph import Stage
 from flows.request import Machine
+from flows.stage import command
+from flows.stage.dvc_process import SECRET
 
 RETRY_SECONDS: Sequence[float] = (5, 20, 60)
 """Before each further attempt while the remote cannot be reached."""
@@ -152,7 +152,11 @@ def _patiently(root: Path, words: Sequence[str], stop: threading.Event, log: Cal
         lines: list[str] = []
         repair_rwlock(root)
         status = command.run(
-            [sys.executable, "-m", "flows.share", *words], cwd=root, env=_environment(), on_line=lines.append, stop=stop
+            [sys.executable, "-m", "flows.machines.share", *words],
+            cwd=root,
+            env=_environment(),
+            on_line=lines.append,
+            stop=stop,
         )
         if status == 0:
             return lines
@@ -166,7 +170,7 @@ def _patiently(root: Path, words: Sequence[str], stop: threading.Event, log: Cal
 
 
 def _environment() -> dict[str, str]:
-    project = str(Path(__file__).resolve().parent.parent)
+    project = str(Path(__file__).resolve().parents[2])
     paths = [project, *filter(None, [os.environ.get("PYTHONPATH")])]
     inherited = {name: value for name, value in os.environ.items() if name not in SECRET}
     return {**inherited, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
@@ -222,7 +226,7 @@ def _push(names: Sequence[str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.share", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m flows.machines.share", description=__doc__)
     parser.add_argument("what", choices=["fetch", "push"])
     parser.add_argument("--commit", action="store_true", help="fetch: write dvc.lock, as `dvc repro` does")
     parser.add_argument("stages", nargs="+", metavar="STAGE")

@@ -1,4 +1,4 @@
-"""What one machine does about a model that was given to it: build it, and share it. See flows/machines.py."""
+"""What one machine does about a model that was given to it: build it, and share it. See coordinator.py."""
 
 import hashlib
 import json
@@ -26,14 +26,15 @@ from prefect.states import Failed
 from actionzoo.errors import UserError
 from actionzoo.jobs.shared_states import SHARES
 from actionzoo.jobs.torchrun import NODES, RENDEZVOUS
-from flows import data_set, share
+from flows import data_set
 from flows.graph import Stage, read_graph
-from flows.lost_machines import ends_with_its_flow_run
+from flows.machines import share
+from flows.machines.lost_machines import ends_with_its_flow_run
 from flows.pipeline import THREADS, build
 from flows.request import Request
 from flows.run_labels import show_begun, show_waiting
-from flows.runs import announce
-from flows.server import free_port
+from flows.server.process import free_port
+from flows.server.runs import announce
 
 ADD_REMOTE = "add one that all machines reach, such as `dvc remote add --default team ssh://host/zoo`"
 

@@ -1,6 +1,6 @@
-"""Prefect's server behind a check of the Host and Origin headers. flows/server.py starts it:
+"""Prefect's server behind a check of the Host and Origin headers. flows/server/process.py starts it:
 
-    python -m flows.guarded --port 4200 --fd 3 --files /path/to/actionzoo
+    python -m flows.server.guarded --port 4200 --fd 3 --files /path/to/actionzoo
 
 Prefect checks the key of a request but not its Host header, so a page on a foreign name that resolves to 127.0.0.1
 (DNS rebinding) would count as the server's own. It also executes requests with a foreign Origin, though browsers then
@@ -26,7 +26,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import actionzoo
-from flows.server import FILES, own_origins
+from flows.server.process import FILES, own_origins
 
 FRAMES = [(b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'")]
 """Headers that keep foreign pages from showing ours in a frame (clickjacking)."""
@@ -151,7 +151,9 @@ _HEADERS = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m flows.guarded", description="For flows.local and flows.pipeline.")
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.server.guarded", description="For flows.local and flows.pipeline."
+    )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--fd", type=int, required=True, help="descriptor of a socket that is bound to the port")
     parser.add_argument("--files", type=Path, help="checkout whose reports and runs are shown; default: none are")

@@ -15,8 +15,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from actionzoo.errors import UserError
-from flows.lost_machines import watch
-from flows.runs import WORKER_LABEL
+from flows.machines.lost_machines import watch
+from flows.server.runs import WORKER_LABEL
 
 DEPLOYMENT = "zoo/machine"
 TAG = "machine"
