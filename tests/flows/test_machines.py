@@ -148,6 +148,32 @@ def test_a_checkout_that_a_worker_of_another_machine_uses_is_refused(monkeypatch
             pass
 
 
+@pytest.mark.parametrize("name", ["work_pool.json", "templates/kubernetes.json"])
+def test_no_flow_run_chooses_what_its_process_is(name):
+    """Prefect replaces {{ names }} of a template by values of the flow run, where the template has such a variable."""
+    template = json.loads((ROOT / "flows" / name).read_text())
+    variables = template["variables"]
+    assert variables["additionalProperties"] is False
+    used = set(re.findall(r"{{ *(\w+) *}}", json.dumps(template["job_configuration"])))
+    assert used == variables["properties"].keys() <= {"gpus", "namespace"}
+    assert not {"command", "env", "image", "working_dir"} & template["job_configuration"].keys()
+
+
+def test_prefect_kubernetes_makes_a_job_of_the_template():
+    worker = pytest.importorskip("prefect_kubernetes.worker", reason="prefect-kubernetes is not installed")
+    import asyncio
+
+    template = json.loads((ROOT / "flows/templates/kubernetes.json").read_text())
+    made = asyncio.run(worker.KubernetesWorkerJobConfiguration.from_template_and_values(template, {"gpus": 4}))
+    (container,) = made.job_manifest["spec"]["template"]["spec"]["containers"]
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
+    assert made.job_manifest["metadata"]["namespace"] == "actionzoo"
+
+
+def test_the_script_for_slurm_is_one_for_bash():
+    subprocess.run(["bash", "-n", ROOT / "flows/templates/slurm.sbatch"], check=True)
+
+
 @pytest.fixture
 def stop():
     import threading
@@ -247,7 +273,7 @@ def origin(tmp_path_factory) -> Path:
     del params["datasets"]["demo"]["overrides"]["csn"]
     params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
     params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
-    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 6, "val_interval": 3}
+    params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"] |= {"epochs": 5, "val_interval": 2}
     params["runtime"] |= {"workers": 1, "jobs": 1, "save_minutes": 0.01, "share_minutes": 0.001}
     workspace.published = {model: workspace.published[SLOWFAST] for model in MODELS}
     workspace.save()
