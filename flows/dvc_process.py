@@ -19,7 +19,7 @@ from flows.dvc_lock import lock_holder
 
 POLL_SECONDS, LOOK_SECONDS = 0.1, 3.0
 _SHELL = Path(__file__).with_name("device_shell")
-_SECRET = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
+SECRET = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY", "PREFECT_SERVER_API_AUTH_STRING")  # hidden from stages
 
 
 class DvcProcess:
@@ -38,7 +38,7 @@ class DvcProcess:
         patience_seconds: float | None,
     ) -> None:
         """Start it in `root`; `environment` is added to ours. The rest is as for `Command`."""
-        inherited = {name: value for name, value in os.environ.items() if name not in _SECRET}
+        inherited = {name: value for name, value in os.environ.items() if name not in SECRET}
         variables = {
             "PATH": cluster.stage_path(),
             "PYTHONUNBUFFERED": "1",  # else lines are seen long after they were printed

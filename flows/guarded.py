@@ -31,7 +31,7 @@ from flows.server import FILES, own_origins
 FRAMES = [(b"x-frame-options", b"DENY"), (b"content-security-policy", b"frame-ancestors 'none'")]
 """Headers that keep foreign pages from showing ours in a frame (clickjacking)."""
 
-SHOWN_FOLDERS = (Path("report"), Path("runs"), Path("reproduction/report"))
+SHOWN_FOLDERS = (Path("report"), Path("runs"), Path("plots"), Path("reproduction/report"))
 """What is served of the checkout, relative to it: the reports, and what they link to."""
 
 

@@ -18,6 +18,7 @@ import yaml
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
@@ -128,7 +129,7 @@ def _meeting_of(first: UUID) -> str:
     meeting = ""
     with get_client(sync_client=True) as client:
         while True:
-            with suppress(httpx.HTTPError, OSError, ValueError):
+            with suppress(httpx.HTTPError, ObjectNotFound, OSError, ValueError):
                 meeting = meeting or json.loads(client.read_flow_run_input(first, _MEETING))
                 host, _, port = meeting.rpartition(":")
                 socket.create_connection((host, int(port)), timeout=5).close()

@@ -74,7 +74,7 @@ class _Page:
     """None in a repository without params.yaml."""
 
     def text(self) -> str:
-        parts = [self._sentence(), *self._failures(), *self._stages(), *self._accuracies(), *self._links()]
+        parts = [self._sentence(), *self._failures(), *self._links(), *self._stages(), *self._accuracies()]
         return "\n\n".join(parts) + "\n"
 
     def _sentence(self) -> str:
@@ -82,7 +82,8 @@ class _Page:
         began = context.start_time if context else None
         took = f" in {_duration((datetime.now(UTC) - began).total_seconds())}" if began else ""
         on = f" on the data set **{escaped(self.dataset)}**" if self.dataset else ""
-        return f"**{escaped(summary(self.outcomes))}**, of {len(self.outcomes)} stages{on}{took}."
+        count = f"{len(self.outcomes)} stage{'' if len(self.outcomes) == 1 else 's'}"
+        return f"**{escaped(summary(self.outcomes))}**, of {count}{on}{took}."
 
     def _failures(self) -> Iterable[str]:
         failed = [outcome for outcome in self.outcomes if outcome.what == "failed"]
@@ -142,7 +143,7 @@ class _Page:
             return ""
         if len(text) > MAX_TABLE:
             return f"## Table\n\nThe table is too long for this page: {escaped(str(path))}"
-        text = re.sub(r"^(#{1,5} )", r"#\1", text, flags=re.MULTILINE)
+        text = _narrowed(re.sub(r"^(#{1,5} )", r"#\1", text, flags=re.MULTILINE))
         page = self._address(path.with_suffix(".html"))
 
         def absolute(match: re.Match[str]) -> str:
@@ -289,6 +290,25 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """`rows` are Markdown already."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+_LEFT_OUT = {"resolution", "GPUs", "backbone", "pretrain"}
+"""Columns of zoo.md that say nothing of our results; with them, Prefect's page would cut ours off."""
+
+
+def _narrowed(text: str) -> str:
+    """Markdown without these columns of its tables."""
+    lines, kept = [], None
+    for line in text.split("\n"):
+        if not line.startswith("| "):
+            kept = None
+        else:
+            cells = re.split(r"(?<!\\)\|", line)[1:-1]
+            if kept is None:  # the head of a table
+                kept = [number for number, cell in enumerate(cells) if cell.strip() not in _LEFT_OUT]
+            line = f"|{'|'.join(cells[number] for number in kept if number < len(cells))}|"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _time(path: Path) -> str:

@@ -24,6 +24,7 @@ from actionzoo.errors import UserError
 from actionzoo.files.addresses import without_secrets
 from actionzoo.process.stage import repair_rwlock
 from flows import command
+from flows.dvc_process import SECRET
 from flows.graph import Stage
 from flows.request import Machine
 
@@ -167,7 +168,8 @@ def _patiently(root: Path, words: Sequence[str], stop: threading.Event, log: Cal
 def _environment() -> dict[str, str]:
     project = str(Path(__file__).resolve().parent.parent)
     paths = [project, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRET}
+    return {**inherited, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def _fetch(names: Sequence[str], *, commit: bool) -> None:

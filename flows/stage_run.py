@@ -145,18 +145,12 @@ class StageRun:
     def _start(self) -> None:
         """Start DVC, and return when its first command has devices, or DVC has ended."""
         machine, stage = self._machine, self.stage
-        names = {gpu.name: gpu.uuid for gpu in machine.devices.found}
-        if self._kind == "cpu":
-            names = {str(number): str(number) for number in range(machine.cpu_slots)}
-        opened = slots.Slots(machine.slots, slots.machine_kind(self._kind), names)
-        self._devices = self._open.enter_context(contextlib.closing(opened))
         self._lines: deque[str] = deque(maxlen=failure.KEPT_LINES)
         self._has_worked = False
         with contextlib.ExitStack() as place:
             with self._waiting():
-                place.enter_context(
-                    self._places.taken(self._kind, machine.stop, lambda: self._wait_for_devices(opened.users()))
-                )
+                place.enter_context(self._places.taken(self._kind, machine.stop, self._wait_for_place))
+            self._devices = self._open.enter_context(contextlib.closing(self._slots()))
             self._show(Pending(name="Starting", message="DVC looks at what has changed, when its lock is free"))
             # the flag stands before the command; without it, DVC gives up if its lock is held for 3 seconds
             arguments = ["dvc", "--wait-for-lock", "repro", *(["-f"] if self._forced else []), "-s", stage.name]
@@ -168,7 +162,7 @@ class StageRun:
                 environment={**machine.cluster, **progress.environment(machine.root, stage.name)},
                 on_line=self._on_line,
                 stop=machine.stop,
-                locks=[*self._own.descriptors, *opened.descriptors],
+                locks=[*self._own.descriptors, *self._devices.descriptors],
                 grace_seconds=machine.grace_seconds,
                 patience_seconds=machine.patience_seconds,
             )
@@ -276,6 +270,18 @@ class StageRun:
             yield
         finally:
             self._waited += time.monotonic() - began
+
+    def _slots(self) -> slots.Slots:
+        """Those of which the stage gets some."""
+        machine = self._machine
+        names = {gpu.name: gpu.uuid for gpu in machine.devices.found}
+        if self._kind == "cpu":
+            names = {str(number): str(number) for number in range(machine.cpu_slots)}
+        return slots.Slots(machine.slots, slots.machine_kind(self._kind), names)
+
+    def _wait_for_place(self) -> None:
+        with contextlib.closing(self._slots()) as opened:  # not kept open: hundreds of stages may wait
+            self._wait_for_devices(opened.users())
 
     def _wait_for_devices(self, users: Mapping[str, str]) -> None:
         used = [f"{name} is used by {holder}" for name, holder in users.items() if holder]

@@ -8,7 +8,15 @@ import pytest
 from actionzoo.kinetics.synthetic import Mirror, make_mirror
 from actionzoo.params import load_params
 
-_LONG = ("test_end_to_end", "test_run_cache", "test_dvc_page", "test_pipeline", "test_overfitting")
+_LONG = (
+    "test_end_to_end",
+    "test_pipeline",
+    "test_dvc_page",
+    "test_run_cache",
+    "test_local",
+    "test_guarded",
+    "test_scale",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

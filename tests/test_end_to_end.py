@@ -5,13 +5,11 @@ import csv
 import hashlib
 import json
 import os
-import random
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from actionzoo.kinetics.labels import kinetics400
 from actionzoo.kinetics.manifest import count_states, label_map, read_manifest
 from actionzoo.kinetics.serve import serve
 from actionzoo.params import load_params
+from actionzoo.run_files import RunFiles
 from actionzoo.zoo import build_model
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -144,8 +143,8 @@ def test_published_weights_are_tested_by_a_graph_of_their_own(demo):
 
 
 def test_metrics_and_plots_show_both_rows(demo):
-    assert demo.run("dvc", "metrics", "show").count("top1") >= 1
-    assert SLOWFAST in demo.run("dvc", "metrics", "show")
+    table = demo.run("dvc", "metrics", "show")
+    assert all(f"{row}/{name}.json" in table for row in (SLOWFAST, CSN) for name in ("train", "test", "speed"))
     assert demo.run("dvc", "plots", "show").strip().endswith(".html")
     assert "evaluate@" in demo.run("dvc", "dag", "--mermaid")
 
@@ -194,13 +193,6 @@ def test_the_flow_finds_everything_up_to_date_without_a_server(demo):
     assert f"evaluate@{SLOWFAST} is up to date" in printed
 
 
-def test_another_learning_rate_reruns_that_rows_training_evaluation_and_the_report_alone(demo):
-    demo.params["recipes"][CSN]["optim"]["lr"] *= 0.5
-    demo.save()
-    ran, _ = demo.repro()
-    assert sorted(ran) == sorted(["settings", f"train@{CSN}", f"evaluate@{CSN}", "report"])
-
-
 def test_switching_the_data_set_there_and_back_repeats_no_training_and_loses_no_file(demo):
     demo.params["datasets"]["other"] = {**demo.params["datasets"]["demo"]}
     demo.params["datasets"]["other"]["synthetic"] = {**demo.params["datasets"]["demo"]["synthetic"], "seed": 1}
@@ -229,36 +221,6 @@ def contents(root: Path) -> dict[Path, str]:
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
 
 
-def test_a_killed_training_goes_on_from_its_last_epoch(demo):
-    overrides = demo.params["datasets"]["demo"]["overrides"]["slowfast"]["schedule"]
-    overrides["epochs"] = 3
-    demo.save()
-    with subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro", f"train@{SLOWFAST}"], cwd=demo.root, env=demo.environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:  # fmt: skip
-        for line in process.stdout:
-            if line.startswith("Epoch [2]"):
-                process.kill()
-                break
-    _, printed = demo.repro(f"train@{SLOWFAST}")
-    assert "resuming an interrupted training after epoch 1" in printed
-    epochs = [int(number) for number in re.findall(r"^Epoch \[(\d+)\]", printed, re.MULTILINE)]
-    assert sorted(set(epochs)) == [2, 3]
-
-
-def trained(demo, work_dir: Path, kill_at: int | None = None) -> None:
-    """`actionzoo train` there; killed as soon as that many lines are in its log.json."""
-    command = [sys.executable, "-m", "actionzoo.cli", "train", SLOWFAST, "--work-dir", work_dir, "--validate",
-               "--seed", "3", "--deterministic"]  # fmt: skip
-    with (work_dir.parent / f"{work_dir.name}.txt").open("a") as printed:
-        process = subprocess.Popen(command, cwd=demo.root, env=demo.environment, stdout=printed, stderr=printed)
-        while process.poll() is None:
-            if kill_at and sum(path.read_text().count("\n") for path in work_dir.glob("*.log.json")) > kill_at:
-                process.kill()
-            time.sleep(0.02)
-    assert process.returncode == (-signal.SIGKILL if kill_at else 0), Path(printed.name).read_text()[-3000:]
-
-
 def without_clocks(log: Path) -> list[dict]:
     clocks = ("time", "data_time", "work_dir", "env_info")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -268,25 +230,44 @@ def without_clocks(log: Path) -> list[dict]:
 def test_a_training_killed_again_and_again_leaves_the_files_of_an_undisturbed_one(demo, tmp_path):
     """Weights, curves and log.json; the loop alone is killed ten times in tests/engine/test_train.py."""
     before = demo.params["datasets"]["demo"]["overrides"]["slowfast"], demo.params["runtime"]
-    slowfast, demo.params["runtime"] = copy.deepcopy(before[0]), {**before[1], "save_minutes": 0.0001}
-    slowfast["optim"]["videos_per_gpu"], slowfast["schedule"]["epochs"] = 2, 2
+    slowfast = copy.deepcopy(before[0])
+    slowfast["optim"]["videos_per_gpu"], slowfast["schedule"]["epochs"] = 4, 2
     demo.params["datasets"]["demo"]["overrides"]["slowfast"] = slowfast
+    demo.params["runtime"] = {**before[1], "save_minutes": 0.0001, "deterministic": True}
     demo.save()
     try:
-        trained(demo, tmp_path / "whole")
-        (log,) = (tmp_path / "whole").glob("*.log.json")
-        num_lines = len(without_clocks(log))
-        for kill_at in sorted(random.Random(0).sample(range(2, num_lines - 1), 3)):
-            trained(demo, tmp_path / "cut", kill_at)
-        trained(demo, tmp_path / "cut")
+        demo.run("actionzoo.cli", "train", SLOWFAST, "--work-dir", str(tmp_path), "--validate")
+        files, finished = RunFiles(demo.root, "demo", SLOWFAST), set(demo.root.glob("runs/demo/*/*.log.json"))
+        printed = [
+            killed(demo, "Epoch [1][2/3]", everything=False),
+            killed(demo, "Epoch [2][2/3]", everything=True),
+            demo.repro(f"train@{SLOWFAST}")[1],
+        ]
     finally:
         demo.params["datasets"]["demo"]["overrides"]["slowfast"], demo.params["runtime"] = before
         demo.save()
-    assert (tmp_path / "cut.txt").read_text().count("resuming an interrupted training") == 3
-    (other,) = (tmp_path / "cut").glob("*.log.json")
+    assert ["resuming an interrupted training" in text for text in printed] == [False, True, True]
+    assert "after epoch 1" in printed[-1] and "Epoch [1]" not in printed[-1]
+    (log,), (other,) = tmp_path.glob("*.log.json"), set(files.run.glob("*.log.json")) - finished
     assert without_clocks(other) == without_clocks(log)
-    for name in ("best.pth", "latest.pth", "loss.csv", "top1.csv", "train.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    for path in (files.best, files.latest, files.plot("loss"), files.plot("top1"), files.metrics("train")):
+        assert path.read_bytes() == (tmp_path / path.name).read_bytes(), path.name
+
+
+def killed(demo, line: str, *, everything: bool) -> str:
+    """What DVC and its training print until that line, and SIGKILL: for DVC, with which its stage ends, or for all."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", f"train@{SLOWFAST}"], cwd=demo.root, env=demo.environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True) as process:  # fmt: skip
+        printed = ""
+        for text in process.stdout:
+            printed += text
+            if text.startswith(line):
+                break
+        else:
+            raise AssertionError(printed[-3000:])
+        (os.killpg if everything else os.kill)(process.pid, signal.SIGKILL)
+        return printed + process.stdout.read()  # which ends with the last process
 
 
 def test_two_processes_train_and_test_a_row_together(demo):
@@ -302,17 +283,12 @@ def test_two_processes_train_and_test_a_row_together(demo):
         ran, printed = demo.repro(f"evaluate@{SLOWFAST}")
         assert {f"train@{SLOWFAST}", f"evaluate@{SLOWFAST}"} <= set(ran)
         assert "batch      6 = 2 processes x 3 videos x 1 accumulated" in printed and "2 x cpu" in printed
-        together = json.loads((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
-        demo.params["runtime"] = before
-        demo.save()
-        demo.repro("-f", "-s", f"evaluate@{SLOWFAST}")
     finally:
         demo.params["runtime"] = before
         del optim["videos_per_gpu"], optim["batch_norm"]
         demo.save()
-    alone = json.loads((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
-    assert together["metrics"] == pytest.approx(alone["metrics"])
-    assert len(together["clips"]) == len(alone["clips"]) == alone["metrics"]["clips"]
+    result = json.loads((demo.root / "runs/demo" / SLOWFAST / "result.json").read_text())
+    assert len(result["clips"]) == result["metrics"]["clips"] == result["metrics"]["listed"]
     client = MlflowClient(f"sqlite:///{demo.root / 'mlflow.db'}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "demo"]
     runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{SLOWFAST}'")
@@ -353,11 +329,6 @@ def test_a_training_starts_from_the_weights_that_its_recipe_names(demo, tmp_path
     record = json.loads((demo.root / "runs/demo" / CSN / "recipe.json").read_text())
     assert record["init_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
 
-    # a row's name means its published checkpoint
-    init["weights"], demo.published[CSN]["ckpt"] = CSN, str(path)
-    demo.save()
-    assert f"{path.name}: backbone weights" in demo.repro(f"train@{CSN}")[1]
-
     init["weights"] = str(tmp_path / "nowhere.pth")
     demo.save()
     printed = demo.run("dvc", "repro", f"train@{CSN}", succeeds=False)
@@ -380,7 +351,9 @@ def real(tmp_path_factory):
     with serve(MINI) as url:
         workspace = Workspace(tmp_path_factory.mktemp("real") / "actionzoo", ACTIONZOO_SOURCE=url)
         small(workspace.params)
+        # the parts that hold eight of its clips of train and six of val: other clips are missing
         workspace.params["data"]["name"] = "mirror"
+        workspace.params["datasets"]["mirror"] |= {"splits": ["train", "val"], "parts": "0", "max_bad_share": 0.8}
         workspace.save()
         workspace.repro(f"evaluate@{SLOWFAST}", f"evaluate@{CSN}")
         yield workspace
@@ -389,21 +362,17 @@ def real(tmp_path_factory):
 def test_real_video_runs_from_archives_to_results_for_both_rows(real):
     for row in (SLOWFAST, CSN):
         result = yaml.safe_load((real.root / "runs/mirror" / row / "result.json").read_text())
-        assert len(result["clips"]) == result["metrics"]["clips"] == result["metrics"]["listed"] == 12
+        assert len(result["clips"]) == result["metrics"]["clips"] == 6 and result["metrics"]["listed"] == 12
         assert all(abs(sum(clip["scores"]) - 1) < 1e-4 for clip in result["clips"].values())
 
 
 @pytest.mark.parametrize("form", ["videos_256", "frames_320"])
-def test_every_flaw_of_the_real_mirror_is_in_the_manifest_with_its_reason(real, form):
+def test_what_the_real_mirror_lacks_is_in_the_manifest_with_its_reason(real, form):
+    """All its flaws: tests/kinetics/test_resize.py."""
     clips = read_manifest(real.root / "data/mirror" / form / "manifest.csv")
     by_id = {clip.video_id[:11]: clip for clip in clips}
     assert by_id["0Hfz6CHyh9t"].state == "replaced" and by_id["0Hfz6CHyh9t"].reason
-    assert by_id["4HNUTCp2PnY"].state == "corrupt" and "zero bytes" in by_id["4HNUTCp2PnY"].reason
     assert by_id["5_4HeUgqvfS"].state == by_id["AAAAAAAAAAA"].state == "missing"
-    assert by_id["BBBBBBBBBBB"].state == "unlisted" and by_id["BBBBBBBBBBB"].reason
     counts = count_states(clips)
-    listed = {
-        split: sum(count for state, count in states.items() if state != "unlisted") for split, states in counts.items()
-    }
-    assert listed == {"train": 33, "val": 12, "test": 4}
-    assert (counts["train"]["ok"], counts["val"]["ok"], counts["test"]["ok"]) == (29, 12, 4)
+    assert {split: sum(states.values()) for split, states in counts.items()} == {"train": 33, "val": 12}
+    assert (counts["train"]["ok"], counts["val"]["ok"]) == (7, 6)

@@ -27,7 +27,7 @@ class EightClips:
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
         self.batch = SimpleNamespace(
-            views=F.interpolate(torch.randn(8, 3, 8, 6, 6, generator=generator), size=(16, 40, 40), mode="trilinear"),
+            views=F.interpolate(torch.randn(8, 3, 8, 6, 6, generator=generator), size=(16, 24, 24), mode="trilinear"),
             labels=torch.arange(8) % 4,
             video_ids=[f"clip{i}" for i in range(8)],
             undecodable=[],
@@ -48,7 +48,7 @@ class EightClips:
 def test_eight_clips_are_learnt_by_heart(family, tmp_path):
     torch.manual_seed(0)
     data, recorder = TrainingData(EightClips(), EightClips(), lambda views: views), Recorder()
-    settings = plan(lr=0.003, epochs=40, momentum=0.9, val_interval=40, log_interval=1, checkpoint_interval=40)
+    settings = plan(lr=0.005, epochs=24, momentum=0.9, val_interval=24, log_interval=1, checkpoint_interval=24)
 
     train(NETWORKS[family](), data, settings, StateFolder(tmp_path), recorder)
 

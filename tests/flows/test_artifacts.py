@@ -46,7 +46,7 @@ GRAPH = f"""
     """
 
 STAGE = """
-    import json, sys, time
+    import json, os, sys, time
     from pathlib import Path
     from actionzoo.process.progress import progress
     from actionzoo.process.stage import stage
@@ -66,7 +66,7 @@ STAGE = """
                 on_progress(model, done, 100_000)
                 done += 1
                 time.sleep(0.2)
-        Path(f"trained_{model}.txt").write_text(model)
+        Path(f"trained_{model}.txt").write_text(os.environ["ACTIONZOO_FLOW_RUN_URL"])
 
     def evaluate():
         path = Path("metrics/demo/evaluate", model, "test.json")
@@ -76,8 +76,8 @@ STAGE = """
     def report():
         out = Path("report/demo")
         out.mkdir(parents=True, exist_ok=True)
-        row = "| [m_long](<zoo.html#m_long>) | **25.00**\\u2020 | [ckpt](<https://example.org/x.pth>) / [ours](<../../runs/demo/m_long/best.pth>) |"
-        (out / "zoo.md").write_text(f"# Model zoo on demo\\n\\n> **This is not Kinetics-400.**\\n\\n| config | top1 | ckpt |\\n| --- | --- | --- |\\n{row}\\n")
+        row = "| [m_long](<zoo.html#m_long>) | ResNet50 \\\\| x | **25.00**\\u2020 | [ckpt](<https://example.org/x.pth>) / [ours](<../../runs/demo/m_long/best.pth>) |"
+        (out / "zoo.md").write_text(f"# Model zoo on demo\\n\\n> **This is not Kinetics-400.**\\n\\n| config | backbone | top1 | ckpt |\\n| --- | --- | --- | --- |\\n{row}\\n")
         (out / "zoo.html").write_text("<h1>the zoo</h1>")
 
     def bad():
@@ -178,6 +178,12 @@ def test_the_page_links_to_the_runs_in_mlflow(page):
     assert "- [train m_long in MLflow](<https://mlflow.example/#/experiments/1/runs/m_long>)\n" in page
     local = "- [train m_b in MLflow](<http://127.0.0.1:5000/#/experiments/1/runs/m_b>) (after `make ui`)"
     assert local in page
+
+
+def test_a_stage_can_record_the_address_of_its_flow_run(built, checkout, with_server):
+    server = with_server["PREFECT_API_URL"].removesuffix("/api")
+    address = f"{server}/runs/flow-run/{built[1]['flow_run_id']}"
+    assert (checkout / "trained_m_b.txt").read_text() == address
 
 
 def test_without_the_report_the_page_shows_the_accuracies_of_the_run(page, checkout, with_server, client):

@@ -85,10 +85,20 @@ command.run(["bash", "-c", "bash -c 'touch begun; sleep 600; true'; true"], cwd=
 
 
 def test_a_stage_that_saves_for_longer_than_the_flow_waits_is_left_to_its_supervisor(tmp_path, environment, wait_for):
-    words = f"trap 'sleep 2; touch {tmp_path}/saved; exit' TERM; echo begun; while true; do sleep 0.1; done"
+    program = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    time.sleep(2)
+    Path("saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+print("begun", flush=True)
+time.sleep(600)
+"""
     begun = threading.Event()
     left = command.Command(
-        ["bash", "-c", words],
+        [sys.executable, "-c", program],
         cwd=tmp_path,
         env=environment,
         on_line=lambda line: begun.set(),

@@ -270,6 +270,8 @@ def origin(tmp_path_factory) -> Path:
     workspace = Workspace(folder / "origin")
     small(workspace.params)
     params, recipe = workspace.params, workspace.params["recipes"][SLOWFAST]
+    params["datasets"]["demo"]["synthetic"] |= {"train_clips": 2, "val_clips": 1}  # one step an epoch
+    params["datasets"]["demo"]["max_bad_share"] = 0.5
     del params["datasets"]["demo"]["overrides"]["csn"]
     params["recipes"] = {model: recipe | {"seed": seed} for seed, model in enumerate(MODELS)}
     params["datasets"]["demo"]["demo_recipes"] = MODELS[:1]
@@ -295,14 +297,15 @@ class Hosts:
         self.coordinator.run("prefect", "--no-prompt", "deploy", "--all")
 
     @contextlib.contextmanager
-    def working(self) -> Iterator[None]:
-        """Workers on all machines; nothing is left of them after the block."""
-        workers = [self.coordinator.start("--queue", "default", "--limit", "1"), self.left.start(), self.right.start()]
+    def working(self) -> Iterator[dict[str, subprocess.Popen]]:
+        """Workers on all machines, by name; nothing is left of them after the block."""
+        workers = {"coordinator": self.coordinator.start("--queue", "default", "--limit", "1")}
+        workers |= {name: self.all[name].start() for name in ("left", "right")}
         try:
-            yield
-            for worker in workers:
+            yield workers
+            for worker in workers.values():
                 worker.send_signal(signal.SIGINT)
-            for worker in workers:
+            for worker in workers.values():
                 worker.wait(120)
         finally:
             for machine in self.all.values():
@@ -332,7 +335,7 @@ def hosts(tmp_path_factory, origin, server, environment) -> Hosts:
 
 
 @pytest.mark.slow
-def test_models_train_on_two_machines_and_one_of_them_dies(hosts, server, wait_for, api):
+def test_models_train_on_two_machines_of_which_one_dies_and_the_other_is_stopped(hosts, server, wait_for, api):
     client, models = api(server), MODELS[:3]
 
     def children() -> list[dict]:
@@ -341,42 +344,64 @@ def test_models_train_on_two_machines_and_one_of_them_dies(hosts, server, wait_f
     def of(name: str) -> dict | None:
         return next((run for run in children() if run["labels"].get("prefect.worker.name") == name), None)
 
-    with hosts.working():
+    def start(number: int) -> dict | None:
+        """The flow run to which the model of the killed machine was given."""
+        return next((run for run in children() if run["name"] == f"{killed['name']} · start {number}"), None)
+
+    with hosts.working() as workers:
         parent = hosts.order(f"models={json.dumps(models)}")
         wait_for(lambda: (run := of("left")) and hosts.states(run["name"]) and of("right"), 300)
         assert sorted(run["state_type"] for run in children()) == ["RUNNING", "RUNNING", "SCHEDULED"]
         killed = of("left")
         hosts.left.die()
+
+        wait_for(lambda: (run := start(2)) and run["state_type"] == "RUNNING", 300)
+        shutil.rmtree(hosts.left.root / ".scratch")  # it comes back without its own states
+        workers["left"] = hosts.left.start()
+        workers["right"].send_signal(signal.SIGINT)  # it hands the model back, as before a maintenance
         wait_for(lambda: client.get(f"/flow_runs/{parent}").json()["state_type"] in ("COMPLETED", "FAILED"), 600)
 
     state = client.get(f"/flow_runs/{parent}").json()["state"]
     assert state["type"] == "COMPLETED", state["message"]
     crashed = client.get(f"/flow_runs/{killed['id']}").json()
     assert crashed["state"]["type"] == "CRASHED" and "heartbeat" in crashed["state"]["message"]
-    again = next(run for run in children() if run["name"] == f"{killed['name']} · start 2")
-    assert again["labels"]["prefect.worker.name"] == "right"
-    lines = client.post("/logs/filter", json={"logs": {"flow_run_id": {"any_": [again["id"]]}}, "limit": 200}).json()
-    assert any("going on from state-" in line["message"] for line in lines), lines
+    assert [(run["labels"]["prefect.worker.name"], run["state_type"]) for run in (start(2), start(3))] == [
+        ("right", "CANCELLED"),
+        ("left", "COMPLETED"),
+    ]
+    of_starts = {"logs": {"flow_run_id": {"any_": [start(2)["id"], start(3)["id"]]}}, "limit": 200}
+    lines = [line["message"] for line in client.post("/logs/filter", json=of_starts).json()]
+    assert any("going on from state-" in line for line in lines), lines
     assert hosts.status(*models) == {}
     assert not any(hosts.states(model) for model in models)
 
 
 @pytest.mark.slow
-def test_two_machines_train_a_model_together(hosts, server, wait_for, api):
-    """Also the one that has died before."""
+def test_two_machines_train_a_model_together_and_a_cancel_reaches_both(hosts, server, wait_for, api):
+    """Also the machine that has died before."""
     client, model = api(server), MODELS[3]
+
+    def ended(run: str) -> dict | None:
+        state = client.get(f"/flow_runs/{run}").json()["state"]
+        return state if state["type"] in ("COMPLETED", "FAILED", "CANCELLED", "CRASHED") else None
+
+    def children() -> dict[str, str]:
+        """Worker -> state of its newest flow run."""
+        tags = {"tags": {"all_": ["machine", f"model:{model}"]}}
+        found = client.post("/flow_runs/filter", json={"flow_runs": tags, "sort": "START_TIME_ASC"}).json()
+        workers = [(run["labels"].get("prefect.worker.name"), run["state_type"]) for run in found]
+        return {worker: state for worker, state in workers if worker}
+
     with hosts.working():
         parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
-        wait_for(lambda: client.get(f"/flow_runs/{parent}").json()["state_type"] in ("COMPLETED", "FAILED"), 600)
-    state = client.get(f"/flow_runs/{parent}").json()["state"]
-    assert state["type"] == "COMPLETED", state["message"]
-    found = client.post(
-        "/flow_runs/filter", json={"flow_runs": {"tags": {"all_": ["machine", f"model:{model}"]}}}
-    ).json()
-    assert {run["labels"]["prefect.worker.name"]: run["state_type"] for run in found} == {
-        "left": "COMPLETED",
-        "right": "COMPLETED",
-    }
+        wait_for(lambda: children() == dict.fromkeys(["left", "right"], "RUNNING"), 120)
+        client.post(f"/flow_runs/{parent}/set_state", json={"state": {"type": "CANCELLING"}})
+        wait_for(lambda: ended(parent) and children() == dict.fromkeys(["left", "right"], "CANCELLED"), 120)
+
+        parent = hosts.order(f"models={json.dumps([model])}", "nodes=2")
+        wait_for(lambda: ended(parent), 600)
+    assert ended(parent)["type"] == "COMPLETED", ended(parent)["message"]
+    assert children() == dict.fromkeys(["left", "right"], "COMPLETED")
     record = json.loads((hosts.coordinator.root / "runs/demo" / model / "recipe.json").read_text())
     assert (record["circumstances"]["nodes"], record["circumstances"]["processes"]) == (2, 2)
     assert hosts.status(model) == {}

@@ -132,12 +132,25 @@ def test_only_faults_that_may_pass_by_themselves_are_tried_again(make_repository
     assert tries == {"network": 2, "params": 1, "without": 1, "on_a_gpu": 1}
 
 
-def test_a_stage_that_is_stopped_has_the_grace_of_params_yaml_to_save(
-    make_repository, with_server, start, wait_for, left_running
-):
-    saves = "trap 'touch saving; sleep 3; touch saved; exit' TERM; touch begun; while true; do sleep 0.1; done"
+# A stage that takes three seconds to save its work.
+SAVES = """
+import signal, sys, time
+from pathlib import Path
+def save(*_):
+    Path("saving").touch()
+    time.sleep(3)
+    Path("saved").touch()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+Path("begun").touch()
+time.sleep(600)
+"""
+
+
+def test_a_stage_that_is_stopped_has_the_grace_of_params_yaml_to_save(make_repository, with_server, start, wait_for):
     for grace in (0.5, 60):
-        repository = make_repository(f'stages: {{train: {{cmd: "{saves}", outs: [out.txt]}}}}', f"grace {grace}")
+        repository = make_repository("stages: {train: {cmd: python saves.py, outs: [out.txt]}}", f"grace {grace}")
+        (repository / "saves.py").write_text(SAVES)
         (repository / "params.yaml").write_text(f"runtime:\n  grace_seconds: {grace}\n")
         flow = start([sys.executable, "-m", "flows.pipeline"], cwd=repository, env=with_server)
         wait_for(lambda: (repository / "begun").exists() or flow.poll() is not None)  # noqa: B023
@@ -297,7 +310,7 @@ def test_help_names_the_arguments_and_gives_an_example(build, tmp_path):
     said = build(tmp_path, "--help")
     assert said.returncode == 0
     assert all(
-        word in said.stdout for word in ("targets", "--gpus", "--cpu-slots", "example: python -m flows.pipeline")
+        word in said.stdout for word in ("targets", "--gpus", "--cpu-slots", "examples:\n  python -m flows.pipeline")
     )
 
 

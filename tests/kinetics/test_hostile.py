@@ -142,9 +142,9 @@ def prepared(folder: Path, archive: bytes | dict[str, bytes], listed: list[str])
     write_split(root, "val", [archive], "\n".join(lines) + "\n")
     make_archive(root, inside, ["val"])
     encode, timeout = Encode(preset="ultrafast"), {"clip_timeout_seconds": 20}
-    make_videos(inside / "archive", inside / "videos_256", 256, encode=encode, **timeout)
-    make_frames(inside / "videos_256", inside / "frames_256", max_bad_share=1.0, **timeout)
-    return read_manifest(inside / "frames_256/manifest.csv")
+    make_videos(inside / "archive", inside / "videos_64", 64, encode=encode, **timeout)
+    make_frames(inside / "videos_64", inside / "frames_64", max_bad_share=1.0, **timeout)
+    return read_manifest(inside / "frames_64/manifest.csv")
 
 
 def outside(folder: Path) -> set[Path]:
@@ -167,7 +167,7 @@ def test_names_are_names_whatever_is_in_them(tmp_path):
     assert {name: clips[name].num_frames for name in NAMES} == {name: 3 + n for n, name in enumerate(NAMES)}
     assert len(clips) == len(NAMES)
     assert outside(Path.cwd()) == before and not (tmp_path / "pwned").exists()
-    endings = {path.suffix for path in (tmp_path / "inside/videos_256").rglob("*.*")}
+    endings = {path.suffix for path in (tmp_path / "inside/videos_64").rglob("*.*")}
     assert endings == {".tar", ".npy", ".json", ".csv", ".txt"}
 
 
@@ -308,16 +308,16 @@ def test_damaged_clips_each_have_a_state_and_a_reason(tmp_path):
     # no reason names a place of ours, none is longer than a line
     assert not [clip.reason for clip in clips.values() if str(tmp_path) in clip.reason or len(clip.reason) > 200]
     # what is called ok is pictures, as many as it says
-    videos = {clip.video_id: clip for clip in read_manifest(tmp_path / "inside/videos_256/manifest.csv")}
+    videos = {clip.video_id: clip for clip in read_manifest(tmp_path / "inside/videos_64/manifest.csv")}
     usable = [clip for clip in videos.values() if clip.is_usable]
-    assert all(frames_of(tmp_path / "inside/videos_256", clip) == clip.num_frames for clip in usable)
+    assert all(frames_of(tmp_path / "inside/videos_64", clip) == clip.num_frames for clip in usable)
     assert min(len(corrupt), len(usable)) > NUM_DAMAGED / 10  # some of each, or the damage was of one kind
 
     assert not list((tmp_path / "inside/scratch").glob("*/clip-*"))
     kept = {
         path.relative_to(tmp_path / "inside").parts[0] for path in (tmp_path / "inside").rglob("*") if path.is_file()
     }
-    assert kept == {"archive", "videos_256", "frames_256", "scratch"}
+    assert kept == {"archive", "videos_64", "frames_64", "scratch"}
     assert {path.name for path in tmp_path.iterdir()} == {"mirror", "inside"}
 
 

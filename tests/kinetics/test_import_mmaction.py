@@ -400,7 +400,9 @@ def test_a_disk_that_cannot_be_read_ends_a_pass_of_the_loader_and_quarantines_no
 def test_a_list_of_three_of_400_classes_is_listed_and_trained_as_400(tmp_path):
     """As the command line does it, in a project with the shipped recipes."""
     settings = yaml.safe_load(Path("params.yaml").read_text())
+    model = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
     settings["datasets"]["some"] = copy.deepcopy(settings["datasets"]["mirror"])
+    settings["datasets"]["some"]["overrides"] = {model: {"schedule": {"epochs": 1}}}
     settings["data"]["name"] = "some"
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
     shutil.copy("published.yaml", tmp_path)
@@ -421,7 +423,6 @@ def test_a_list_of_three_of_400_classes_is_listed_and_trained_as_400(tmp_path):
     actionzoo("lists", "videos_256", "lists")
     assert (tmp_path / "lists/label_map.txt").read_text().splitlines() == kinetics400()
     actionzoo("data", "report", "videos_256", "--pictures", "0")
-    model = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
     actionzoo("train", model, "--work-dir", "work")
     weights = torch.load(tmp_path / "work/best.pth", weights_only=True)["state_dict"]
     assert weights["cls_head.fc_cls.bias"].shape == (400,)

@@ -50,19 +50,17 @@ def test_the_layout_is_the_public_mirrors(tiny_mirror):
 @pytest.mark.slow
 def test_equal_arguments_give_equal_bytes_and_another_seed_others(tmp_path, tiny_mirror):
     make_mirror(tmp_path / "again", Mirror(train_clips=1, val_clips=1, test_clips=1, parts=2, seed=0), jobs=1)
-    make_mirror(tmp_path / "other", Mirror(train_clips=1, val_clips=1, test_clips=1, parts=2, seed=1))
+    make_mirror(tmp_path / "other", Mirror(train_clips=0, val_clips=0, test_clips=1, parts=2, seed=1))
     part = "400/test/part_0.tar.gz"
     assert (tmp_path / "again" / part).read_bytes() == (tiny_mirror / part).read_bytes()
     assert (tmp_path / "other" / part).read_bytes() != (tiny_mirror / part).read_bytes()
 
 
 @pytest.mark.slow
-def test_a_mirror_that_is_there_is_not_made_again(tmp_path):
-    size = Mirror(train_clips=1, val_clips=1, test_clips=1, parts=1, seed=0)
-    make_mirror(tmp_path / "mirror", size)
-    before = (tmp_path / "mirror/400/train/part_0.tar.gz").stat().st_mtime_ns
-    make_mirror(tmp_path / "mirror", size)
-    assert (tmp_path / "mirror/400/train/part_0.tar.gz").stat().st_mtime_ns == before
+def test_a_mirror_that_is_there_is_not_made_again(tiny_mirror):
+    before = (tiny_mirror / "400/train/part_0.tar.gz").stat().st_mtime_ns
+    make_mirror(tiny_mirror, Mirror(train_clips=1, val_clips=1, test_clips=1, parts=2, seed=0))
+    assert (tiny_mirror / "400/train/part_0.tar.gz").stat().st_mtime_ns == before
 
 
 def test_every_class_has_its_clips(tiny_mirror):
@@ -154,7 +152,7 @@ def test_no_single_frame_tells_the_class():
     facts = {}
     for number, motion in enumerate(MOTIONS.values()):
         seeds = range(1000 * number, 1000 * number + 300)
-        frames = [rendered(motion, seed, num_frames=40)[seed % 40] for seed in seeds]
+        frames = [rendered(motion, seed, num_frames=seed % 40 + 1)[-1] for seed in seeds]
         edges = [cv2.Canny(frame, 100, 200).mean() for frame in frames]
         facts[motion] = np.array([[f.mean(), f.std(), e] for f, e in zip(frames, edges, strict=True)])
     for one in facts.values():

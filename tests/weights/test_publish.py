@@ -230,20 +230,17 @@ def test_what_is_registered_is_weights_and_no_code(files, registry):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("address", "said"),
-    [
-        ("models:/mine/2", "not found"),
-        ("models:/mine@nobody", "nobody"),
-        ("models:/yours/1", "yours"),
-        ("models:/mine", "write models:/NAME/VERSION or models:/NAME@ALIAS"),
-        ("models:/mine/../1", "write models:/NAME/VERSION"),
-    ],
-)
-def test_what_the_registry_does_not_have_is_told_in_a_sentence(files, registry, address, said):
+def test_what_the_registry_does_not_have_is_told_in_a_sentence(files, registry):
     register_run(files.run, "mine")
-    with pytest.raises(UserError, match=said):
-        fetch_registered(address, files.root / "weights", files.root)
+    for address, said in {
+        "models:/mine/2": "not found",
+        "models:/mine@nobody": "nobody",
+        "models:/yours/1": "yours",
+        "models:/mine": "write models:/NAME/VERSION or models:/NAME@ALIAS",
+        "models:/mine/../1": "write models:/NAME/VERSION",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            fetch_registered(address, files.root / "weights", files.root)
 
 
 def test_without_a_store_nothing_is_registered_and_none_is_made(tmp_path, registry):
@@ -253,10 +250,10 @@ def test_without_a_store_nothing_is_registered_and_none_is_made(tmp_path, regist
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "alias"), [("a/b", None), ("mine", "v1"), ("it's", "latest")])
-def test_names_that_mlflow_does_not_take_are_told_in_a_sentence(files, registry, name, alias):
-    with pytest.raises(UserError, match="MLflow does not accept"):
-        register_run(files.run, name, alias)
+def test_names_that_mlflow_does_not_take_are_told_in_a_sentence(files, registry):
+    for name, alias in [("a/b", None), ("mine", "v1"), ("it's", "latest")]:
+        with pytest.raises(UserError, match="MLflow does not accept"):
+            register_run(files.run, name, alias)
 
 
 @pytest.mark.slow
