@@ -25,8 +25,8 @@ from actionzoo.files.addresses import without_secrets
 from actionzoo.files.json_files import read_json
 from actionzoo.files.markdown import escaped, fenced
 from actionzoo.run_files import Measured, ReproductionFiles, RunFiles
+from actionzoo.tracking.pages import ui_address
 from actionzoo.tracking.run_link import RunLink
-from actionzoo.tracking.store import UI_ADDRESS
 from flows import progress
 from flows.request import Machine, Outcome, Request, What
 from flows.server import FILES
@@ -216,7 +216,7 @@ class _Page:
         pages = _pages_of(self._report / "runs.js") if self.dataset and self.root == self.project else {}
         for model in _models(self.outcomes):
             if model not in known and model in pages:
-                yield RunLink(model, "train", pages[model], is_served=not pages[model].startswith(UI_ADDRESS))
+                yield RunLink(model, "train", pages[model], is_served=not pages[model].startswith(ui_address()))
 
     @property
     def _report(self) -> Path:

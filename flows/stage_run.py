@@ -6,6 +6,9 @@ finish()  while the task run is running: until DVC has ended
 
 import contextlib
 import itertools
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import deque
@@ -28,13 +31,17 @@ from actionzoo.files.addresses import without_secrets
 from flows import failure, progress, share, slots
 from flows.command import Stopped
 from flows.dvc_lock import waits_for
-from flows.dvc_process import DvcProcess
+from flows.dvc_process import SECRET, DvcProcess
 from flows.graph import Stage
 from flows.request import Machine, Outcome, What
 
 RETRY_SECONDS = (10.0, 60.0, 300.0)
 """Pauses before a stage with `meta.retries` is run again. One that uses GPUs is not."""
 
+BUSY_SECONDS = (1.0, 5.0, 15.0, 60.0)
+"""Pauses before DVC is asked again, while another process uses the stage's files."""
+BUSY = " is busy, it is being blocked by:"
+"""DVC's words; the next line names the process."""
 POLL_SECONDS = 0.5
 
 
@@ -143,7 +150,43 @@ class StageRun:
             )
 
     def _start(self) -> None:
-        """Start DVC, and return when its first command has devices, or DVC has ended."""
+        """Start DVC, and return when its first command has devices, or DVC has ended, or there is nothing to do.
+
+        DVC does not wait for files that another DVC reads or writes, not even to see that nothing has changed: here it
+        is asked again until they are free. Another flow run may have built this stage, and trains from it now.
+        """
+        pauses = itertools.chain(BUSY_SECONDS, itertools.repeat(BUSY_SECONDS[-1]))
+        while not self._start_dvc() and (user := self._user_of_files()):
+            self._wait_for("files", f"{user} uses them")
+            with self._waiting():
+                if self._machine.stop.wait(next(pauses)):
+                    raise Stopped
+            if not self._forced and self._is_up_to_date():
+                self._conclude("up to date")
+                return
+
+    def _user_of_files(self) -> str | None:
+        """The process for which DVC has just ended, in its words; None if it has ended for another reason."""
+        if not self._dvc.end():
+            return None
+        lines = list(self._lines)
+        found = [number for number, line in enumerate(lines) if line.endswith(BUSY)]
+        return " ".join(lines[found[-1] + 1].split()) if found and found[-1] + 1 < len(lines) else None
+
+    def _is_up_to_date(self) -> bool:
+        said = subprocess.run(
+            [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json", self.stage.name],
+            cwd=self._machine.root,
+            env={name: value for name, value in os.environ.items() if name not in SECRET},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return bool(said.returncode == 0 and said.stdout.strip() == "{}")
+
+    def _start_dvc(self) -> bool:
+        """Start DVC; True when its first command has devices, False when it has ended without a command."""
         machine, stage = self._machine, self.stage
         self._lines: deque[str] = deque(maxlen=failure.KEPT_LINES)
         self._has_worked = False
@@ -167,8 +210,10 @@ class StageRun:
                 patience_seconds=machine.patience_seconds,
             )
             self._open.callback(self._dvc.end)
-            if self._dvc.asks(lambda holder: self._wait_for("DVC", waits_for(holder))):
-                self._take_devices()
+            if not self._dvc.asks(lambda holder: self._wait_for("DVC", waits_for(holder))):
+                return False
+            self._take_devices()
+            return True
 
     def _take_devices(self) -> None:
         """Wait for the devices of a command that asks, and let it start."""

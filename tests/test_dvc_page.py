@@ -81,7 +81,7 @@ def trainings(root: Path) -> int:
     """Runs in the store of a workspace: a training that DVC restored records none."""
     client = MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "demo"]
-    return len(client.search_runs([experiment.experiment_id], f"attributes.run_name = '{SLOWFAST}'"))
+    return len(client.search_runs([experiment.experiment_id], f"tags.model = '{SLOWFAST}'"))
 
 
 def test_nothing_is_trained_twice(session, project):

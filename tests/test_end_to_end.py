@@ -154,12 +154,12 @@ def test_mlflow_holds_one_run_per_row_with_curves_logs_and_checkpoints(demo):
 
     client = MlflowClient(f"sqlite:///{demo.root / 'mlflow.db'}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "demo"]
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    runs = {run.data.tags["model"]: run for run in client.search_runs([experiment.experiment_id])}
     assert sorted(runs) == sorted([SLOWFAST, CSN])
     for row, run in runs.items():
         assert run.info.status == "FINISHED"
         assert {"train/loss", "val/top1", "test/top1:2x1"} <= run.data.metrics.keys()
-        assert run.data.params["recipe.optim.lr"] == str(demo.params["recipes"][row]["optim"]["lr"])
+        assert run.data.params["optim.lr"] == str(demo.params["recipes"][row]["optim"]["lr"])
         files = [artifact.path for artifact in client.list_artifacts(run.info.run_id)]
         assert {"best.pth", "latest.pth", "result.json"} <= set(files)
         assert any(name.endswith(".log") for name in files) and any(name.endswith(".log.json") for name in files)
@@ -291,7 +291,7 @@ def test_two_processes_train_and_test_a_row_together(demo):
     assert len(result["clips"]) == result["metrics"]["clips"] == result["metrics"]["listed"]
     client = MlflowClient(f"sqlite:///{demo.root / 'mlflow.db'}")
     (experiment,) = [found for found in client.search_experiments() if found.name == "demo"]
-    runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{SLOWFAST}'")
+    runs = client.search_runs([experiment.experiment_id], f"tags.model = '{SLOWFAST}'")
     md5 = hashlib.md5((demo.root / "runs/demo" / SLOWFAST / "best.pth").read_bytes()).hexdigest()
     (run,) = [run for run in runs if run.data.tags.get("checkpoint.md5") == md5]
     logs = [file.path for file in client.list_artifacts(run.info.run_id) if file.path.endswith(".log.json")]

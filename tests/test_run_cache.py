@@ -44,12 +44,12 @@ class Counted(Workspace):
         return [line.partition("@")[0] for line in lines]
 
     def outputs(self) -> dict[str, str]:
-        """Path -> hash of all files of runs and their tables, but for logs."""
+        """Path -> hash of all files of runs and their tables, but for logs and who ran it."""
         paths = [path for kind in ("runs", "metrics", "plots") for path in (self.root / kind / "demo").rglob("*")]
         return {
             str(path.relative_to(self.root)): hashlib.md5(path.read_bytes()).hexdigest()
             for path in paths
-            if path.is_file() and ".log" not in path.name
+            if path.is_file() and not re.match(r"\d{8}_\d{6}\.", path.name)
         }
 
 

@@ -19,7 +19,7 @@ def test_files_lie_where_dvc_yaml_expects_them(tmp_path):
             yield tmp_path / path.replace("${data.name}", "demo").replace("${key}", "row")
 
     assert set(outputs("train")) == {
-        *(files.best, files.latest, files.recipe, files.metrics("train").parent),
+        *(files.best, files.latest, files.recipe, files.history, files.metrics("train").parent),
         *(files.plot(kind).parent for kind in ("loss", "top1")),
     }
     assert set(outputs("evaluate")) == {

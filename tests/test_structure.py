@@ -48,7 +48,7 @@ def importers(names: tuple[str, ...], folder: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("names", "only"),
     [
-        (("mlflow",), {f"src/actionzoo/tracking/{name}.py" for name in ("live", "registry", "store")}),
+        (("mlflow",), {f"src/actionzoo/tracking/{name}.py" for name in ("record", "registry", "store", "system")}),
         (("decord", "simplejpeg"), {"src/actionzoo/clips/readers.py"}),
         (("ffmpeg", "imageio_ffmpeg"), {"src/actionzoo/kinetics/transcode.py"}),
         (("onnx", "onnxruntime", "onnxscript"), {"src/actionzoo/predict/export.py"}),

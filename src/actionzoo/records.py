@@ -3,8 +3,11 @@
     runs/<dataset>/<model>/recipe.json        RunRecord    a training: what shaped it, and what came of it
     runs/<dataset>/<model>/result.json        TestResult   an evaluation; after its metadata, the clips' scores
     runs/<dataset>/<model>/benchmark.json     Benchmark    speed, memory and size on one machine
+    runs/<dataset>/<model>/<time>.run.json    Execution    who ran a training, when, where and from which commit
     reproduction/results/<dataset>/<model>/reproduction.json
                                                      Reproduction published weights: measured beside published
+
+Execution is no output of a stage: outputs hold no clock time and no id, so that equal work gives equal files.
 
 The `table` of each of the first three is the short form that `dvc metrics show` prints, in metrics/<dataset>/.
 
@@ -17,7 +20,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -93,7 +96,7 @@ class Record:
     @classmethod
     def rebuild(cls, path: Path) -> str:
         """A clause for errors: what makes the file anew."""
-        is_run = path.name in ("recipe.json", "result.json", "benchmark.json")
+        is_run = path.name in ("recipe.json", "result.json", "benchmark.json") or path.name.endswith(".run.json")
         model = path.parent.name if is_run else path.stem
         return cls.remedy.format(path=path, model=model)
 
@@ -126,6 +129,8 @@ class Circumstances:
     channels_last: bool
     compile: bool
     deterministic: bool
+    device_name: str = ""
+    """As its driver calls it; '' in records of older versions."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
@@ -187,6 +192,70 @@ class RunRecord(Record):
 
     def summary(self) -> str:
         return f"{self.model}: val top-1 {self.best_val_top1:.4f} at epoch {self.best_epoch} of {self.epochs}"
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class FlowRun:
+    """A run of a Prefect flow."""
+
+    id: str
+    name: str = ""
+    url: str = ""
+    """Of its page; '' where no server has one."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class Session:
+    """A process that worked on a training, or on what came of it."""
+
+    stage: str
+    """train, evaluate or benchmark."""
+    began: Count
+    """Milliseconds since 1970."""
+    host: str
+    boot: str = ""
+    """Changes when the host boots; '' where the system does not say."""
+    pid: Count
+    started: Count = 0
+    """When the process started, in clock ticks since boot: pids are reused, pids with this number are not."""
+    user: str = ""
+    flow_run: FlowRun | None = None
+    """The flow run that started the stage."""
+
+
+@dataclass(frozen=True, kw_only=True, config=_SETTINGS)
+class Execution(Record):
+    """<time>.run.json: how a training was run. The first process of the training writes it."""
+
+    remedy: ClassVar[str] = "delete it: only who ran a training, when and from which commit is forgotten"
+
+    model: str
+    dataset: str
+    status: Literal["running", "finished", "failed", "killed"]
+    """A process that was killed by force leaves `running` behind."""
+    error: str = ""
+    """Why it failed, in one line."""
+    began: Count
+    """Milliseconds since 1970, as the next one."""
+    ended: Count | None = None
+    sessions: tuple[Session, ...] = ()
+    """The first one trained; a resumed training and each evaluation add theirs."""
+    git_commit: str = ""
+    """'' outside of a repository, or without Git."""
+    git_dirty: bool = False
+    """Whether files that Git tracks differed from the commit; dvc.lock does not count."""
+    record: Json | None = None
+    """The RunRecord as the training began, for one that does not finish; None if it was trained elsewhere."""
+    checkpoint_md5: str = ""
+    """Of the finished training's best.pth."""
+    mlflow_run: str = ""
+    """Id of the MLflow run that the version before began for this training."""
+
+    @property
+    def flow_runs(self) -> tuple[FlowRun, ...]:
+        """Each once, the latest last."""
+        found = {session.flow_run.id: session.flow_run for session in self.sessions if session.flow_run}
+        return tuple(found.values())
 
 
 @dataclass(frozen=True, kw_only=True, config=_SETTINGS)
@@ -501,7 +570,7 @@ def _plain(record: Any) -> dict[str, Any]:
             return _plain(value)
         if isinstance(value, dict):
             return {key: plain(each) for key, each in value.items()}
-        return list(value) if isinstance(value, tuple) else value
+        return [plain(each) for each in value] if isinstance(value, tuple) else value
 
     values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     return {name: plain(value) for name, value in values.items() if value is not None}

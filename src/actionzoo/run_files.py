@@ -1,9 +1,10 @@
 """Where the files of a model's run lie.
 
-runs/<dataset>/<model>/     best.pth latest.pth recipe.json      written by train
+runs/<dataset>/<model>/     best.pth latest.pth recipe.json history.jsonl    written by train
                             result.json views.safetensors errors/            evaluate
                             benchmark.json                                   benchmark
-                            <time>.log <time>.log.json           logs of every training, no outputs of a stage
+                            <time>.log <time>.log.json <time>.run.json <time>.environment.txt <time>.system.jsonl
+                                                 of every training, no outputs of a stage: they hold times
 metrics/<dataset>/<stage>/<model>/                               a small table for `dvc metrics` and `dvc exp show`
 plots/<dataset>/<kind>/<model>/                                  a table for `dvc plots`
 reproduction/                                                    the same of published weights: ReproductionFiles
@@ -67,6 +68,28 @@ class RunFiles:
         return self.run / "recipe.json"
 
     @property
+    def history(self) -> Path:
+        """The events of the training's JSON log, without what differs from run to run: durations, memory."""
+        return self.run / "history.jsonl"
+
+    def execution(self, stamp: str) -> Path:
+        """records.Execution of the training that began at `stamp`."""
+        return self.logs / f"{stamp}.run.json"
+
+    def executions(self) -> dict[str, Path]:
+        """Stamp -> `execution` of every training here, the oldest first."""
+        paths = sorted(path for path in self.logs.glob("*.run.json") if _STAMP.fullmatch(path.name.partition(".")[0]))
+        return {path.name.partition(".")[0]: path for path in paths}
+
+    def environment(self, stamp: str) -> Path:
+        """The machine and the packages of the training that began at `stamp`."""
+        return self.logs / f"{stamp}.environment.txt"
+
+    def system(self, stamp: str) -> Path:
+        """How busy the machine was during the training that began at `stamp`."""
+        return self.logs / f"{stamp}.system.jsonl"
+
+    @property
     def result(self) -> Path:
         """TestResult."""
         return self.run / "result.json"
@@ -121,6 +144,16 @@ class RunFiles:
     def lock(self) -> Path:
         """Held by the training that writes to `run`."""
         return self.base / ".scratch" / "train" / self.dataset / self.model / ".lock"
+
+    @property
+    def page(self) -> Path:
+        """The model's part of the report, as its MLflow run gets it."""
+        return self._scratch("record") / "report.html"
+
+    @property
+    def record_lock(self) -> Path:
+        """Held by the process that brings the MLflow record of the model up to date."""
+        return self._scratch("record") / ".lock"
 
     def _scratch(self, stage: str) -> Path:
         if self.work_dir:
@@ -232,7 +265,9 @@ def newest_logs(folder: Path, mark: str) -> dict[str, Path]:
     return {"json": paths[-1]} | ({"log": text} if text.is_file() else {})
 
 
-_LOG = re.compile(r"[0-9]{8}_[0-9]{6}\.log\.json")
+_STAMP = re.compile(r"[0-9]{8}_[0-9]{6}")
+
+_LOG = re.compile(rf"{_STAMP.pattern}\.log\.json")
 
 
 def _fingerprint(log: Path) -> str:

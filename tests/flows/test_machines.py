@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from flows import machines, share
+from flows import machine, machines, share
 from flows.graph import read_graph
 from flows.keys import new_key
 from flows.server import client_settings, local_server
@@ -117,10 +117,10 @@ def test_a_checkout_that_differs_from_the_one_that_gives_models_away_is_refused(
     from actionzoo.errors import UserError
 
     first, second = clones
-    machines.check_project(second, machines.project_of(first))
+    machine.check_project(second, machine.project_of(first))
     (second / "dvc.yaml").write_text(f"{(second / 'dvc.yaml').read_text()}\n# changed\n")
     with pytest.raises(UserError, match=r"dvc\.yaml in .* differ from those of the flow run"):
-        machines.check_project(second, machines.project_of(first))
+        machine.check_project(second, machine.project_of(first))
 
 
 @pytest.mark.parametrize(
@@ -350,7 +350,7 @@ def test_models_train_on_two_machines_of_which_one_dies_and_the_other_is_stopped
 
     with hosts.working() as workers:
         parent = hosts.order(f"models={json.dumps(models)}")
-        wait_for(lambda: (run := of("left")) and hosts.states(run["name"]) and of("right"), 300)
+        wait_for(lambda: (run := of("left")) and hosts.states(run["name"]) and of("right"), 600)
         assert sorted(run["state_type"] for run in children()) == ["RUNNING", "RUNNING", "SCHEDULED"]
         killed = of("left")
         hosts.left.die()

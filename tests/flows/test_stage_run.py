@@ -1,5 +1,6 @@
 """What a stage's task run shows while the stage waits, works, and ends."""
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -39,8 +40,10 @@ LINES = """
 def flow(with_server, start, tmp_path):
     """Start a flow in a repository; its lines are in the file that is returned with it."""
 
+    numbers = itertools.count()
+
     def run(repository, *arguments: str, **more: str):
-        log = tmp_path / f"{repository.name}.log"
+        log = tmp_path / f"{repository.name} {next(numbers)}.log"
         with log.open("w") as output:
             process = start(
                 [sys.executable, "-m", "flows.pipeline", *arguments],
@@ -114,3 +117,31 @@ def test_a_stage_that_waits_for_a_device_ends_at_once_when_the_flow_is_stopped(
     assert not (other / "begun").exists()
     wait_for(lambda: task_runs(log)["train"]["state"]["type"] == "CANCELLED")
     assert holder.poll() is None
+
+
+def test_a_stage_waits_for_files_that_another_flow_run_reads(make_repository, flow, task_runs, wait_for):
+    """DVC itself would fail: a stage that was changed again, while a training reads what it made."""
+    repository = make_repository(
+        """
+        stages:
+          resize:
+            cmd: cp in.txt clips.txt
+            deps: [in.txt]
+            outs: [clips.txt]
+          train:
+            cmd: touch begun; until test -e go; do sleep 0.1; done; cp clips.txt out.txt
+            deps: [clips.txt]
+            outs: [out.txt]
+        """
+    )
+    trains, _ = flow(repository)
+    wait_for(lambda: (repository / "begun").exists() or trains.poll() is not None)
+    (repository / "in.txt").write_text("two\n")
+    waiter, log = flow(repository, "resize")
+    wait_for(lambda: "waits for files" in log.read_text() or waiter.poll() is not None)
+    (run,) = (run for run in task_runs(log).values() if run["name"] == "resize")
+    assert run["start_time"] is None
+    (repository / "go").touch()
+    assert (trains.wait(120), waiter.wait(120)) == (0, 0), log.read_text()
+    assert (repository / "clips.txt").read_text() == "two\n"
+    assert (repository / "out.txt").read_text() == "one\n"

@@ -9,7 +9,7 @@ import pytest
 from actionzoo.params import load_params
 from actionzoo.records import FileRecord, RunRecord
 from actionzoo.report.run_links import write_run_links
-from actionzoo.tracking.live import recorded_run
+from actionzoo.tracking.store import connect
 
 PROJECT = Path(__file__).resolve().parents[2]
 ROW = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
@@ -32,9 +32,8 @@ def project(tmp_path, monkeypatch):
 
 
 def trained(md5):
-    with recorded_run(experiment="demo", name=ROW, tags={"recipe": ROW}) as run:
-        run.tag("checkpoint.md5", md5)
-    return run.id
+    store = connect("demo")
+    return store.client.create_run(store.experiment_id, tags={"model": ROW, "checkpoint.md5": md5}).info.run_id
 
 
 def links(path):
@@ -50,7 +49,7 @@ def test_a_row_leads_to_the_run_of_its_very_checkpoint_and_to_its_newest_logs(pr
     assert path == project / "report/demo/runs.js"
     (row,) = links(path).items()
     assert row[0] == ROW
-    assert row[1].pop("mlflow") == f"http://127.0.0.1:5000/#/experiments/1/runs/{mine}"
+    assert row[1].pop("mlflow") == f"http://127.0.0.1:5000/#/experiments/1/runs/{mine}?workflowType=machine_learning"
     assert set(row[1]) == {"log", "json"}
     for kind, ending in (("log", "20260102_120000.log"), ("json", "20260102_120000.log.json")):
         assert row[1][kind].endswith(ending) and (path.parent / row[1][kind]).is_file()

@@ -5,13 +5,16 @@ import os
 import re
 import socket
 from functools import partial
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .arguments import whole
 from .models import MODEL_HELP, complete_models, read_model_names, resolve
 from .usage import Command
+
+if TYPE_CHECKING:
+    from ..params import Params
 
 app = typer.Typer()
 command = partial(app.command, cls=Command, rich_help_panel="Look")
@@ -131,33 +134,41 @@ def table() -> None:
 
 @command(epilog="example: actionzoo ui --port 5001")
 def ui(
-    port: Annotated[int, typer.Option(metavar="N", parser=whole(1, 65535), help="TCP port on 127.0.0.1")] = 5000,
+    port: Annotated[int | None, typer.Option(metavar="N", parser=whole(1, 65535), help="TCP port on 127.0.0.1")] = None,
 ) -> None:
-    """Open the MLflow UI, for this machine only."""
-    from ..errors import UserError
-    from ..tracking.store import ui_command
+    """Open the MLflow UI, for this machine only.
 
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise UserError(
-                f"port {port} on 127.0.0.1 is in use; `actionzoo ui --port {port + 1}` takes another"
-            ) from None
-    _link_report_to_runs(f"http://127.0.0.1:{port}")
-    line = ui_command(port=port)
-    print(f"{line}\nopen http://127.0.0.1:{port}, Ctrl-C ends it", flush=True)
+    Trainings whose process is gone are marked as failed first. The port is 5000 if none is given.
+    """
+    from ..errors import UserError
+    from ..params import load_params
+    from ..tracking.pages import UI_PORT, ui_address
+    from ..tracking.record import sync_unfinished
+    from ..tracking.store import is_server, pages_address, runs_address, ui_command
+
+    params, port = load_params(), port or UI_PORT
+    if not is_server(params.root):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                raise UserError(
+                    f"port {port} on 127.0.0.1 is in use; `actionzoo ui --port {port + 1}` takes another"
+                ) from None
+    sync_unfinished(params.root, params.runtime.checkpoints)
+    server = pages_address(params.root) if is_server(params.root) else ui_address(port)
+    _link_report_to_runs(params, server)
+    line, address = ui_command(port=port), runs_address(params.name, params.root, server)
+    print(f"{line}\nin a few seconds, open {address}\nCtrl-C ends it", flush=True)
     # the shell sets the variables: as arguments of `env`, a password would show in the list of processes
     os.execv("/bin/sh", ["/bin/sh", "-c", re.sub(r"^((?:\w+=\S+ )*)", r"\1exec ", line)])
 
 
-def _link_report_to_runs(server: str) -> None:
+def _link_report_to_runs(params: "Params", server: str) -> None:
     """Let the report's links lead to the pages of `server`, if there is a report."""
-    from ..params import load_params
     from ..report.run_links import write_run_links
 
-    params = load_params()
     if (params.folder("report") / "zoo.html").is_file():
         write_run_links(params, params.root, server=server)
 
@@ -166,11 +177,17 @@ def _link_report_to_runs(server: str) -> None:
 def sync() -> None:
     """Fill MLflow from the run folders.
 
-    After a clone or a checkout, or when MLflow's store was lost. Runs that are there already stay as they are.
+    After `dvc pull` or `dvc checkout`, or after MLflow's store was away or lost. Unfinished and failed trainings are
+    recorded, too, and those whose process is gone are marked as failed. What is there already stays as it is.
     """
-    from ..params import find_project
+    from ..jobs.model_page import write_model_page
+    from ..params import load_params
+    from ..tracking.record import files_of
     from ..tracking.record import sync as sync_runs
 
-    for done in sync_runs(find_project()):
-        why = f" ({done.reason})" if done.reason else ""
-        print(f"{done.dataset}/{done.model}: {done.action}, {done.points} values{why}")
+    params = load_params()
+    for folder in sorted((params.root / "runs").glob("*/*")):
+        write_model_page(files_of(folder))
+    for done in sync_runs(params.root, checkpoints=params.runtime.checkpoints):
+        what = f"{done.points} values, {done.files} files" if done.run_id else done.reason
+        print(f"{done.dataset}/{done.model}: {done.action}, {what}")

@@ -29,7 +29,7 @@ def demo() -> None:
     """
     from ..errors import UserError
     from ..params import load_params
-    from ..tracking.store import ui_command
+    from ..tracking.store import runs_address, ui_command
     from .look import table
 
     params = load_params()
@@ -44,6 +44,7 @@ def demo() -> None:
     print()
     table()
     print(f"\nreport   {params.folder('report') / 'zoo.html'}\nMLflow   {ui_command()}")
+    print(f"         {runs_address(params.name, params.root)}")
 
 
 def _dvc_repro(project: Path, *arguments: str) -> None:

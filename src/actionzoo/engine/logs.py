@@ -6,7 +6,7 @@ describes the run. It is the source of record: curves, MLflow runs and reports c
 
 import datetime
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,24 @@ class RunLog:
     def _append(path: Path, line: str) -> None:
         with path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+
+
+_MEASURED = ("data_time", "time", "memory")
+"""Keys of an event that differ from run to run."""
+
+
+def write_history(logs: Iterable[Path], path: Path) -> None:
+    """Write the events of JSON logs without what differs from run to run: equal trainings give equal files.
+
+    The first line of each log becomes one with the number of steps of an epoch.
+    """
+    lines: list[dict[str, Any]] = []
+    for log in logs:
+        first = json.loads(log.read_text(encoding="utf-8").partition("\n")[0])
+        lines.append({"format_version": 1, "iters_per_epoch": first.get("iters_per_epoch")})
+        lines += [{key: value for key, value in line.items() if key not in _MEASURED} for line in read_log(log)]
+    with atomic_write(path) as file:
+        file.write("".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def read_log(path: Path) -> Iterator[dict[str, Any]]:

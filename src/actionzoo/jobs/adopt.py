@@ -23,7 +23,7 @@ from ..files.links import link_or_copy
 from ..files.yaml_files import read_yaml
 from ..recipe import as_dict
 from ..records import Benchmark, FileRecord, Record, RunRecord, TestResult
-from ..run_files import Measured, RunFiles
+from ..run_files import Measured, RunFiles, logs_of
 
 if TYPE_CHECKING:
     from ..job import Job
@@ -97,6 +97,8 @@ def adopt_training(job: "Job", *, is_first: bool = True) -> RunRecord | None:
         return None
     if not is_first:
         return record
+    from ..engine.logs import write_history
+
     for target, path in paths.items():
         _place(path, target)
     with files.plot("loss").open(encoding="utf-8", newline="") as file:
@@ -109,6 +111,7 @@ def adopt_training(job: "Job", *, is_first: bool = True) -> RunRecord | None:
         recipe=as_dict(job.recipe),
         files=kept,
     )
+    write_history(logs_of(files.logs, ""), files.history)
     write_json(files.metrics("train"), record.table(float(last["loss"])))
     record.write(files.recipe)
     return record

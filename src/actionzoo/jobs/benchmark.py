@@ -26,6 +26,7 @@ from ..params.settings import Runtime
 from ..process.supervisor import die_with_parent
 from ..recipe import Recipe
 from ..records import Benchmark
+from ..tracking.live import recording
 from ..zoo import build_model, freeze
 from .adopt import adopt_benchmark, old_manifest_sha256
 
@@ -76,6 +77,8 @@ def benchmark(job: Job) -> str:
             measured = dataclasses.replace(_measure(job, device), **circumstances, fingerprint=fingerprint)
         measured.write(path)
         write_json(job.files.metrics("benchmark"), measured.table())
+    with recording(job.files, checkpoints=runtime.checkpoints):  # after the measurement, which it would disturb
+        pass
     advice = (
         f"; machine was busy: these speeds may be far off; run `dvc repro -f -s benchmark@{job.model}` when "
         "nothing else runs"

@@ -1,11 +1,11 @@
 """Evaluate a model: its best checkpoint on all views of every clip of val, and where it errs."""
 
+import contextlib
 import logging
 import os
 import shutil
 from pathlib import Path
 
-from ..accuracy import comparable_top1, compare
 from ..errors import UserError
 from ..files.hashes import md5_of
 from ..files.json_files import write_json
@@ -13,9 +13,8 @@ from ..files.kept import drop_cached, is_due, keep, publish_again
 from ..job import Job
 from ..records import TestResult
 from ..report.error_analysis import ClipScores, write_error_analysis
-from ..tracking.live import recorded_run
-from ..tracking.names import ERROR_ANALYSIS, TEST_STEP, run_params, to_metrics
-from ..tracking.store import find_run
+from ..tracking.live import recording
+from ..tracking.stages import recorded_stage
 from ..weights.identity import record_beside
 from ..zoo import build_model
 from .adopt import adopt_evaluation
@@ -69,15 +68,17 @@ def evaluate(job: Job) -> str:
         fingerprint=fingerprint,
         epoch=checkpoint["meta"]["epoch"],
     )
-    with joined(job.device_type) as world:
-        outcome = measure(job, subject, request, world)
-    if outcome is None:
-        return ""
-    outcome.write(files.result)
-    result = outcome.result
-    write_json(files.metrics("evaluate"), result.metrics.table())
-    analysis = _analyse(job, result)
-    _record(job, result, analysis)
+    checkpoints = job.runtime.checkpoints
+    recorded = recorded_stage(files, "evaluate", checkpoint_md5, checkpoints) if is_first else contextlib.nullcontext()
+    with recorded:
+        with joined(job.device_type) as world:
+            outcome = measure(job, subject, request, world)
+        if outcome is None:
+            return ""
+        outcome.write(files.result)
+        result = outcome.result
+        write_json(files.metrics("evaluate"), result.metrics.table())
+        analysis = _analyse(job, result)
     keep(kept, files.base, [files.result, files.views, files.metrics("evaluate"), *analysis])
     shutil.rmtree(outcome.scratch)
     return f"evaluate: {result.summary()}; scores in {files.result}"
@@ -86,6 +87,8 @@ def evaluate(job: Job) -> str:
 def _publish_again(job: Job, kept: Path) -> str:
     """Publish an evaluation that was killed after its end, before DVC had its files; returns the last line to print."""
     publish_again(kept, job.files.base)
+    with recording(job.files, checkpoints=job.runtime.checkpoints):
+        pass
     summary = TestResult.read(job.files.result).summary()
     return f"evaluate: it had finished, and its files were published again; {summary}"
 
@@ -101,35 +104,3 @@ def _analyse(job: Job, result: TestResult) -> list[Path]:
     by_views = by_number_of_views(views, average_clips)
     clip_scores = ClipScores(views.video_ids, views.labels.numpy(), shares.double().numpy(), views.classes, by_views)
     return write_error_analysis(clip_scores, job.manifest, job.data, job.files, fingerprint=result.fingerprint)
-
-
-def _record(job: Job, result: TestResult, analysis: list[Path]) -> None:
-    """Add the evaluation to the MLflow run of the training that made the checkpoint."""
-    files, metrics = job.files, result.metrics
-    with recorded_run(
-        experiment=job.dataset,
-        name=job.model,
-        phase="evaluate",
-        run_id=find_run(job.dataset, job.model, result.checkpoint_md5),
-        params=run_params(result.as_json()),
-        tags={
-            "recipe": job.model,
-            "dataset": job.dataset,
-            "checkpoint.md5": result.checkpoint_md5,
-            "test.protocol": result.protocol,
-            "test.list_sha256": metrics.list_sha256,
-            "test.precision": result.precision,
-        },
-    ) as record:
-        line = metrics.counts() | {"mode": "test"}
-        comparison = compare(job.dataset, job.overrides, metrics, comparable_top1(job.published))
-        if comparison.published_top1 is not None:
-            line["top1_published"] = comparison.published_top1 / 100
-        if comparison.gap_points is not None:
-            line["top1_gap"] = comparison.gap_points / 100
-        record.log(TEST_STEP, to_metrics(line))
-        record.artifact(files.result)
-        for path in (files.best, files.latest):  # DVC has replaced them since their training kept them
-            record.relink(path)
-        for path in analysis:
-            record.artifact(path, ERROR_ANALYSIS)

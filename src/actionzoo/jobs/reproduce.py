@@ -23,8 +23,7 @@ from ..params import Params, digest
 from ..process.progress import progress
 from ..records import ReproducedFile, Reproduction, TestResult
 from ..run_files import ReproductionFiles
-from ..tracking.live import recorded_run
-from ..tracking.names import TEST_STEP, to_metrics
+from ..tracking.live import recording
 from ..weights.checkpoints import open_checkpoint
 from ..weights.published import PublishedFile, fetch_published, published_files
 from .adopt import old_manifest, old_manifest_sha256
@@ -41,6 +40,8 @@ def reproduce(params: Params, model: str, root: Path | None = None) -> str:
     record = Reproduction(files={kind: _reproduce_file(params, job, files, file) for kind, file in published.items()})
     record.write(files.record)
     write_json(files.metrics, record.table())
+    with recording(files):
+        pass
     if not published:
         return f"reproduce: nothing was published for {model} ({files.record})"
     verdicts = []
@@ -111,7 +112,6 @@ def _measure(
     assert outcome is not None  # there is one process
     outcome.write(path)
     shutil.rmtree(outcome.scratch)
-    _record(job, published, outcome.result, path)
     return outcome.result
 
 
@@ -140,22 +140,3 @@ def _adopted(job: Job, files: ReproductionFiles, published: PublishedFile, check
         new.parent.mkdir(parents=True, exist_ok=True)
         link_or_copy(old, new)
     return result
-
-
-def _record(job: Job, published: PublishedFile, result: TestResult, path: Path) -> None:
-    """In an experiment of its own: nothing was trained."""
-    with recorded_run(
-        experiment=f"{job.dataset}-reproduction",
-        name=f"{job.model} {published.kind}",
-        phase="evaluate",
-        params={
-            "model": job.model,
-            "kind": published.kind,
-            "file": result.file,
-            "sha256": result.sha256,
-            "test": result.protocol,
-        },
-        tags={"recipe": job.model, "dataset": job.dataset, "checkpoint.md5": result.checkpoint_md5},
-    ) as record:
-        record.log(TEST_STEP, to_metrics(result.metrics.counts() | {"mode": "test"}))
-        record.artifact(path)

@@ -1,7 +1,6 @@
 """What an interrupted training leaves to the next."""
 
 import contextlib
-import datetime
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from ..job import Job
 from ..recipe import differences
 from ..records import RunRecord
 from ..run_files import RunFiles
+from ..tracking.sessions import new_stamp
 from ..weights.provenance import Provenance, init_source
 
 if TYPE_CHECKING:
@@ -21,18 +21,20 @@ if TYPE_CHECKING:
 
 
 class RunMemory:
-    """What a resumed training must know from its first moment: its log files, its MLflow run, what it came from."""
+    """What a resumed training must know from its first moment: the stamp of its logs and record, what it came from."""
 
     def __init__(self, path: Path):
         self.path = path
         known = read_json(path)
-        self.stamp: str = known.get("stamp") or datetime.datetime.now().strftime("%Y%m%d_%H%M%S")
+        self.stamp: str = known.get("stamp") or new_stamp()
         self.run_id: str | None = known.get("run_id")
+        """Of the version before, which recorded a training under this id alone."""
         self.provenance = _provenance(known)
 
-    def remember(self, run_id: str | None, provenance: Provenance) -> None:
-        self.run_id, self.provenance = run_id, provenance
-        known = {"stamp": self.stamp, "run_id": run_id, "init": provenance.init_source}
+    def remember(self, provenance: Provenance, *, stamp: str = "", run_id: str | None = None) -> None:
+        """`stamp` and `run_id` replace those that are known, if given."""
+        self.stamp, self.run_id, self.provenance = stamp or self.stamp, run_id or self.run_id, provenance
+        known = {"stamp": self.stamp, "run_id": self.run_id, "init": provenance.init_source}
         write_json(self.path, known | {"versions": provenance.versions, "init_sha256": provenance.init_sha256})
 
 
@@ -88,7 +90,8 @@ def take_state(source: Path, scratch: Path, record: RunRecord) -> None:
         path.unlink()
     link_or_copy(source, scratch / source.name)
     about = saved["about"]
-    RunMemory(scratch / "run.json").remember(about.get("mlflow_run"), _provenance(about))
+    stamp, run_id = about.get("stamp"), about.get("mlflow_run")
+    RunMemory(scratch / "run.json").remember(_provenance(about), stamp=stamp or "", run_id=run_id)
 
 
 def spread_states(scratch: Path, world: "World") -> None:

@@ -22,8 +22,8 @@ from ..process.progress import progress
 from ..recipe import CosineSchedule, Recipe, StepSchedule, as_dict
 from ..records import Circumstances, FileRecord, RunRecord
 from ..run_files import RunFiles
-from ..tracking.live import Run, recorded_run
-from ..tracking.names import run_params
+from ..tracking.live import recording
+from ..tracking.stages import finish_training, recorded_training
 from ..weights.initial import check_initial_weights, load_initial_weights
 from ..weights.provenance import Provenance, versions
 from ..zoo import build_model, freeze
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..clips.inputs import ToInput
     from ..clips.loader import Loader, TrainLoader
     from ..engine.distributed import World
+    from ..engine.logs import RunLog
     from ..engine.plan import Plan
     from ..engine.schedule import Cosine, Step
     from ..engine.state import State
@@ -53,7 +54,7 @@ def train(job: Job, *, resume: Path | None = None) -> str:
     files, num_processes = job.files, int(os.environ.get("WORLD_SIZE", "1"))
     scratch, is_first = files.scratch(job.resume_key(num_processes)), os.environ.get("RANK", "0") == "0"
     if is_due(scratch, job.root):
-        return _publish_again(files, scratch) if is_first else ""
+        return _publish_again(job, scratch) if is_first else ""
     if (adopted := adopt_training(job, is_first=is_first)) is not None:
         return f"train: adopted from the version before; {adopted.summary()}" if is_first else ""
     if job.init:
@@ -136,14 +137,16 @@ def _train(job: Job, record: RunRecord, scratch: Path, world: "World", shared: S
     from ..engine.logs import RunLog
     from ..engine.state import StateFolder, saved_states
     from ..engine.train import train as train_network
-    from .training_report import TrainingReport, precision_check, start_table
+    from .training_report import TrainingReport, device_name, precision_check, start_table
 
     device, is_new = device_of(job.runtime, world.local_rank), not saved_states(scratch)
     network, loaded = _network(job, len(record.classes), device, world, is_new=is_new)
     training, validation, to_input = _loaders(job, device, world, scratch / f"quarantine-{world.rank}.json")
     memory = RunMemory(scratch / "run.json")
+    assert record.circumstances is not None
     record = dataclasses.replace(
         record,
+        circumstances=dataclasses.replace(record.circumstances, device_name=device_name(device)),
         train_clips=len(training.clips),
         val_clips=len(validation.clips),
         init_sha256=loaded.sha256 if loaded else memory.provenance.init_sha256,
@@ -162,19 +165,18 @@ def _train(job: Job, record: RunRecord, scratch: Path, world: "World", shared: S
         f"clips      {training.text()}",
         *check,
     ]
+    memory.remember(Provenance.of(record))
+    recorded = recorded_training(
+        job.files, memory.stamp, record, checkpoints=job.runtime.checkpoints, mlflow_run=memory.run_id or ""
+    )
     steps_per_epoch = math.ceil(len(training) / plan.accumulate)
-    with (
-        _recorded(job, record, memory) as run,
-        progress("steps", lines=False, per_epoch=steps_per_epoch) as on_progress,
-    ):
-        about = state_about(record) | {"mlflow_run": run.id}
+    with recorded, progress("steps", lines=False, per_epoch=steps_per_epoch) as on_progress:
+        about = state_about(record) | {"stamp": memory.stamp}
         folder = StateFolder(scratch, about, shared.offer) if shared else StateFolder(scratch, about)
-        report = TrainingReport(job, record.fingerprint, steps_per_epoch, lines, log, run, on_progress)
+        report = TrainingReport(job, record.fingerprint, steps_per_epoch, lines, log, on_progress)
         state = train_network(network, data, plan, folder, report, world)
-        record = _publish(job.files, scratch, _finished(record, state), state)
-        for path in (job.files.best, job.files.latest, job.files.recipe, log.text_path, log.json_path):
-            run.artifact(path)
-        run.tag("checkpoint.md5", record.files["best.pth"].md5)
+        record = _publish(job.files, scratch, _finished(record, state), state, log)
+        finish_training(job.files, memory.stamp, record)
     return record
 
 
@@ -286,30 +288,18 @@ def _loaders(
     return training, validation, ToInput(mean=augment.mean, std=augment.std, device=device, layout=layout_of(runtime))
 
 
-@contextlib.contextmanager
-def _recorded(job: Job, record: RunRecord, memory: RunMemory) -> Iterator[Run]:
-    """The MLflow run; a resumed training goes on with the run that it had."""
-    with recorded_run(
-        experiment=job.dataset,
-        name=job.model,
-        phase="train",
-        params=run_params(record.as_json()),
-        tags={"recipe": job.model, "dataset": job.dataset, "manifest.sha256": record.manifest_sha256},
-        run_id=memory.run_id,
-    ) as run:
-        memory.remember(run.id, Provenance.of(record))
-        yield run
-
-
-def _publish(files: RunFiles, scratch: Path, record: RunRecord, state: "State") -> RunRecord:
+def _publish(files: RunFiles, scratch: Path, record: RunRecord, state: "State", log: "RunLog") -> RunRecord:
     """Put the finished files in their places, recipe.json last; returns the record that vouches for them.
 
     Killed in between, the next run does it again: the scratch folder keeps its own links.
     """
+    from ..engine.logs import write_history
+
     for path in (files.best, files.latest):
         link_or_copy(scratch / path.name, path)
     _write_csv(files.plot("loss"), state.train_curve)
     _write_csv(files.plot("top1"), state.val_curve)
+    write_history([log.json_path], files.history)
     write_json(files.metrics("train"), record.table(state.train_curve[-1]["loss"]))
     known = {path.name: FileRecord(md5=md5_of(path), size=path.stat().st_size) for path in (files.best, files.latest)}
     record = dataclasses.replace(record, files=known)
@@ -322,16 +312,20 @@ def _outputs(files: RunFiles) -> list[Path]:
         files.best,
         files.latest,
         files.recipe,
+        files.history,
         files.metrics("train"),
         files.plot("loss"),
         files.plot("top1"),
     ]
 
 
-def _publish_again(files: RunFiles, scratch: Path) -> str:
+def _publish_again(job: Job, scratch: Path) -> str:
     """Publish a training that was killed after its end, before DVC had its files; returns the last line to print."""
+    files = job.files
     with _locked(files, scratch):
         publish_again(scratch, files.base)
+    with recording(files, checkpoints=job.runtime.checkpoints):
+        pass
     return f"train: it had finished, and its files were published again; {RunRecord.read(files.recipe).summary()}"
 
 

@@ -1,4 +1,4 @@
-"""What a training reports: the table before its first step, both logs, the MLflow run, the progress bar."""
+"""What a training reports: the table before its first step, both logs, the progress bar."""
 
 import platform
 from collections.abc import Callable
@@ -15,8 +15,6 @@ from ..engine.precision import check_precision
 from ..engine.state import State
 from ..job import Job
 from ..records import RunRecord
-from ..tracking.live import Run
-from ..tracking.names import to_metrics
 
 if TYPE_CHECKING:
     from ..clips.inputs import ToInput
@@ -34,7 +32,6 @@ class TrainingReport(Listener):
     lines: list[str]
     """Logged once, before the first step."""
     log: RunLog
-    run: Run
     on_progress: Callable[[str, int, int], None]
 
     def on_start(self, state: State) -> None:
@@ -48,7 +45,6 @@ class TrainingReport(Listener):
 
     def on_event(self, event: Event, step: int) -> None:
         self.log.event(event)
-        self.run.log(step, to_metrics(event))
 
     def on_text(self, text: str) -> None:
         print(text, flush=True)
@@ -106,8 +102,13 @@ def precision_check(network: nn.Module, training: "TrainLoader", to_input: "ToIn
     return [check_precision(network, to_input(batch.views[:2]), job.runtime.precision)]
 
 
+def device_name(device: torch.device) -> str:
+    """The name of a GPU; '' for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+
+
 def _device_text(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+    return device_name(device) or f"cpu ({platform.machine()})"
 
 
 def _cudnn_version() -> int | None:

@@ -104,7 +104,9 @@ class Runtime:
     """Longest time between two states of a training in DVC's remote, on machines that share one; 0: none there."""
     deterministic: bool
     clip_timeout_seconds: PositiveFloat
-    scheduler: str | None
+    checkpoints: Literal["link", "upload", "reference"] = "link"
+    """How they come into MLflow: tracking.record.Checkpoints."""
+    scheduler: str | None = None
     """Address of a Dask scheduler whose workers prepare the data, tcp://10.0.0.1:8786; None: this machine alone."""
 
     @property

@@ -1,4 +1,5 @@
-"""Whether the DVC that started a stage, or any DVC of a repository, is still alive: read from /proc. Linux only."""
+"""Processes, read from /proc: this one, the DVC that started a stage, and whether one is still alive. Linux only, but
+for is_alive."""
 
 import os
 import select
@@ -38,6 +39,28 @@ def dvc_above(stage: str) -> Process | None:
             return process if is_script and _program(process.pid).startswith(("python", "pypy")) else None
         below = process
     return None
+
+
+def this_process() -> Process | None:
+    """None where there is no /proc."""
+    return _read(os.getpid())
+
+
+def is_alive(pid: int, started: int) -> bool:
+    """Whether the process of this pid that started then still exists on this machine; a zombie does not.
+
+    Without /proc, or with `started` 0, any process with the pid counts.
+    """
+    if started and Path("/proc/self/stat").exists():
+        now = _read(pid)
+        return now is not None and now.started == started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def wait_for_end(process: Process) -> None:
@@ -97,8 +120,7 @@ def _read(pid: int) -> Process | None:
 
 
 def _lives(process: Process) -> bool:
-    now = _read(process.pid)
-    return now is not None and now.started == process.started
+    return is_alive(process.pid, process.started)
 
 
 def _is_dvc(pid: int) -> bool:

@@ -1,36 +1,79 @@
-"""Records run folders in MLflow: after a clone, after a checkout, or when the store was lost."""
+"""Brings MLflow's runs up to date with run folders: the only writer of the record.
+
+It compares what a folder says (describe) with what the store has, and sends the difference. So it can be called at any
+time and any number of times: every few seconds while a training goes on, or once after a clone or an outage.
+"""
 
 import contextlib
 import dataclasses
-import datetime
-from collections.abc import Iterable, Mapping, Sequence
+import json
+import tempfile
+import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import UserError
 from ..files.hashes import md5_of
-from ..files.json_files import json_lines
-from ..records import RunRecord, TestResult
-from ..run_files import Plot, RunFiles, logs_of
-from .names import ERROR_ANALYSIS, TEST_STEP, Point, global_step, run_params, to_metrics
-from .store import (
-    POINTS_PER_BATCH,
-    Store,
-    as_metrics,
-    connect_or_explain,
-    find_run_id,
-    keep_file,
-    log_params,
-    milliseconds,
-    relink_file,
-)
+from ..files.json_files import read_json, write_json
+from ..files.links import link_or_copy
+from ..files.locks import locked
+from ..params import load_params, workspace_of
+from ..recipe import Published
+from ..run_files import ReproductionFiles, RunFiles
+from .describe import CHECKPOINTS, Description, describe, describe_reproductions, unfinished_stamps
+from .store import Store, connect, find_run_id, find_stamped, known_run, local_folder, one_line, place_file, shown_uri
 
-_TABLES: tuple[Plot, ...] = ("classes", "confusion", "views")
-"""Plots of the error analysis."""
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Run
+
+Checkpoints = Literal["link", "upload", "reference"]
+"""How checkpoints come into the record: as hard links, in a store on this machine; uploaded to a server as well;
+or not at all: the run names their md5, by which DVC has them."""
+
+_POINTS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100
+"""Limits of MLflow's log_batch; the second one holds for tags, too."""
+
+_PARAM_LENGTH, _TAG_LENGTH = 6000, 8000
+"""In characters; limits of MLflow."""
+
+_INDEX = "files.json"
+"""An artifact of runs on a server: artifact -> md5 of its content, which MLflow does not tell."""
+
+_NOTE_BEGINS = "<!-- What follows is written by actionzoo, again and again. Write above this line. -->"
+
+_TEMPORARY_TAGS = ("error", "not_comparable")
+"""Tags that go when what they tell has passed. All others stay: another machine may know more of a training."""
+
+
+@dataclasses.dataclass
+class Known:
+    """What the store has of one run. Kept between calls, it saves reading the store again."""
+
+    run_id: str = ""
+    points: dict[str, dict[int, float]] = dataclasses.field(default_factory=dict)
+    """Name -> step -> newest value."""
+    files: dict[str, tuple[int, int, int]] = dataclasses.field(default_factory=dict)
+    """Artifact -> size, time and inode of the file that it is a copy of."""
+    index: dict[str, str] | None = None
+    """Content of _INDEX; None: not read yet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """What one call has changed."""
+
+    run_id: str
+    experiment_id: str
+    is_new: bool
+    points: int
+    """Values that were sent."""
+    files: int
+    """Files that were sent."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Synced:
-    """What `sync` did for one run folder."""
+    """What `sync` did for one training."""
 
     dataset: str
     model: str
@@ -38,137 +81,292 @@ class Synced:
     """recorded: a new run; completed: values or files were added to a run; unchanged; skipped."""
     points: int = 0
     """Values that were sent."""
+    files: int = 0
+    """Files that were sent."""
     run_id: str | None = None
-    """None if the folder was skipped."""
+    """None if it was skipped."""
     reason: str = ""
     """Why it was skipped."""
 
 
-def sync(root: Path, *, dataset: str | None = None, checkpoint: str = "best.pth") -> list[Synced]:
-    """Record the folders runs/<dataset>/<model>/ below `root` in MLflow.
+def write(
+    description: Description,
+    root: Path,
+    *,
+    checkpoints: Checkpoints = "link",
+    with_files: bool = True,
+    known: Known | None = None,
+) -> Written:
+    """Make MLflow's run what the description says, and create it if there is none.
 
-    For runs that were made elsewhere, restored from DVC's cache, or made while the store was unreachable. If no run has
-    the folder's `checkpoint`, a run is created; a run that lacks values or files gets them. A second call changes
-    nothing. A folder that cannot be recorded is skipped with a reason.
+    Raises MLflow's errors, OSError, and UserError if the store takes values alone.
+
+    `root`: the project's folder. `with_files`: also send files. `known`: of the calls before for the same training.
+    """
+    known = Known() if known is None else known
+    store = connect(description.experiment, root)
+    run, is_new = _find_or_create(store, description, known)
+    _write_params(store, run, description)
+    _write_tags(store, run, description)
+    _write_inputs(store, run, description)
+    points = _write_points(store, run, description, known)
+    files = _write_files(store, run, description, known, checkpoints) if with_files and store.keeps_files else 0
+    _write_status(store, run, description)
+    if with_files and description.files and not store.keeps_files:
+        # MLflow stores absolute paths: files of a copied project would go into the original
+        raise UserError(
+            f"MLflow at {shown_uri(root)} was created in another folder, and keeps its files there. Values are stored, "
+            "files are not; remove it and the folder mlruns, then run `actionzoo sync`, which rebuilds both"
+        )
+    return Written(run.info.run_id, store.experiment_id, is_new, points, files)
+
+
+def sync(root: Path, *, dataset: str | None = None, checkpoints: Checkpoints = "link") -> list[Synced]:
+    """Record all trainings in the project `root`, unfinished and failed ones too, and evaluations of published weights.
+
+    A second call changes nothing. A training that goes on is left to the process that records it; if its own process
+    is gone, its run is marked as FAILED. What cannot be recorded is skipped with a reason.
     """
     done = []
-    for folder in sorted(path for path in (root / "runs").glob("*/*") if path.is_dir()):
-        if dataset not in (None, folder.parent.name):
-            continue
+    for folder in _folders(root / "runs", dataset):
+        files = files_of(folder)
         try:
-            done.append(sync_folder(folder, checkpoint))
+            stamps = unfinished_stamps(files)
+            if files.recipe.is_file() or files.best.is_file() or not stamps:
+                done.append(sync_run(files, checkpoints))
+            done += [sync_run(files, checkpoints, stamp) for stamp in stamps]
         except UserError as error:
-            done.append(Synced(folder.parent.name, folder.name, "skipped", reason=str(error)))
+            done.append(Synced(files.dataset, files.model, "skipped", reason=str(error)))
+    for folder in _folders(root / "reproduction" / "results", dataset):
+        reproduction = ReproductionFiles(root, folder.parent.name, folder.name)
+        try:
+            done += [_sync(description, root, "link") for description in describe_reproductions(reproduction)]
+        except UserError as error:
+            done.append(Synced(reproduction.dataset, reproduction.model, "skipped", reason=str(error)))
     return done
 
 
-def sync_folder(folder: Path, checkpoint: str = "best.pth") -> Synced:
-    """`sync` for one folder, <project>/runs/<dataset>/<model>. Raises UserError."""
-    root, dataset, model = folder.parents[2], folder.parent.name, folder.name
-    if not (folder / checkpoint).is_file():
-        return Synced(dataset, model, "skipped", reason=f"{folder / checkpoint} is not there")
-    run_files = RunFiles(root, dataset, model)
-    record, result = RunRecord.read_if_there(run_files.recipe), TestResult.read_if_there(run_files.result)
-    logs = logs_of(folder, record.log_mark if record else "")
-    points = _points_of_logs(logs)
-    md5 = md5_of(folder / checkpoint)
-    files = _files(run_files, logs, checkpoint)
+def sync_unfinished(root: Path, checkpoints: Checkpoints = "link") -> list[Synced]:
+    """`sync` for the trainings that have not finished alone: those whose process is gone are marked as FAILED."""
+    done = []
+    for files in map(files_of, _folders(root / "runs", None)):
+        with contextlib.suppress(UserError):
+            done += [sync_run(files, checkpoints, stamp) for stamp in unfinished_stamps(files)]
+    return done
 
-    store = connect_or_explain(dataset, root)
-    client = store.client
-    run_id = find_run_id(store, model, md5)
-    is_new = run_id is None
-    began, ended = _times(folder, logs, checkpoint)
-    if run_id is None:
-        tags = {"recipe": model, "phase": "train", "checkpoint.md5": md5, "train.recorded_by": "sync"}
-        created: str = client.create_run(store.experiment_id, began, tags, model).info.run_id
-        run_id = created
-        log_params(client, run_id, run_params(record.as_json()) if record else {})
-    run = client.get_run(run_id)
-    accuracies = to_metrics(result.metrics.counts() | {"mode": "test"}) if result else {}
-    sent = _send_missing(store, run_id, run.data.metrics, points, accuracies)
 
-    missing: list[Path] = []
-    if store.keeps_files:
-        artifacts: str = run.info.artifact_uri
-        kept = _artifact_names(store, run_id)
-        missing = [path for path in files if path.is_file() and path.name not in kept]
-        for path in missing:
-            keep_file(client, run_id, artifacts, path, files[path])
-        for name in (checkpoint, "latest.pth"):
-            relink_file(artifacts, folder / name)
+def sync_run(files: RunFiles, checkpoints: Checkpoints = "link", stamp: str = "") -> Synced:
+    """`sync` for the training whose files are in the folder, or the one that began at `stamp`. Raises UserError."""
+    description = describe(files, stamp, published_of(files))
+    if description is None:
+        reason = f"{files.recipe} is not there: `dvc pull` restores it, or `dvc repro train@{files.model}` makes it"
+        return Synced(files.dataset, files.model, "skipped", reason=reason)
+    if description.status == "RUNNING":
+        reason = "it is being trained, and that process records it"
+        return Synced(files.dataset, files.model, "skipped", reason=reason)
+    with locked(files.record_lock):
+        return _sync(description, files.root, checkpoints)
+
+
+def files_of(folder: Path) -> RunFiles:
+    """Of a folder <project>/runs/<dataset>/<model>."""
+    root = folder.parents[2]
+    return RunFiles(root, folder.parent.name, folder.name, workspace=workspace_of(root))
+
+
+def published_of(files: RunFiles) -> Published | None:
+    """What was published for the model; None also where the project's files cannot be read."""
+    with contextlib.suppress(UserError, OSError):
+        return load_params(files.root / "params.yaml").published.get(files.model)
+    return None
+
+
+def _folders(parent: Path, dataset: str | None) -> list[Path]:
+    return sorted(path for path in parent.glob("*/*") if path.is_dir() and dataset in (None, path.parent.name))
+
+
+def _sync(description: Description, root: Path, checkpoints: Checkpoints) -> Synced:
+    try:
+        written = write(description, root, checkpoints=checkpoints)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"MLflow at {shown_uri(root)} cannot be used ({one_line(error)}); start that server, or unset "
+            "MLFLOW_TRACKING_URI to use mlflow.db in the project's folder"
+        ) from error
+    action = "recorded" if written.is_new else "completed" if written.points or written.files else "unchanged"
+    return Synced(description.dataset, description.model, action, written.points, written.files, written.run_id)
+
+
+def _find_or_create(store: Store, description: Description, known: Known) -> "tuple[Run, bool]":
+    run_id = known.run_id if known.run_id and known_run(store, known.run_id) else ""
+    if not run_id and description.checkpoint_md5:
+        run_id = find_run_id(store, description.model, description.checkpoint_md5) or ""
+    if not run_id and description.stamp:
+        run_id = find_stamped(store, description.model, description.stamp) or ""
+    if not run_id and description.known_id and known_run(store, description.known_id):
+        run_id = description.known_id
+    is_new = not run_id
     if is_new:
-        client.set_terminated(run_id, "FINISHED", ended)
-    action = "recorded" if is_new else "completed" if sent or missing else "unchanged"
-    return Synced(dataset, model, action, sent, run_id)
+        # mlflow.user counts here alone for the column User
+        tags = {key: value[:_TAG_LENGTH] for key, value in description.tags.items()}
+        tags |= {"training": description.stamp} if description.stamp else {}
+        run_id = store.client.create_run(
+            store.experiment_id, description.began, tags, run_name=description.name
+        ).info.run_id
+    run = store.client.get_run(run_id)
+    if known.run_id != run_id:
+        known.run_id, known.files, known.index = run_id, {}, {} if is_new else None
+        known.points = {
+            name: {metric.step: metric.value for metric in _oldest_first(store, run_id, name)}
+            for name in run.data.metrics
+        }
+    return run, is_new
 
 
-def _files(run: RunFiles, logs: Iterable[Path], checkpoint: str) -> dict[Path, str]:
-    """The files of a run and of its evaluation, which need not exist -> their artifact folder."""
-    texts = [log.with_suffix("") for log in logs]
-    of_run = [run.run / checkpoint, run.latest, run.recipe, run.result, *logs, *texts]
-    analysis = [*(run.plot(kind) for kind in _TABLES), *sorted(run.errors.glob("*"))]
-    return dict.fromkeys(of_run, "") | dict.fromkeys(analysis, ERROR_ANALYSIS)
+def _oldest_first(store: Store, run_id: str, name: str) -> "list[Metric]":
+    return sorted(store.client.get_metric_history(run_id, name), key=lambda metric: metric.timestamp)
 
 
-def _send_missing(
-    store: Store,
-    run_id: str,
-    latest: Mapping[str, float],
-    points: Sequence[Point],
-    accuracies: Mapping[str, float],
-) -> int:
-    """Send the points that the run lacks (by name and step) and the accuracies that differ from its latest values.
-    Returns how many were sent."""
-    known = {
-        (name, metric.step)
-        for name in {point.name for point in points} & latest.keys()
-        for metric in store.client.get_metric_history(run_id, name)
-    }
-    now = milliseconds()
-    new = [point for point in points if (point.name, point.step) not in known]
-    new += [Point(name, TEST_STEP, value, now) for name, value in accuracies.items() if latest.get(name) != value]
-    for start in range(0, len(new), POINTS_PER_BATCH):
-        store.client.log_batch(run_id, metrics=as_metrics(new[start : start + POINTS_PER_BATCH]))
+def _write_params(store: Store, run: "Run", description: Description) -> None:
+    """Those that are new: MLflow refuses to change a parameter."""
+    from mlflow.entities import Param
+
+    new = [
+        Param(key[:250], value[:_PARAM_LENGTH])
+        for key, value in description.params.items()
+        if key[:250] not in run.data.params
+    ]
+    for start in range(0, len(new), _PARAMS_PER_BATCH):
+        store.client.log_batch(run.info.run_id, params=new[start : start + _PARAMS_PER_BATCH])
+
+
+def _write_tags(store: Store, run: "Run", description: Description) -> None:
+    from mlflow.entities import RunTag
+
+    wanted = dict(description.tags)
+    wanted["mlflow.note.content"] = _note(run.data.tags.get("mlflow.note.content", ""), description.note)
+    if description.stamp:
+        wanted["training"] = description.stamp
+    if flow_runs := description.flow_runs:
+        earlier = [id for id in run.data.tags.get("flow_runs", "").split(", ") if id]
+        last = flow_runs[-1]
+        wanted |= {"flow_run.id": last.id, "flow_run.name": last.name, "flow_run.url": last.url}
+        wanted["flow_runs"] = ", ".join(dict.fromkeys([*earlier, *(each.id for each in flow_runs)]))
+    new = [
+        RunTag(key, value[:_TAG_LENGTH])
+        for key, value in wanted.items()
+        if value and run.data.tags.get(key) != value[:_TAG_LENGTH]
+    ]
+    for start in range(0, len(new), _PARAMS_PER_BATCH):
+        store.client.log_batch(run.info.run_id, tags=new[start : start + _PARAMS_PER_BATCH])
+    for key in _TEMPORARY_TAGS:
+        if key in run.data.tags and key not in wanted:
+            store.client.delete_tag(run.info.run_id, key)
+
+
+def _note(known: str, ours: str) -> str:
+    """The description of a run: what people have written above our part stays."""
+    theirs = known.partition(_NOTE_BEGINS)[0].rstrip()
+    return f"{theirs}\n\n{_NOTE_BEGINS}\n\n{ours}".lstrip()
+
+
+def _write_inputs(store: Store, run: "Run", description: Description) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    known = {(each.dataset.name, each.dataset.digest) for each in (run.inputs.dataset_inputs if run.inputs else ())}
+    new = [each for each in description.inputs if (each.name, each.digest) not in known]
+    if new:
+        store.client.log_inputs(
+            run.info.run_id,
+            [
+                DatasetInput(
+                    Dataset(
+                        name=each.name,
+                        digest=each.digest,
+                        source_type="local",
+                        source=json.dumps({"uri": each.source}),
+                        profile=json.dumps({"clips": each.clips, **each.details}),
+                    ),
+                    [InputTag("mlflow.data.context", each.context)],
+                )
+                for each in new
+            ],
+        )
+
+
+def _write_points(store: Store, run: "Run", description: Description, known: Known) -> int:
+    """Values that the run lacks, or whose newest value is another one. Returns how many."""
+    from mlflow.entities import Metric
+
+    now = int(time.time() * 1000)
+    new = [point for point in description.points if known.points.get(point.name, {}).get(point.step) != point.value]
+    for start in range(0, len(new), _POINTS_PER_BATCH):
+        batch = new[start : start + _POINTS_PER_BATCH]
+        metrics = [Metric(point.name, point.value, now, point.step) for point in batch]
+        store.client.log_batch(run.info.run_id, metrics=metrics)
+        for point in batch:
+            known.points.setdefault(point.name, {})[point.step] = point.value
     return len(new)
 
 
-def _artifact_names(store: Store, run_id: str, folder: str | None = None) -> set[str]:
-    """Base names of all artifacts of the run: older versions put some into other folders."""
-    names: set[str] = set()
-    for item in store.client.list_artifacts(run_id, folder):
-        names |= _artifact_names(store, run_id, item.path) if item.is_dir else {Path(item.path).name}
-    return names
+def _write_files(store: Store, run: "Run", description: Description, known: Known, checkpoints: Checkpoints) -> int:
+    """Files that the run lacks, or has with other content. Returns how many."""
+    folder = local_folder(run.info.artifact_uri)
+    sent = 0
+    for artifact, path in description.files.items():
+        if artifact in CHECKPOINTS and (checkpoints == "reference" or (folder is None and checkpoints == "link")):
+            continue
+        try:
+            status = path.stat()
+        except FileNotFoundError:  # DVC has moved it meanwhile
+            continue
+        signature = (status.st_size, status.st_mtime_ns, status.st_ino)
+        if known.files.get(artifact) == signature:
+            continue
+        if folder is not None:
+            sent += place_file(path, folder / artifact)
+        else:
+            sent += _upload(store, run.info.run_id, path, artifact, known)
+        known.files[artifact] = signature
+    return sent
 
 
-def _points_of_logs(paths: Iterable[Path]) -> list[Point]:
-    """All values of the logs, ordered by name and step. An interrupted training has several logs; where they overlap,
-    the later one counts."""
-    values: dict[tuple[str, int], tuple[float, int]] = {}
-    for path in paths:
-        iters_per_epoch = None
-        written = int(path.stat().st_mtime * 1000)
-        for number, line in json_lines(path, "correct or delete the line"):
-            iters_per_epoch = line.get("iters_per_epoch", iters_per_epoch)
-            if not (metrics := to_metrics(line)):
-                continue
-            if not iters_per_epoch:
-                raise UserError(
-                    f"{path}, line {number}: no line before it has iters_per_epoch, so its step is unknown; add the "
-                    "key to the first line"
-                )
-            try:
-                step = global_step(line, iters_per_epoch)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: {error}; correct or delete the line") from None
-            values |= {(name, step): (value, written) for name, value in metrics.items()}
-    return [Point(name, step, *values[name, step]) for name, step in sorted(values)]
+def _upload(store: Store, run_id: str, path: Path, artifact: str, known: Known) -> bool:
+    """Send a file to the server; False if it has it."""
+    if known.index is None:
+        known.index = _read_index(store, run_id)
+    md5 = md5_of(path)
+    if known.index.get(artifact) == md5:
+        return False
+    with tempfile.TemporaryDirectory(prefix="actionzoo-") as name:
+        parent, _, base = artifact.rpartition("/")
+        if path.name == base:
+            store.client.log_artifact(run_id, str(path), parent or None)
+        else:
+            link_or_copy(path, Path(name) / base)
+            store.client.log_artifact(run_id, str(Path(name) / base), parent or None)
+        known.index[artifact] = md5
+        write_json(Path(name) / _INDEX, known.index)
+        store.client.log_artifact(run_id, str(Path(name) / _INDEX))
+    return True
 
 
-def _times(folder: Path, logs: Sequence[Path], checkpoint: str) -> tuple[int, int]:
-    """When a training began (by the name of its first log) and ended (by its checkpoint), in ms since 1970."""
-    ended = int((folder / checkpoint).stat().st_mtime * 1000)
-    with contextlib.suppress(ValueError, IndexError):
-        began = datetime.datetime.strptime(logs[0].name.split(".")[0], "%Y%m%d_%H%M%S")
-        return min(int(began.timestamp() * 1000), ended), ended
-    return ended, ended
+def _read_index(store: Store, run_id: str) -> dict[str, str]:
+    if not any(item.path == _INDEX for item in store.client.list_artifacts(run_id)):
+        return {}
+    with tempfile.TemporaryDirectory(prefix="actionzoo-") as name:
+        return read_json(Path(store.client.download_artifacts(run_id, _INDEX, name)))
+
+
+def _write_status(store: Store, run: "Run", description: Description) -> None:
+    """Last, so that a run that MLflow calls FINISHED is complete."""
+    if run.info.run_name == description.model != description.name:  # the name that the version before gave
+        store.client.update_run(run.info.run_id, name=description.name)
+    if run.info.status == description.status:
+        return
+    if description.status == "RUNNING":
+        store.client.update_run(run.info.run_id, status="RUNNING")
+    else:
+        store.client.set_terminated(run.info.run_id, description.status, description.ended)

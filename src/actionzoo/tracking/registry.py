@@ -9,14 +9,14 @@ from pathlib import Path
 
 from ..errors import UserError
 from ..files.hashes import md5_of
-from .record import sync_folder
+from .record import files_of, sync_run
 from .store import (
     connect_or_explain,
     database_of,
-    keep_file,
     load_mlflow,
     local_folder,
     one_line,
+    place_file,
     shown_uri,
     tracking_uri,
 )
@@ -31,7 +31,7 @@ def register(run: Path, file: Path, *, name: str, alias: str | None = None, tags
     """
     folder = run.resolve()
     root = folder.parents[2]
-    done = sync_folder(folder)
+    done = sync_run(files_of(folder))
     if done.run_id is None:
         raise UserError(f"{run} cannot be registered: {done.reason}")
     store = connect_or_explain(done.dataset, root)
@@ -46,7 +46,10 @@ def register(run: Path, file: Path, *, name: str, alias: str | None = None, tags
     kept = f"registered-{md5_of(file)[:8]}"  # MLflow expects a folder for each version
     try:
         artifacts: str = client.get_run(done.run_id).info.artifact_uri
-        keep_file(client, done.run_id, artifacts, file, kept)
+        if (place := local_folder(artifacts)) is not None:
+            place_file(file, place / kept / file.name)
+        else:
+            client.log_artifact(done.run_id, str(file), kept)
         with contextlib.suppress(MlflowException):  # it exists
             client.create_registered_model(name)
         source = f"{artifacts.rstrip('/')}/{kept}"

@@ -4,38 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
+import filecmp
 import logging
 import os
 import re
 import shlex
 import sys
-import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from ..errors import UserError
 from ..files.addresses import without_secrets
-from ..files.hashes import md5_of
 from ..files.links import link_or_copy
 from ..files.locks import locked
 from ..params import find_project, workspace_of
-from .names import Point
+from .pages import UI_PORT, experiment_tags, run_page, runs_page, ui_address
 
 if TYPE_CHECKING:  # mlflow takes a second to import, and a command that records nothing does without
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Metric, Run
-
-UI_ADDRESS = "http://127.0.0.1:5000"
-"""The address of MLflow's pages that `ui_command` starts, on its default port."""
-
-POINTS_PER_BATCH, _PARAMS_PER_BATCH = 1000, 100  # limits of MLflow's log_batch
-
-_PARAM_LENGTH = 6000  # characters; a limit of MLflow
+    from mlflow.entities import Experiment, Run
 
 _LINK_FROM_BYTES = 1 << 20
 """Files from this size on are hard links in a store on this machine."""
@@ -64,7 +55,7 @@ def tracking_uri(root: Path | None = None) -> str:
     return f"sqlite:///{workspace_of((root or find_project()).resolve()) / 'mlflow.db'}"
 
 
-def ui_command(root: Path | None = None, port: int = 5000) -> str:
+def ui_command(root: Path | None = None, port: int = UI_PORT) -> str:
     """The command line that opens MLflow's pages; to be typed in the project's folder."""
     uri = tracking_uri(root)
     if is_server(root):
@@ -85,22 +76,13 @@ def ui_command(root: Path | None = None, port: int = 5000) -> str:
     return f"{settings} {shlex.join([*program, 'server', *options])}"
 
 
-def find_run(experiment: str, model: str, checkpoint_md5: str) -> str | None:
-    """Id of the newest run of the model that made the checkpoint; None if there is none, or if the store fails."""
-    try:
-        return find_run_id(connect(experiment), model, checkpoint_md5)
-    except Exception as error:
-        logger.warning("tracking: could not search MLflow at %s for %s (%s)", shown_uri(), model, one_line(error))
-        return None
-
-
 def run_pages(
     experiment: str, checkpoints: Mapping[str, str], root: Path | None = None, server: str | None = None
 ) -> dict[str, str]:
     """Model -> address of the MLflow page of the newest run that made its checkpoint, for models that have one.
 
     `checkpoints`: model -> md5 of its checkpoint. `server`: address of the pages; default: the store, if it is a
-    server, else UI_ADDRESS. Creates nothing: without a store the answer is empty.
+    server, else where `actionzoo ui` opens them. Creates nothing: without a store the answer is empty.
     """
     uri = tracking_uri(root)
     if ((database := database_of(uri)) is not None and not database.exists()) or not checkpoints:
@@ -111,14 +93,26 @@ def run_pages(
     except Exception as error:
         logger.warning("tracking: could not search MLflow at %s for runs (%s)", shown_uri(root), one_line(error))
         return {}
-    return {model: run_page(store, id, root, server) for model, id in found.items() if id is not None}
+    pages = server or pages_address(root)
+    return {model: run_page(pages, store.experiment_id, id) for model, id in found.items() if id is not None}
 
 
-def run_page(store: Store, run_id: str, root: Path | None = None, server: str | None = None) -> str:
-    """Address of the run's page: at the store, if it is a server, else at UI_ADDRESS; or at `server`."""
-    if server is None:
-        server = tracking_uri(root) if is_server(root) else UI_ADDRESS
-    return f"{without_secrets(server).rstrip('/')}/#/experiments/{store.experiment_id}/runs/{run_id}"
+def pages_address(root: Path | None = None) -> str:
+    """Where MLflow's pages are: at the store, if it is a server, else where `actionzoo ui` opens them."""
+    return without_secrets(tracking_uri(root)) if is_server(root) else ui_address()
+
+
+def runs_address(experiment: str, root: Path | None = None, server: str | None = None) -> str:
+    """Address of the list of the experiment's runs, with the zoo's columns; of the pages alone if the store fails.
+
+    The experiment is created if need be.
+    """
+    server = server or pages_address(root)
+    try:
+        return runs_page(server, connect(experiment, root).experiment_id)
+    except Exception as error:
+        logger.warning("tracking: MLflow at %s cannot be used (%s)", shown_uri(root), one_line(error))
+        return server
 
 
 def is_server(root: Path | None = None) -> bool:
@@ -142,14 +136,6 @@ def connect(experiment: str, root: Path | None = None) -> Store:
         client = mlflow.MlflowClient(uri)
         found = _experiment(client, experiment, database.parent)
     home = found.tags.get("actionzoo.folder", str(database.parent))
-    if home != str(database.parent):
-        # MLflow stores absolute paths: files of a copied project would go into the original
-        logger.warning(
-            "tracking: %s was created in %s, and MLflow stores files there. Values are recorded, files are not; "
-            "remove it and the folder mlruns, then run `actionzoo sync`, which rebuilds both from the run folders.",
-            database,
-            home,
-        )
     return Store(client, found.experiment_id, keeps_files=home == str(database.parent))
 
 
@@ -185,7 +171,8 @@ def _make_store(database: Path) -> None:
     partial = database.with_name(f"{database.name}.partial")
     for leftover in database.parent.glob(f"{partial.name}*"):
         leftover.unlink()
-    mlflow.MlflowClient(f"sqlite:///{partial}").search_experiments(max_results=1)
+    client = mlflow.MlflowClient(f"sqlite:///{partial}")
+    client.delete_experiment("0")  # MLflow's own, Default, which would stay empty
     os.replace(partial, database)
 
 
@@ -205,10 +192,14 @@ def _experiment(client: MlflowClient, name: str, folder: Path | None) -> Experim
             if found is None:
                 raise
             return found
-        return client.get_experiment(id)
+        found = client.get_experiment(id)
     if found.lifecycle_stage == "deleted":
         logger.warning("tracking: experiment %s was deleted in MLflow; it is restored with its runs", name)
         client.restore_experiment(found.experiment_id)
+    for key, value in experiment_tags(name).items():
+        # people may have written a description of their own
+        if found.tags.get(key) != value and (key != "mlflow.note.content" or key not in found.tags):
+            client.set_experiment_tag(found.experiment_id, key, value)
     return found
 
 
@@ -230,68 +221,41 @@ def find_run_id(store: Store, model: str, md5: str) -> str | None:
     """Id of the newest run of the model that made the checkpoint of that md5."""
     if not re.fullmatch(r"[0-9a-f]{32}", md5):
         raise ValueError(f"{md5!r} is no md5")
+    return _find(store, model, f"tags.`checkpoint.md5` = '{md5}'")
+
+
+def find_stamped(store: Store, model: str, stamp: str) -> str | None:
+    """Id of the newest run of the model whose training began at `stamp`."""
+    return _find(store, model, f"tags.training = '{stamp}'") if re.fullmatch(r"\w+", stamp) else None
+
+
+def _find(store: Store, model: str, query: str) -> str | None:
     # the model is compared here: its name may hold characters that MLflow's filter language cannot quote
-    found = store.client.search_runs(
-        [store.experiment_id], f"tags.`checkpoint.md5` = '{md5}'", order_by=["attributes.start_time DESC"]
-    )
-    return next((run.info.run_id for run in found if run.data.tags.get("recipe") == model), None)
+    runs = store.client.search_runs([store.experiment_id], query, order_by=["attributes.start_time DESC"])
+    tags = ((run.info.run_id, run.data.tags) for run in runs)
+    # the version before wrote `recipe`
+    return next((id for id, known in tags if known.get("model", known.get("recipe")) == model), None)
 
 
-def log_params(client: MlflowClient, run_id: str, params: Mapping[str, object]) -> None:
-    """Record parameters, nested ones by names with dots."""
-    from mlflow.entities import Param
+def place_file(source: Path, target: Path) -> bool:
+    """Make `target`, in a store on this machine, have the content of `source`; False if it has it already.
 
-    flat = [Param(key, value) for key, value in _flatten(params)]
-    for start in range(0, len(flat), _PARAMS_PER_BATCH):
-        client.log_batch(run_id, params=flat[start : start + _PARAMS_PER_BATCH])
-
-
-def _flatten(params: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """{'optim': {'lr': 0.1}}  ->  ('optim.lr', '0.1')"""
-    for key, value in params.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
-            yield f"{prefix}{key}", text[:_PARAM_LENGTH]
-
-
-def as_metrics(points: Iterable[Point]) -> list[Metric]:
-    """Points as MLflow's type."""
-    from mlflow.entities import Metric
-
-    return [Metric(point.name, point.value, point.milliseconds, point.step) for point in points]
-
-
-def keep_file(client: MlflowClient, run_id: str, artifacts: str, source: Path, folder: str = "") -> None:
-    """Add a file to the artifacts of a run, whole or not at all. `artifacts`: their address; `folder`: one below it."""
-    if (place := local_folder(artifacts)) is None:
-        client.log_artifact(run_id, str(source), folder or None)
-        return
-    target = place / folder / source.name
+    A large file becomes a hard link, so that a checkpoint takes its space once, and becomes one again after DVC has
+    replaced it by another file of the same content. A small one is copied, so that a log that grows does not change
+    the record. Raises OSError.
+    """
+    source = source.resolve()
+    if target.is_file() and not target.is_symlink():
+        ours, theirs = source.stat(), target.stat()
+        if (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+            return False
+        if ours.st_size == theirs.st_size and filecmp.cmp(source, target, shallow=False):
+            if ours.st_size >= _LINK_FROM_BYTES and ours.st_dev == theirs.st_dev:
+                link_or_copy(source, target, link_from_bytes=_LINK_FROM_BYTES)
+            return False
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists() and target.samefile(source):
-        return
     link_or_copy(source, target, link_from_bytes=_LINK_FROM_BYTES)
-
-
-def relink_file(artifacts: str, source: Path) -> None:
-    """Replace the artifact of that name by a hard link to `source`, if both have the same content."""
-    if (place := local_folder(artifacts)) is None or not source.is_file():
-        return
-    source, target = source.resolve(), place / source.name
-    if not target.is_file() or target.is_symlink():
-        return
-    ours, theirs = source.stat(), target.stat()
-    if ours.st_size < _LINK_FROM_BYTES or (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
-        return
-    if ours.st_dev != theirs.st_dev or ours.st_size != theirs.st_size or md5_of(source) != md5_of(target):
-        return
-    partial = target.with_name(f".{target.name}.partial")
-    partial.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # a file system without hard links
-        os.link(source, partial)
-        os.replace(partial, target)
+    return True
 
 
 def database_of(uri: str) -> Path | None:
@@ -326,8 +290,3 @@ def shown_uri(root: Path | None = None) -> str:
 def one_line(error: BaseException) -> str:
     """An error for messages: one line, without passwords, at most 300 characters."""
     return without_secrets(" ".join(f"{type(error).__name__}: {error}".split()))[:300]
-
-
-def milliseconds() -> int:
-    """Since 1970."""
-    return int(time.time() * 1000)
