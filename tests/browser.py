@@ -32,20 +32,29 @@ class Browser:
         self.line, self.sent = line, 0
 
     def call(self, method: str, **parameters: object) -> dict:
+        said = self._answer(method, parameters)
+        assert "result" in said, f"{method}: {said}"
+        return said["result"]
+
+    def value(self, script: str) -> object:
+        """What a script gives; None if it throws, or the page is left at this moment."""
+        said = self._answer("Runtime.evaluate", {"expression": script, "awaitPromise": True, "returnByValue": True})
+        return said.get("result", {}).get("result", {}).get("value")
+
+    def _answer(self, method: str, parameters: dict[str, object]) -> dict:
         self.sent += 1
         self.line.send(json.dumps({"id": self.sent, "method": method, "params": parameters}))
         while (said := json.loads(self.line.recv(timeout=60))).get("id") != self.sent:
             pass
-        return said["result"]
-
-    def value(self, script: str) -> object:
-        """What a script gives; None if it throws."""
-        return self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)["result"].get(
-            "value"
-        )
+        return said
 
     def opened(self, address: str) -> None:
         self.call("Page.navigate", url=address)
+
+    def reloaded(self) -> None:
+        self.value("window.isOld = true")
+        self.call("Page.reload")
+        self.wait_for("window.isOld == null && document.readyState == 'complete'")
 
     def wait_for(self, script: str, seconds: float = 60.0) -> None:
         deadline = time.monotonic() + seconds

@@ -109,7 +109,7 @@ def test_models_are_chosen_on_the_page_which_shows_what_waits_what_came_out_and_
     wait_for(lambda: [*project.glob("begun_*")], 120)
     running, waiting = (SLOWFAST, CSN) if (project / f"begun_{SLOWFAST}").exists() else (CSN, SLOWFAST)
     name = f"train {CSN.removesuffix('_kinetics400_rgb')}… and 1 more · demo"
-    browser.call("Page.reload")  # the page asks for news every half minute only
+    browser.reloaded()  # the page asks for news every half minute only
     browser.click(name)
     browser.click("Task Runs")
     browser.sees("1 Waiting For 1 GPU")
@@ -128,7 +128,7 @@ def test_models_are_chosen_on_the_page_which_shows_what_waits_what_came_out_and_
 
     # The run ends with a page, whose link leads to the report.
     browser.sees("Completed")
-    browser.call("Page.reload")
+    browser.reloaded()
     browser.click("Artifacts")
     browser.click_on("[...document.querySelectorAll('a')].find(each => each.innerText.includes('zoo-demo-train'))")
     browser.sees("Created zoo-demo-train")  # the list of its versions
@@ -153,7 +153,7 @@ def test_models_are_chosen_on_the_page_which_shows_what_waits_what_came_out_and_
     browser.click("Submit")
     third = "slowfast_r50_256p_4x16x1_256e"
     wait_for(lambda: [*project.glob(f"begun_{third}*")], 120)
-    browser.call("Page.reload")
+    browser.reloaded()
     browser.click(f"evaluate {third}… · demo")
     browser.click_on("document.querySelector('main button[aria-haspopup=menu]')")
     browser.click("Cancel")
@@ -168,7 +168,7 @@ def test_models_are_chosen_on_the_page_which_shows_what_waits_what_came_out_and_
 
     built, ended = dict.fromkeys(("resize", "frames"), "COMPLETED"), dict.fromkeys(("train", "evaluate"), "CANCELLED")
     wait_for(lambda: states() == built | ended)
-    browser.call("Page.reload")
+    browser.reloaded()
     browser.click("Task Runs")
     browser.sees("1 Stopped")
     picture(browser, "cancelled")
