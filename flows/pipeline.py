@@ -133,7 +133,8 @@ def _build(request: Request, elsewhere: Sequence[Outcome], running: ExitStack) -
             needed = [runs[name] for name in stage.needs]
             forced = _is_forced(stage, request)
             runs[stage.name] = StageRun(stage, machine, places, needed, changes=changes[stage.name], forced=forced)
-            futures[stage.name] = build_stage.submit(
+            named = build_stage.with_options(name=stage.name)  # for the page, until the task run begins
+            futures[stage.name] = named.submit(
                 stage.name,
                 opaque(runs[stage.name]),
                 wait_for=[*(futures[name] for name in stage.needs), Beginning(runs[stage.name])],

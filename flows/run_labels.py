@@ -16,7 +16,8 @@ MAX_LETTERS = 120
 
 
 def name_by_models(verb: str) -> str:
-    """`train slowfast_r50_video_4x16x1_256e… · demo`; of several models, their number. For `flow_run_name`.
+    """`train slowfast_r50_video_4x16x1_256e… · demo`; of several models, the first and how many more. For
+    `flow_run_name`.
 
     The verb `zoo` gives way to the steps that were chosen.
     """
@@ -65,10 +66,9 @@ def show_running() -> None:
 def _shown(params: Params, models: Sequence[str], words: Sequence[str]) -> str:
     if len(models) == len(params.recipes) > 1:
         return f"all {len(models)} models"
-    if len(models) > 1:
-        patterns = ", ".join(word for word in words if {*"*?"} & {*word})
-        return f"{len(models)} models, {patterns or f'{_short(params, models[0])} …'}"
-    return _short(params, models[0])
+    if len(models) > 1 and (patterns := ", ".join(word for word in words if {*"*?"} & {*word})):
+        return f"{len(models)} models, {patterns}"
+    return _short(params, models[0]) + (f" and {len(models) - 1} more" if len(models) > 1 else "")
 
 
 def _short(params: Params, model: str) -> str:

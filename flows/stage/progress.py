@@ -103,7 +103,7 @@ def _show(folder: Path, ended: threading.Event) -> None:
             return
         is_due = now - began >= SHOWN_AFTER if artifact is None else now - updated >= UPDATED_EVERY
         if (is_due or is_over) and (snapshot := read_progress(folder)):
-            state = (100 * snapshot.share, _text(snapshot, read_links(folder), is_over=is_over))
+            state = (round(100 * snapshot.share, 2), _text(snapshot, read_links(folder), is_over=is_over))
             if state != last:
                 try:
                     if artifact is None:
@@ -120,8 +120,9 @@ def _show(folder: Path, ended: threading.Event) -> None:
 
 
 def _text(snapshot: Snapshot, links: list[RunLink], *, is_over: bool) -> str:
-    text = f"{snapshot.what}: {snapshot.amount()}; ended" if is_over else snapshot.text()
-    return "; ".join([escaped(text), *(link_text(link) for link in links)])
+    """How far it is comes first: Prefect's page shows some 20 letters of this beside others."""
+    text = f"{snapshot.amount()}, ended" if is_over else snapshot.left()
+    return "; ".join([f"{escaped(text)}: {escaped(snapshot.what)}", *(link_text(link) for link in links)])
 
 
 def link_text(link: RunLink) -> str:

@@ -1,9 +1,8 @@
-"""Flow runs and their tasks whose process was killed, and those that were cancelled: what the server says of them."""
+"""Flow runs and their tasks whose process was killed: what the server says of them. Cancelled ones: test_page.py."""
 
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def child_of(local: subprocess.Popen, words: str) -> int:
     raise AssertionError(f"no process has {words}")
 
 
-def test_what_was_killed_is_crashed_and_what_was_cancelled_is_cancelled_tasks_too(
+def test_what_was_killed_is_crashed_tasks_too(
     project, serve, order, own_environment, key_of, api, wait_for, left_running, port
 ):
     (project / "nap").write_text("600")
@@ -51,13 +50,6 @@ def test_what_was_killed_is_crashed_and_what_was_cancelled_is_cancelled_tasks_to
     run = begin()
     os.kill(int(server.get(f"/flow_runs/{run['id']}").json()["infrastructure_pid"]), signal.SIGKILL)
     wait_for(lambda: states(run) == ["CRASHED"] * 3, 90)
-
-    # Cancelled by the command.
-    run = begin()
-    key = {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api", "PREFECT_HOME": str(project / ".prefect")}
-    cancel = [sys.executable, "-m", "prefect", "flow-run", "cancel", run["id"]]
-    subprocess.run(cancel, cwd=project, env=own_environment | key, check=True, capture_output=True)
-    wait_for(lambda: states(run) == ["CANCELLED"] * 3, 90)
 
     # kill -9 of the worker: flows.local ends, and has the last word.
     killed_worker = begin()

@@ -1,86 +1,19 @@
 """The deployments: their forms, what they build, and what they call it."""
 
-import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 
 from flows.server.process import client_settings
+from tests.flows.pretended_zoo import make_zoo
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = "slowfast_r50_video_4x16x1_256e_kinetics400_rgb"
 OTHER = "ircsn_bnfrozen_r50_32x2x1_180e_kinetics400_rgb"
-
-DVC_YAML = """
-stages:
-  resize:
-    foreach: [256, 320]
-    do:
-      cmd: mkdir -p data/${data.name} && echo ${item} > data/${data.name}/videos_${item}
-      params: [data.name]
-      outs: ["data/${data.name}/videos_${item}"]
-  frames:
-    foreach: [256, 320]
-    do:
-      cmd: cp data/${data.name}/videos_${item} data/${data.name}/frames_${item}
-      deps: ["data/${data.name}/videos_${item}"]
-      outs: ["data/${data.name}/frames_${item}"]
-  train:
-    foreach: ${recipes}
-    do:
-      cmd: >-
-        touch begun_${key}; echo $CUDA_VISIBLE_DEVICES >> gpus; while [ ! -e go ]; do sleep 0.1; done;
-        mkdir -p runs/${data.name} && echo ${key} > runs/${data.name}/${key}.pth
-      deps: ["data/${data.name}/${item.clips.form}_${item.clips.short_side}"]
-      outs: ["runs/${data.name}/${key}.pth"]
-      meta: {gpus: 1}
-  evaluate:
-    foreach: ${recipes}
-    do:
-      cmd: mkdir -p metrics/${data.name} && cp runs/${data.name}/${key}.pth metrics/${data.name}/${key}.txt
-      deps: ["runs/${data.name}/${key}.pth"]
-      outs: ["metrics/${data.name}/${key}.txt"]
-  benchmark:
-    foreach: ${recipes}
-    do:
-      cmd: mkdir -p speed/${data.name} && echo 1 > speed/${data.name}/${key}.txt
-      deps: ["data/${data.name}/${item.clips.form}_${item.clips.short_side}"]
-      outs: ["speed/${data.name}/${key}.txt"]
-  report:
-    cmd: cat metrics/${data.name}/*.txt > report.txt
-    deps: ["metrics/${data.name}"]
-    outs: [report.txt]
-"""
-
-REPRODUCTION = """
-vars: [../params.yaml]
-stages:
-  evaluate:
-    foreach: ${recipes}
-    do:
-      cmd: cp ../data/${data.name}/${item.clips.form}_${item.clips.short_side} ${key}.txt
-      deps: ["../data/${data.name}/${item.clips.form}_${item.clips.short_side}"]
-      outs: ["${key}.txt"]
-"""
 
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """A project with the real flows, deployments and params.yaml; its stages only pretend to work."""
-    folder = tmp_path / "zoo"
-    (folder / "reproduction").mkdir(parents=True)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
-    for repository, stages in ((folder, DVC_YAML), (folder / "reproduction", REPRODUCTION)):
-        options = [] if repository == folder else ["--subdir"]
-        subprocess.run([sys.executable, "-m", "dvc", "init", "-q", *options], cwd=repository, check=True)
-        (repository / "dvc.yaml").write_text(textwrap.dedent(stages))
-    for name in ("params.yaml", "published.yaml", "prefect.yaml"):
-        shutil.copy(ROOT / name, folder)
-    shutil.copytree(ROOT / "flows", folder / "flows", ignore=shutil.ignore_patterns("__pycache__"))
-    return folder
+    return make_zoo(tmp_path / "zoo")
 
 
 @pytest.mark.slow

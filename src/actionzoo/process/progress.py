@@ -72,10 +72,14 @@ class Snapshot:
             return f"{self.done / 1e6:,.0f} of {self.total / 1e6:,.0f} MB"
         return f"{self.done:,} of {self.total:,} {self.unit}"
 
+    def left(self) -> str:
+        """`120 of 300 clips, 3 min left`"""
+        left = "" if self.seconds_left is None or self.done >= self.total else f", {_duration(self.seconds_left)} left"
+        return f"{self.amount()}{left}"
+
     def text(self) -> str:
         """`resize to 256: 120 of 300 clips, 3 min left`"""
-        left = "" if self.seconds_left is None or self.done >= self.total else f", {_duration(self.seconds_left)} left"
-        return f"{self.what.removesuffix(f', {self.unit}')}: {self.amount()}{left}"
+        return f"{self.what.removesuffix(f', {self.unit}')}: {self.left()}"
 
 
 def read_progress(folder: Path) -> Snapshot | None:
