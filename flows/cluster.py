@@ -46,7 +46,7 @@ def joined(dask: str | None) -> Iterator[dict[str, str]]:
                 address = runner.client.scheduler_info(n_workers=0)["address"]
         except (OSError, ValueError, TypeError) as error:
             raise _no_scheduler(dask, error) from None
-        yield {"DASK_SCHEDULERADDRESS": address}
+        yield {"DASK_SCHEDULER_ADDRESS": address}
 
 
 def check_address(dask: str | None) -> None:
@@ -135,7 +135,7 @@ def _workers_here() -> Iterator[dict[str, str]]:
         }
         with DaskTaskRunner(cluster_class="distributed.LocalCluster", cluster_kwargs=options) as runner:
             yield {
-                "DASK_SCHEDULERADDRESS": runner.client.scheduler_info(n_workers=0)["address"],
+                "DASK_SCHEDULER_ADDRESS": runner.client.scheduler_info(n_workers=0)["address"],
                 "DASK_DISTRIBUTED__COMM__TLS__CA_FILE": keys["ca_file"],
                 "DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT": keys["cert"],
                 "DASK_DISTRIBUTED__COMM__TLS__CLIENT__KEY": keys["key"],
