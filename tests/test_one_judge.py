@@ -70,6 +70,7 @@ def others(value: Any) -> Iterator[Any]:
         case str():
             yield from (
                 "sync",
+                "upload",
                 "fp16",
                 "ip",
                 "frames",
