@@ -66,6 +66,18 @@ class Browser:
         """Wait until the words are on the page."""
         self.wait_for(f"document.body != null && document.body.innerText.includes({json.dumps(words)})", seconds)
 
+    def sees_when_loaded_anew(self, words: str, seconds: float = 90.0) -> None:
+        """Load the page again and again until the words are on it: it does not ask for news of what has not begun."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                self.sees(words, 5)
+                return
+            except AssertionError:
+                if time.monotonic() > deadline:
+                    raise
+                self.reloaded()
+
     def click(self, words: str, of: str = "button, a, [role=menuitem], [role=option], [role=tab]") -> None:
         """Click, with the mouse, the first of the elements that has these words and no others, once it is there."""
         all_ = f"[...document.querySelectorAll({json.dumps(of)})]"

@@ -116,7 +116,7 @@ def test_models_are_chosen_on_the_page_which_shows_what_waits_what_came_out_and_
     browser.sees("1 Running")
     picture(browser, "waiting", 1000)
     browser.click(f"train@{waiting}")
-    browser.sees(f"waits for 1 GPU: 0 is used by train@{running} of flow run {name}")
+    browser.sees_when_loaded_anew(f"waits for 1 GPU: 0 is used by train@{running} of flow run {name}")
     browser.click(name)
     browser.click("Task Runs")
     wait_for(lambda: {"progress"} & {each["type"] for each in server.post("/artifacts/filter", json={}).json()}, 120)
