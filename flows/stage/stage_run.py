@@ -158,6 +158,7 @@ class StageRun:
         """
         pauses = itertools.chain(BUSY_SECONDS, itertools.repeat(BUSY_SECONDS[-1]))
         while not self._start_dvc() and (user := self._user_of_files()):
+            self._devices.close()  # not kept open: the wait may take days, and each attempt opens its own
             self._wait_for("files", f"{user} uses them")
             with self._waiting():
                 if self._machine.stop.wait(next(pauses)):
