@@ -185,3 +185,12 @@ def test_a_machine_that_sees_another_folder_gets_the_state_of_the_first(tmp_path
     spread_states(second, TwoMachines(rank=1, size=2, local_rank=0))
     assert [path.name for path in saved_states(second)] == [path.name for path in saved_states(first)]
     assert [path.read_bytes() for path in saved_states(second)] == [path.read_bytes() for path in saved_states(first)]
+
+
+def test_a_disk_that_cannot_take_a_state_twice_does_not_stop_the_training(on_machine, remote, tmp_path, capsys):
+    left = on_machine("left")
+    (tmp_path / "left/outgoing").write_text("a file stands where the folder should be")
+    left.offer(*save(tmp_path / "left", 1))
+    left.stop()
+    assert "state-00001-0000000.pth is not shared: " in capsys.readouterr().out
+    assert remote.names() == []

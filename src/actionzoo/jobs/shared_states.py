@@ -104,11 +104,19 @@ class SharedStates:
         """Upload a state that was just saved, with the best weights so far, as soon as it is time to.
 
         Returns at once. The files are linked, so that they outlive what the training does next; only the newest wait.
+        A disk that cannot take the links, a full one for instance, only means a warning.
         """
+        try:
+            self._line_up(path, state)
+        except OSError as error:
+            print(f"warning: {path.name} is not shared: {error}; the training goes on", flush=True)
+
+    def _line_up(self, path: Path, state: "State") -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._changed:
             if self._waiting:
                 self._waiting[0].unlink(missing_ok=True)
+                self._waiting = None
             link = self._folder / path.name
             link_or_copy(path, link)
             best = self._folder / _best_name(state.best_epoch) if state.best_epoch else None
